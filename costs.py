@@ -1,0 +1,112 @@
+"""What the 16 students of the paper cost: parameters, multiply-adds, frames a second.
+
+    python evaluate.py --costs
+
+GFLOPs in the paper's tables are multiply-adds of matrix products and convolutions. They are counted here by PyTorch's
+own counter running over the real network; the Fourier transforms, which it does not know, are added by formula.
+"""
+
+import math
+import os
+import statistics
+import time
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import build_student
+
+# The paper's Tables A and B: student, filter, backbone, PCKh without and with distillation, M parameters, GFLOPs, fps.
+PAPER = [
+    ("reg", "gs", "none", 40.07, 65.3, 3.61, 0.77, 3325),
+    ("reg", "gd", "none", 48.97, 76.0, 6.39, 1.28, 1560),
+    ("reg", "gs", "w32", 71.90, 87.7, 11.25, 7.13, 645),
+    ("reg", "gd", "w32", 67.81, 87.7, 14.03, 7.64, 525),
+    ("reg", "gs", "w48", 71.0, 87.9, 20.3, 12.9, 425),
+    ("reg", "attention", "none", 46.8, 79.30, 4.72, 1.6, 1481),
+    ("reg", "attention", "w32", 68.39, 88.73, 12.36, 7.95, 506),
+    ("reg", "attention", "w48", 72.8, 88.61, 21.4, 13.8, 367),
+    ("cc", "gs", "none", 69.2, 77.87, 3.73, 0.78, 3668),
+    ("cc", "gd", "none", 77.48, 80.63, 6.51, 1.28, 1854),
+    ("cc", "gs", "w32", 88.13, 89.40, 11.37, 7.13, 717),
+    ("cc", "gd", "w32", 87.67, 89.25, 14.14, 7.63, 606),
+    ("cc", "gs", "w48", 88.87, 89.5, 20.4, 13.0, 456),
+    ("cc", "attention", "none", 78.42, 81.94, 4.84, 1.60, 1831),
+    ("cc", "attention", "w32", 88.83, 89.97, 12.48, 7.96, 597),
+    ("cc", "attention", "w48", 89.07, 90.3, 21.5, 13.8, 396),
+]
+BATCH = {"none": 16, "w32": 4, "w48": 4}       # crops a forward pass when timing
+WARM_UP, RUNS = 1, 3
+
+
+def fft_flops(input_shape, dims, *args, out_shape=None, **kwargs):
+    """Operations of a real FFT and of its inverse: 5/2 N log2 N each, half a complex one, for every channel.
+
+    N is the number of tokens, taken from the real side of the transform: forward it goes in, back it comes out.
+    """
+    real = max(input_shape, out_shape, key=lambda shape: math.prod(shape))
+    N = math.prod(real[dim] for dim in dims)
+    return round(math.prod(real) / N * 2.5 * N * math.log2(N))
+
+
+TRANSFORMS = {torch.ops.aten._fft_r2c: fft_flops, torch.ops.aten._fft_c2r: fft_flops}
+
+
+def count_parameters(model):
+    """All parameters, the fixed position embedding included, as the paper's tables count them."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.inference_mode()
+def count_multiply_adds(model):
+    """Multiply-adds of one crop through the model: PyTorch counts two operations to each."""
+    # Fused attention hides its two products from the counter; written out, they show.
+    with FlopCounterMode(display=False, custom_mapping=TRANSFORMS) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(torch.zeros(1, 3, model.size, model.size, device=next(model.parameters()).device))
+    return counter.get_total_flops() / 2
+
+
+@torch.inference_mode()
+def frames_a_second(model, batch, device):
+    """Median over runs of a forward pass and decoding, float32, crops already on the device."""
+    images = torch.rand(batch, 3, model.size, model.size, device=device)
+    seconds = []
+    for run in range(WARM_UP + RUNS):
+        start = time.perf_counter()
+        joints, _ = model.decode(model(images))
+        joints.cpu()             # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return batch / statistics.median(seconds[WARM_UP:])
+
+
+def measure_costs(device="cpu"):
+    """One dictionary a row of PAPER: student, filter, backbone, params_m, gflops, fps, and the paper's own figures."""
+    rows = []
+    for student, filter, backbone, _, _, params, gflops, fps in PAPER:
+        model = build_student(student, filter, backbone, preset="paper").eval().to(device)
+        rows.append(dict(student=student, filter=filter, backbone=backbone,
+                         params_m=count_parameters(model) / 1e6, gflops=count_multiply_adds(model) / 1e9,
+                         fps=frames_a_second(model, BATCH[backbone], device), batch=BATCH[backbone],
+                         paper_params_m=params, paper_gflops=gflops, paper_fps=fps))
+    return rows
+
+
+def protocol(device="cpu"):
+    """What the frames a second mean."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    batches = ", ".join(f"{batch} ({backbone})" for backbone, batch in BATCH.items())
+    return (f"fps: {name}, PyTorch {torch.__version__}, float32, batch by backbone {batches}; {WARM_UP} warm-up and the median of\n"
+            f"{RUNS} runs; timed: normalisation, network and decoding, from crops on the device to joints on the host "
+            f"(synchronised).\nPaper's fps: GPU unnamed. GFLOPs: multiply-adds of products, convolutions and transforms.")
+
+
+def cost_table(rows, device="cpu"):
+    """The rows as text, the paper's figure behind each measured one."""
+    lines = [f"{'':24}{'M parameters':>18}{'GFLOPs':>18}{'frames a second':>20}",
+             f"{'student':8}{'filter':10}{'backbone':8}" + f"{'here':>9}{'paper':>9}" * 2 + f"{'here':>11}{'paper':>9}"]
+    for row in rows:
+        lines.append(f"{row['student']:8}{row['filter']:10}{row['backbone']:8}"
+                     f"{row['params_m']:9.3f}{row['paper_params_m']:9g}{row['gflops']:9.3f}{row['paper_gflops']:9g}"
+                     f"{row['fps']:11.1f}{row['paper_fps']:9g}")
+    return "\n".join([*lines, protocol(device)])

@@ -1,0 +1,217 @@
+"""From a person in a picture to the network's square input, and back: one affine map, whole batches at a time.
+
+    python -m pytest tests/test_crops.py
+
+    crop_matrix   picture -> crop: the box around a person, turned, mirrored, resized. Loading, augmentation, flip
+                  test, decoding and drawing all use this one function or its `invert`.
+    cut           one picture through such a map (Pillow), done once a person, with a margin
+    warp          a batch of those through another such map (on the device), at every step
+    gaussian      the targets: a Gaussian along one axis; two of them make SimCC labels, their product a heatmap
+
+A pixel's coordinate is that of its centre: the crop's first pixel has its centre at 0 and its left edge at -0.5.
+What lies outside the picture is black.
+"""
+
+import hashlib
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm import tqdm
+
+MARGIN = 1.5                # side of a stored crop over the network's input: room to turn and zoom out.
+                            # What augmentation would show beyond it (the corners) is black.
+# TokenPose's recipe on MPII: rotation by a normal angle of 30 degrees, at most 60, in 60% of the cases; zoom by
+# 1 + normal 0.25, between 0.75 and 1.25; mirrored in half of the cases.
+ROTATION_STD, ROTATION_MAX, ROTATION_CHANCE = 30, 60, 0.6
+ZOOM_STD = 0.25
+FLIP_CHANCE = 0.5
+# A mirrored person's right wrist is where the left one was: joint k of the mirror is joint FLIP[k] of the original.
+FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
+
+
+# ------------------------------------------------------------------------------- the one affine map
+
+def crop_matrix(center, side, size, rotation=0.0, flip=False):
+    """Maps (B, 2, 3) from picture pixels to pixels of a size x size crop, in float64.
+
+    center: (B, 2) middle of the box in the picture. side: (B,) its side in picture pixels. rotation: (B,) degrees by
+    which the crop turns the picture, counter-clockwise as seen. flip: (B,) bool, mirror left and right.
+
+        u = mirror * S R (x - center) + middle,      S = size / side, middle = (size - 1) / 2
+    """
+    center = torch.as_tensor(center, dtype=torch.float64)                      # (B, 2)
+    side = torch.as_tensor(side, dtype=torch.float64)                          # (B,)
+    angle = torch.deg2rad(torch.as_tensor(rotation, dtype=torch.float64)).expand_as(side)
+    mirror = 1 - 2 * torch.as_tensor(flip, dtype=torch.float64).expand_as(side)
+    cos, sin = size / side * angle.cos(), size / side * angle.sin()            # the picture's y axis points down
+    turn = torch.stack([torch.stack([mirror * cos, mirror * sin], -1), torch.stack([-sin, cos], -1)], -2)
+    shift = (size - 1) / 2 - turn @ center[..., None]                          # (B, 2, 1)
+    return torch.cat([turn, shift], dim=-1)
+
+
+def invert(matrix):
+    """The maps back: (B, 2, 3) -> (B, 2, 3)."""
+    back = torch.linalg.inv(matrix[..., :2])
+    return torch.cat([back, -back @ matrix[..., 2:]], dim=-1)
+
+
+def compose(second, first):
+    """The maps that do `first`, then `second`: (B, 2, 3)."""
+    return torch.cat([second[..., :2] @ first[..., :2], second[..., :2] @ first[..., 2:] + second[..., 2:]], dim=-1)
+
+
+def transform(matrix, points):
+    """Points (B, K, 2) through maps (B, 2, 3), in float64."""
+    return points.double() @ matrix[..., :2].transpose(-1, -2) + matrix[..., 2].unsqueeze(-2)
+
+
+# ------------------------------------------------------------------------------- pixels through the map
+
+def cut(picture, matrix, size):
+    """One RGB picture (Pillow) through one map (2, 3) -> crop (size, size, 3) uint8.
+
+    A picture that the crop shrinks to half or less is averaged down first, so that nothing of it is skipped.
+    """
+    shrink = max(1, int(1 / math.sqrt(abs(float(torch.linalg.det(matrix[:, :2]))))))
+    if shrink > 1:
+        picture = picture.reduce(shrink)
+        # pixel x of the reduced picture covers pixels x * shrink ... of the original
+        enlarge = crop_matrix(torch.full((1, 2), (shrink - 1) / 2), torch.full((1,), 1.0), shrink)[0]
+        enlarge[:, 2] = (shrink - 1) / 2
+        matrix = compose(matrix, enlarge)
+    # Pillow wants the map back, and counts from the edge of the first pixel, not from its centre.
+    half = torch.full((2,), 0.5, dtype=torch.float64)
+    back = invert(matrix)
+    back[:, 2] += half - back[:, :2] @ half
+    return np.asarray(picture.transform((size, size), Image.Transform.AFFINE, back.flatten().tolist(),
+                                        Image.Resampling.BILINEAR))
+
+
+def warp(pictures, matrix, size):
+    """Pictures (B, 3, H, W) float through maps (B, 2, 3) -> (B, 3, size, size), bilinear, black outside."""
+    H, W = pictures.shape[-2:]
+
+    def unit(width, height):    # pixels -> the [-1, 1] of PyTorch's grids, edge to edge
+        return torch.tensor([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1]], dtype=torch.float64)
+
+    theta = compose(unit(W, H), compose(invert(matrix.cpu()), invert(unit(size, size))))   # crop's unit -> picture's
+    theta = theta.to(pictures.device, pictures.dtype)
+    grid = F.affine_grid(theta, (len(pictures), 3, size, size), align_corners=False)
+    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+# ------------------------------------------------------------------------------- batches
+
+def stored_size(size):
+    """Side of the stored crop of a network with input side `size`: with the margin, and an even number of pixels more."""
+    return size + 2 * round(size * (MARGIN - 1) / 2)
+
+
+def stored_matrix(center, side, size):
+    """Picture -> stored crop: the same map as the network's, with the margin around it."""
+    wide = stored_size(size)
+    return crop_matrix(center, torch.as_tensor(side) * wide / size, wide)
+
+
+def store(people, size, folder=None, desc="crops"):
+    """The crops of all people, with their margin, decoded and cut once: (N, wide, wide, 3) uint8.
+
+    folder: keep them there as a memory-mapped file, named after what went into it, and take that the next time.
+    None keeps them in memory.
+    """
+    wide = stored_size(size)
+    matrix = stored_matrix(people.center, people.side, size)
+    shape = (len(people), wide, wide, 3)
+    if folder is None:
+        array = np.empty(shape, np.uint8)
+    else:
+        identity = hashlib.sha256(repr((people.labels, shape)).encode() + matrix.numpy().tobytes()).hexdigest()[:16]
+        file = Path(folder) / f"crops-{people.name.replace('/', '-').replace(' ', '-')}-{wide}-{identity}.npy"
+        if file.exists():
+            return np.load(file, mmap_mode="r")
+        print(f"cutting {len(people):,} crops of {wide} x {wide} pixels into {file} ({math.prod(shape) / 1e9:.2f} GB)")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        array = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+
+    def fill(i):
+        array[i] = cut(people.picture(i), matrix[i], wide)
+
+    try:
+        with ThreadPoolExecutor() as pool:        # Pillow lets go of the interpreter while it decodes
+            list(tqdm(pool.map(fill, range(len(people))), total=len(people), desc=desc, leave=False, disable=None))
+        if folder is not None:
+            array.flush()
+            os.replace(partial, file)
+            return np.load(file, mmap_mode="r")
+    except BaseException:
+        if folder is not None:
+            partial.unlink(missing_ok=True)
+        raise
+    return array
+
+
+class Batch(NamedTuple):
+    """What one training or evaluation step sees."""
+    images: torch.Tensor       # (B, 3, size, size) RGB in [0, 1]
+    xy: torch.Tensor           # (B, K, 2) joints as fractions of the crop
+    visible: torch.Tensor      # (B, K) bool: labelled and inside the crop
+    matrix: torch.Tensor       # (B, 2, 3) picture -> crop, float64 on the CPU
+
+
+def make_batch(people, stored, rows, size, device="cpu", augment=None):
+    """People `rows` of stored crops (N, wide, wide, 3) as a Batch.
+
+    augment: a torch.Generator for random rotation, zoom and flip (TokenPose's recipe), or None for the plain crop.
+    """
+    center, side = torch.from_numpy(people.center[rows]), torch.from_numpy(people.side[rows])
+    joints, visible = torch.from_numpy(people.joints[rows]), torch.from_numpy(people.visible[rows])
+    rotation, zoom, flip = torch.zeros(len(side)), torch.ones(len(side)), torch.zeros(len(side), dtype=torch.bool)
+    if augment is not None:
+        rotation = (ROTATION_STD * torch.randn(len(side), generator=augment)).clamp(-ROTATION_MAX, ROTATION_MAX)
+        rotation *= torch.rand(len(side), generator=augment) < ROTATION_CHANCE
+        zoom = (1 + ZOOM_STD * torch.randn(len(side), generator=augment)).clamp(1 - ZOOM_STD, 1 + ZOOM_STD)
+        flip = torch.rand(len(side), generator=augment) < FLIP_CHANCE
+
+    matrix = crop_matrix(center, side * zoom, size, rotation, flip)            # picture -> crop
+    pixels = torch.from_numpy(stored[rows]).to(device).permute(0, 3, 1, 2).float() / 255
+    images = warp(pixels, compose(matrix, invert(stored_matrix(center, side, size))), size)
+
+    xy = (transform(matrix, joints) + 0.5) / size                              # pixels -> fractions
+    xy = torch.where(flip[:, None, None], xy[:, FLIP], xy).float()
+    visible = torch.where(flip[:, None], visible[:, FLIP], visible)
+    visible = visible & ((xy >= 0) & (xy <= 1)).all(-1)
+    return Batch(images, xy.to(device), visible.to(device), matrix)
+
+
+# ------------------------------------------------------------------------------- targets
+
+def gaussian(position, sigma, size):
+    """Gaussians of height 1 along an axis of `size` cells: position (...) in fractions -> (..., size).
+
+    sigma: in cells, a number or a tensor of the shape of position. Cell i has its centre at (i + 0.5) / size.
+    """
+    cells = torch.arange(size, device=position.device) + 0.5                   # (size,)
+    sigma = torch.as_tensor(sigma, device=position.device)[..., None]
+    return torch.exp(-0.5 * ((cells - size * position[..., None]) / sigma) ** 2)
+
+
+def heatmaps(xy, sigma, size):
+    """Heatmaps (B, K, size, size) of joints (B, K, 2), height 1. sigma: cells, a number or (B, K, 2)."""
+    sigma = torch.as_tensor(sigma, device=xy.device).expand_as(xy)
+    along_x, along_y = gaussian(xy, sigma, size).unbind(2)                     # (B, K, size) each
+    return along_y[..., :, None] * along_x[..., None, :]                       # rows are y
+
+
+def coordinate_labels(xy, sigma, bins):
+    """SimCC's labels: two distributions (B, K, bins), for x and y, that sum to 1. sigma in bins."""
+    label = gaussian(xy, sigma, bins)                                          # (B, K, 2, bins)
+    label = label / label.sum(-1, keepdim=True).clamp(min=torch.finfo(label.dtype).tiny)
+    return label.unbind(2)

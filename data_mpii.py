@@ -1,0 +1,260 @@
+"""MPII Human Pose: labels and pictures, from HRNet's json layout or from MPII's own release.
+
+    python data_mpii.py DATA --out crops.png       # how many people there are, and some crops with their joints
+
+Put the data like this (the layout that HRNet's authors publish and most pose code reads):
+
+    DATA/images/*.jpg
+    DATA/annot/train.json, valid.json              image, joints, joints_vis, center, scale of each person
+    DATA/annot/gt_valid.mat                        what PCKh is scored against: joints and head boxes
+
+Where only MPII's release is there (mpii_human_pose_v1_u12_1.mat in DATA or DATA/annot), it is read instead. It does
+not say who the 2,958 standard validation people are, so its labelled pictures are split by their name, for good.
+
+The label files count pixels from 1, as Matlab does. Here, and everywhere after loading, the centre of the top
+left pixel is (0, 0), and a joint that is not labelled has visible = False.
+"""
+
+import argparse
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.io import loadmat
+
+from crops import crop_matrix, cut, transform
+from draw import contact_sheet
+from inputs import BadInput, main_with_clear_errors
+
+JOINTS = ("r-ankle", "r-knee", "r-hip", "l-hip", "l-knee", "l-ankle", "pelvis", "thorax",
+          "upper neck", "head top", "r-wrist", "r-elbow", "r-shoulder", "l-shoulder", "l-elbow", "l-wrist")
+
+# MPII states a person's size as `scale`: standing height in pixels / 200. HRNet and its followers enlarge the box by
+# a quarter, and move it down, as MPII's centre lies on the chest.
+PIXELS_PER_SCALE = 200
+BOX_ENLARGEMENT = 1.25
+CENTER_SHIFT = 15                    # pixels per unit of scale, before the enlargement
+HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
+HEAD_SIZE_PER_SCALE = 25             # what that unit is in MPII for nearly everyone, where no head box is at hand
+VALIDATION_SHARE = 8                 # of the release's pictures, every eighth goes to validation
+
+
+@dataclass
+class People:
+    """N labelled people, one per crop: everything that training and scoring need to know of a data set."""
+    name: str                                  # what outputs call it
+    joints: np.ndarray                         # (N, 16, 2) float32: x, y in pixels of the picture
+    visible: np.ndarray                        # (N, 16) bool: labelled (occluded included)
+    center: np.ndarray                         # (N, 2) float32: middle of the square box, pixels
+    side: np.ndarray                           # (N,) float32: side of that box, pixels
+    head_size: np.ndarray                      # (N,) float32: PCKh's unit of length, pixels
+    picture: Callable[[int], Image.Image]      # RGB picture of person i
+    labels: tuple = ()                         # names of the pictures, one a person
+    note: str = ""                             # what a reader of any figure on these people must know
+
+    def __len__(self):
+        return len(self.joints)
+
+    def first(self, count):
+        """The first `count` of these people."""
+        arrays = (self.joints, self.visible, self.center, self.side, self.head_size)
+        return People(self.name, *(array[:count] for array in arrays), self.picture, self.labels[:count], self.note)
+
+
+def box(center, scale):
+    """MPII's center (N, 2) and scale (N,) -> middle (N, 2) and side (N,) in pixels of the square that is cropped."""
+    center, scale = np.array(center, np.float32), np.array(scale, np.float32)
+    center[:, 1] += CENTER_SHIFT * scale
+    return center, PIXELS_PER_SCALE * BOX_ENLARGEMENT * scale
+
+
+def load_people(root, split, pictures=True):
+    """The people of one split, 'train' or 'valid', of an MPII folder. BadInput where the folder cannot be used.
+
+    pictures=False reads the labels alone, for a folder without pictures.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise BadInput(f"{root} is not a folder: give --data a folder with images/ and annot/train.json, annot/valid.json")
+    json_file = root / "annot" / f"{split}.json"
+    if json_file.is_file():
+        return read_json(root, split, json_file, pictures)
+    releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
+    if releases:
+        return read_release(root, split, releases[0], pictures)
+    raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release mpii_human_pose_v1_u12_1.mat: "
+                   f"put one of them there")
+
+
+# ------------------------------------------------------------------------------- HRNet's json layout
+
+def read_json(root, split, file, pictures):
+    """annot/train.json or annot/valid.json; gt_valid.mat beside it, if there, overrules the validation labels."""
+    try:
+        entries = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file} cannot be read as json ({error}): get the file anew") from error
+    if not isinstance(entries, list) or not entries:
+        raise BadInput(f"{file} holds no list of people: get the file anew")
+    rows = [check_entry(file, index, entry) for index, entry in enumerate(entries)]
+    names, joints, visible, center, scale = (list(column) for column in zip(*rows))
+    for index, name in enumerate(names):
+        if pictures and not (root / "images" / name).is_file():
+            raise BadInput(f"{file}, entry {index}: there is no picture {root / 'images' / name}: "
+                           f"unpack the pictures into {root / 'images'}")
+
+    joints = np.array(joints, np.float32) - 1                                  # from 1-based to 0-based
+    visible = np.array(visible, bool)
+    scale = np.array(scale, np.float32)
+    middle, side = box(np.array(center, np.float32) - 1, scale)
+    head_size, note = HEAD_SIZE_PER_SCALE * scale, ""
+    truth = root / "annot" / "gt_valid.mat"
+    if split == "valid" and truth.is_file():
+        joints_mat, visible, head_size = read_truth(truth)
+        if len(joints_mat) != len(names):
+            raise BadInput(f"{truth} has {len(joints_mat)} people and {file} {len(names)}: they must come from one place")
+        apart = np.abs(joints_mat - joints).max(-1)[visible]
+        if np.median(apart) > 1:
+            raise BadInput(f"{truth} and {file} disagree by {np.median(apart):.0f} pixels on most joints: "
+                           f"their people stand in different orders")
+        joints = joints_mat
+    elif split == "valid":
+        note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
+    return People(f"{root.name}/{split}", joints, visible, middle, side, head_size.astype(np.float32),
+                  lambda i: open_picture(root / "images" / names[i]), tuple(names), note)
+
+
+def check_entry(file, index, entry):
+    """One person of the json list -> (image, joints, visible, center, scale); BadInput names the first fault."""
+    def refuse(fault):
+        raise BadInput(f"{file}, entry {index}: {fault}: mend or remove this entry")
+
+    if not isinstance(entry, dict):
+        refuse("is not a person")
+    for key in ("image", "joints", "joints_vis", "center", "scale"):
+        if key not in entry:
+            refuse(f"has no '{key}'")
+    if not isinstance(entry["image"], str) or Path(entry["image"]).is_absolute() or ".." in Path(entry["image"]).parts:
+        refuse(f"image {entry['image']!r} does not name a file inside images/")
+    try:
+        joints = np.array(entry["joints"], np.float64)
+        visible = np.array(entry["joints_vis"], np.float64)
+        center = np.array(entry["center"], np.float64)
+        scale = float(entry["scale"])
+    except (TypeError, ValueError):
+        refuse("joints, joints_vis, center and scale must be numbers")
+    if joints.shape != (len(JOINTS), 2) or visible.shape != (len(JOINTS),):
+        refuse(f"has joints {joints.shape} and joints_vis {visible.shape}, must be (16, 2) and (16,)")
+    if center.shape != (2,) or not np.isfinite(center).all() or not np.isfinite(joints).all() \
+            or not np.isin(visible, (0, 1)).all():
+        refuse("joints and center must be finite, joints_vis 0 or 1")
+    if not (np.isfinite(scale) and scale > 0):
+        refuse(f"scale {scale} must be above 0")
+    if not visible.any():
+        refuse("has no labelled joint")
+    return entry["image"], joints, visible, center, scale
+
+
+def read_truth(file):
+    """gt_valid.mat -> joints (N, 16, 2) 0-based, visible (N, 16), head sizes (N,), for PCKh."""
+    try:
+        mat = loadmat(file)
+        joints = np.transpose(mat["pos_gt_src"], (2, 0, 1)).astype(np.float32) - 1            # (N, 16, 2)
+        visible = mat["jnt_missing"].T == 0                                                   # (N, 16)
+        heads = mat["headboxes_src"].astype(np.float64)                                       # (corner, x y, N)
+    except Exception as error:          # scipy raises a dozen kinds on damaged files
+        raise BadInput(f"{file} is not MPII's validation truth ({error!r:.80}): needs pos_gt_src, jnt_missing and "
+                       f"headboxes_src") from error
+    return joints, visible, HEAD_SIZE_OF_DIAGONAL * np.linalg.norm(heads[1] - heads[0], axis=0).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------- MPII's own release
+
+def read_release(root, split, file, pictures):
+    """RELEASE.annolist(i).annorect(j) of MPII's .mat: the labelled people of the training pictures, split by picture."""
+    try:
+        release = loadmat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
+        pictures = np.atleast_1d(release.annolist)
+        training = np.atleast_1d(release.img_train)
+    except Exception as error:
+        raise BadInput(f"{file} is not MPII's release ({error!r:.80}): it must hold RELEASE.annolist") from error
+    wanted = split == "valid"
+    rows = [(picture.image.name, *person)
+            for picture, train in zip(pictures, training)
+            if train and (zlib.crc32(picture.image.name.encode()) % VALIDATION_SHARE == 0) == wanted
+            for person in map(read_person, np.atleast_1d(getattr(picture, "annorect", []))) if person is not None]
+    if pictures:
+        rows = [row for row in rows if (root / "images" / row[0]).is_file()]
+    if not rows:
+        raise BadInput(f"{file} has no labelled person of the {split} split whose picture lies in {root / 'images'}: "
+                       f"unpack the pictures there")
+    names, joints, visible, center, scale, head_size = (list(column) for column in zip(*rows))
+    middle, side = box(np.array(center) - 1, scale)
+    return People(f"{root.name}/{split} by picture", np.array(joints, np.float32) - 1, np.array(visible), middle, side,
+                  np.array(head_size, np.float32), lambda i: open_picture(root / "images" / names[i]), tuple(names),
+                  "split by picture from MPII's release: not the standard validation set")
+
+
+def read_person(rect):
+    """One annorect -> (joints, visible, center, scale, head size), or None where it is not labelled completely.
+
+    The release leaves out what it does not have: the field is missing, or an empty array. A lone struct or number
+    comes unwrapped from its array.
+    """
+    def number(struct, field):
+        value = np.asarray(getattr(struct, field, np.nan), dtype=np.float64)
+        return float(value) if value.size == 1 else np.nan
+
+    points = np.atleast_1d(getattr(getattr(rect, "annopoints", None), "point", []))
+    joints, visible = np.full((len(JOINTS), 2), -1.0), np.zeros(len(JOINTS), bool)
+    for point in points:
+        id = number(point, "id")
+        if id in range(len(JOINTS)):
+            joints[int(id)] = number(point, "x"), number(point, "y")
+            visible[int(id)] = np.isfinite(joints[int(id)]).all()
+    objpos = getattr(rect, "objpos", None)
+    center, scale = (number(objpos, "x"), number(objpos, "y")), number(rect, "scale")
+    corners = np.array([number(rect, corner) for corner in ("x1", "y1", "x2", "y2")])
+    if not visible.any() or not np.isfinite([*center, scale, *corners]).all():
+        return None
+    return joints, visible, center, scale, HEAD_SIZE_OF_DIAGONAL * np.hypot(*(corners[2:] - corners[:2]))
+
+
+# ------------------------------------------------------------------------------- pictures
+
+def open_picture(path):
+    """A decoded RGB picture; BadInput names a file that is none."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInput(f"{path} cannot be read as a picture ({error}): get the file anew") from error
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Say what an MPII folder holds and draw some crops with their joints.")
+    parser.add_argument("data", help="folder with images/ and annot/")
+    parser.add_argument("--split", choices=("train", "valid"), default="valid", help="which people (default: valid)")
+    parser.add_argument("--out", default="crops.png", help="picture to write (default: crops.png)")
+    args = parser.parse_args()
+    size = 192
+    people = load_people(args.data, args.split)
+    print(f"{people.name}: {len(people):,} people in {len(set(people.labels)):,} pictures, "
+          f"{people.visible.mean():.1%} of the joints labelled. {people.note}")
+    shown = np.linspace(0, len(people) - 1, min(24, len(people))).astype(int)
+    cells = []
+    for i in shown:
+        matrix = crop_matrix(people.center[i], people.side[i], size)
+        joints = transform(matrix, torch.from_numpy(people.joints[i]))
+        cells.append((cut(people.picture(i), matrix, size), joints.numpy(), people.visible[i]))
+    contact_sheet(cells).save(args.out)
+    print(f"drawn: {args.out}")
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)

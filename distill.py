@@ -1,0 +1,139 @@
+"""What the networks learn from: labels, and a teacher's tokens, heatmaps and confidence.
+
+    python train.py --student cc --filter gd        # prints every term below at every epoch
+
+    L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs
+
+    L_task   the labels: SmoothL1 (regression), KL to a Gaussian label (coordinate classification)
+    L_kt     keypoint tokens of student and teacher, mean squared error
+    L_vt     visual tokens of student and teacher, mean squared error
+    L_hm     the student's prediction, read as a heatmap or its two marginals, against the teacher's heatmap
+    L_cs     the student's confidence against what the teacher thinks of the student's answer
+
+The terms are those of the BMVC 2024 paper's poster; for the regression student they are DistilPose's
+("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023), for coordinate classification the
+heatmap enters through its marginals. A joint without a label (visible = 0) takes part in no term.
+
+Shapes: B pictures, K = 16 joints, D channels, N visual tokens, S = 64 heatmap cells a side, `bins` SimCC bins an axis.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from crops import coordinate_labels, heatmaps
+from models import CoordinateHead, Regression
+
+# Weights a1 .. a4. 'paper': DistilPose's, borrowed, for its 192 channels and 300 epochs.
+WEIGHTS = {
+    "paper": dict(keypoint_tokens=5e-4, visual_tokens=5e-4, heatmap=1.0, confidence=0.01),
+    "tiny": dict(keypoint_tokens=3.0, visual_tokens=3.0, heatmap=1.0, confidence=0.01),
+}
+SMOOTH_L1_BETA = 1 / 64      # SmoothL1 is quadratic below one heatmap cell, linear above, in fractions of the crop
+
+
+def over_visible(values, visible):
+    """Mean of values (B, K) over the visible joints (B, K); 0 where there are none."""
+    visible = visible.to(values.dtype)
+    return (values * visible).sum() / visible.sum().clamp(min=1)
+
+
+def kl_divergence(target, logits):
+    """KL(target || softmax(logits)) of distributions (B, K, bins), summed over the bins: (B, K).
+
+    The sum makes it a property of the two distributions; a mean would shrink with the number of bins.
+    """
+    return (torch.xlogy(target, target) - target * logits.log_softmax(-1)).sum(-1)
+
+
+# ------------------------------------------------------------------------------- labels: the student's task, the teacher's
+
+def regression_task(prediction, xy, visible):
+    """L_task = SmoothL1(xy_student, xy_label), in fractions of the crop, over visible joints."""
+    return over_visible(F.smooth_l1_loss(prediction.xy, xy, reduction="none", beta=SMOOTH_L1_BETA).mean(-1), visible)
+
+
+def coordinate_task(prediction, xy, visible, sigma):
+    """L_task = KL(Gaussian label || student), mean of both axes, over visible joints (SimCC). sigma in bins."""
+    labels = coordinate_labels(xy, sigma, prediction[0].shape[-1])
+    return over_visible(sum(kl_divergence(label, logits) for label, logits in zip(labels, prediction)) / 2, visible)
+
+
+def heatmap_task(logits, xy, visible, sigma):
+    """The teacher's own loss: cross-entropy over positions, KL(Gaussian label over the cells || softmax(logits))."""
+    label = heatmaps(xy, sigma, logits.shape[-1]).flatten(-2)                              # (B, K, S * S)
+    label = label / label.sum(-1, keepdim=True).clamp(min=torch.finfo(label.dtype).tiny)
+    return over_visible(kl_divergence(label, logits.flatten(-2)), visible)
+
+
+def task_loss(head, prediction, xy, visible):
+    """L_task of whichever head made the prediction. xy (B, K, 2) fractions of the crop, visible (B, K)."""
+    if isinstance(prediction, Regression):
+        return regression_task(prediction, xy, visible)
+    if isinstance(head, CoordinateHead):
+        return coordinate_task(prediction, xy, visible, head.sigma)
+    return heatmap_task(prediction, xy, visible, head.sigma)
+
+
+# ------------------------------------------------------------------------------- the teacher
+
+def keypoint_token_loss(student, teacher, visible):
+    """L_kt = ||T_student - T_teacher||^2 / D per keypoint token (B, K, D), over visible joints."""
+    return over_visible((student - teacher).square().mean(-1), visible)
+
+
+def visual_token_loss(student, teacher):
+    """L_vt = ||V_student - V_teacher||^2 / (N D), visual tokens (B, N, D)."""
+    return F.mse_loss(student, teacher)
+
+
+def heatmap_loss_regression(prediction, teacher, visible):
+    """L_hm = ||H_simulated - H_teacher||^2 / S^2: a Gaussian at (x, y) with (sigma_x, sigma_y) drawn on the grid."""
+    simulated = heatmaps(prediction.xy, prediction.sigma, teacher.shape[-1])               # (B, K, S, S)
+    return over_visible((simulated - teacher).square().mean((-2, -1)), visible)
+
+
+def marginals(teacher, bins):
+    """Heatmaps (B, K, S, S) -> two distributions (B, K, bins), over x and y: summed, resampled, normalised."""
+    for axis in (-2, -1):                                                                  # sum over rows leaves x
+        marginal = F.interpolate(teacher.sum(axis), size=bins, mode="linear", align_corners=False)
+        yield marginal / marginal.sum(-1, keepdim=True).clamp(min=torch.finfo(marginal.dtype).tiny)
+
+
+def heatmap_loss_coordinates(prediction, teacher, visible):
+    """L_hm = KL(marginal of H_teacher || student), mean of both axes."""
+    pairs = zip(marginals(teacher, prediction[0].shape[-1]), prediction)
+    return over_visible(sum(kl_divergence(target, logits) for target, logits in pairs) / 2, visible)
+
+
+def confidence_loss(confidence, xy, teacher, visible):
+    """L_cs = |c_student - H_teacher(x_student, y_student)|: how sure to be is what the teacher thinks of the place.
+
+    confidence (B, K), xy (B, K, 2) in fractions (no gradient passes through the place), teacher (B, K, S, S).
+    """
+    B, K, S, _ = teacher.shape
+    place = (2 * xy.detach() - 1).view(B * K, 1, 1, 2)                                     # [-1, 1], edge to edge
+    value = F.grid_sample(teacher.reshape(B * K, 1, S, S), place, padding_mode="border", align_corners=False)
+    return over_visible((confidence - value.view(B, K)).abs(), visible)
+
+
+def distillation_loss(student, output, teacher, teacher_output, xy, visible):
+    """The task and the four terms, unweighted, by name: {'task': L_task, 'keypoint_tokens': L_kt, ...}.
+
+    student, teacher: the networks. output, teacher_output: what they made of the same pictures. xy, visible: labels.
+    Nothing of the teacher receives a gradient.
+    """
+    prediction = output.prediction
+    tokens, visual = teacher_output.keypoint_tokens.detach(), teacher_output.visual_tokens.detach()
+    heatmap = teacher.head.heatmaps(teacher_output.prediction.detach())                    # (B, K, S, S) in [0, 1]
+    heatmap_loss = heatmap_loss_regression if isinstance(prediction, Regression) else heatmap_loss_coordinates
+    place, confidence = student.head.decode(prediction)
+    return {"task": task_loss(student.head, prediction, xy, visible),
+            "keypoint_tokens": keypoint_token_loss(output.keypoint_tokens, tokens, visible),
+            "visual_tokens": visual_token_loss(output.visual_tokens, visual),
+            "heatmap": heatmap_loss(prediction, heatmap, visible),
+            "confidence": confidence_loss(confidence, place, heatmap, visible)}
+
+
+def total(terms, weights):
+    """L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs."""
+    return terms["task"] + sum(weight * terms[name] for name, weight in weights.items())

@@ -1,0 +1,202 @@
+"""PCKh of predictions, and what the networks cost.
+
+    python evaluate.py                                             # cost table, and PCKh of the newest checkpoint
+    python evaluate.py --checkpoint runs/cc-gd/best.pt             # PCKh on drawn people
+    python evaluate.py --checkpoint best.pt --data MPII            # PCKh on MPII, add --flip-test for both mirror images
+    python evaluate.py --predictions preds.mat --data MPII         # PCKh of anybody's predictions
+    python evaluate.py --costs                                     # the paper's Tables A and B, measured here
+
+PCKh@t: the share of joints whose error is at most t times the head size, 0.6 x the diagonal of the head box.
+
+    PCKh@t = 100 * mean over labelled joints of [ ||prediction - label|| / head size <= t ]
+
+Pelvis and thorax count in no mean, as everywhere in the literature on MPII. Two means are in use, and both are
+printed: HRNet's, weighted by how often a joint is labelled (`mean`), and the plain mean of 14 joints
+(`mean_unweighted`). @0.1 is threshold 0.10; HRNet's "Mean@0.1" is really 0.11.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.io import loadmat
+from tqdm import tqdm
+
+import checkpoint
+from costs import cost_table, measure_costs
+from crops import FLIP, crop_matrix, invert, make_batch, store, transform
+from data_mpii import load_people, read_truth
+from inputs import BadInput, main_with_clear_errors
+from synthetic import drawn_people
+
+# Joint groups as every table on MPII prints them: right and left together, the head by its top.
+GROUPS = {"head": [9], "shoulder": [12, 13], "elbow": [11, 14], "wrist": [10, 15],
+          "hip": [2, 3], "knee": [1, 4], "ankle": [0, 5]}
+SCORED = [joint for joint in range(16) if joint not in (6, 7)]       # pelvis and thorax left out
+THRESHOLDS = (0.5, 0.1)
+BATCH = 64
+HELD_OUT = 1000                      # drawings to score on
+
+
+# ------------------------------------------------------------------------------- PCKh
+
+def pckh(joints, truth, visible, head_size, threshold):
+    """PCKh in percent, by group and both means. joints, truth (N, 16, 2), visible (N, 16), head_size (N,) pixels."""
+    error = np.linalg.norm(joints - truth, axis=-1) / head_size[:, None]             # (N, 16)
+    hit = (error <= threshold) & visible
+    hits, counts = hit.sum(0), visible.sum(0)                                        # (16,)
+
+    def share(joints):
+        count = counts[joints].sum()
+        return float(100 * hits[joints].sum() / count) if count else float("nan")
+
+    groups = {name: mean_of_known([share([joint]) for joint in joints]) for name, joints in GROUPS.items()}
+    return groups | {"mean": share(SCORED), "mean_unweighted": mean_of_known([share([joint]) for joint in SCORED])}
+
+
+def mean_of_known(values):
+    """Plain mean of the values that are not NaN; NaN where none is (a joint that nobody has labelled)."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def score(joints, truth, visible, head_size):
+    """{'pckh@0.5': {...}, 'pckh@0.1': {...}} of predictions (N, 16, 2) in pixels of the pictures."""
+    return {f"pckh@{t}": pckh(joints, truth, visible, head_size, t) for t in THRESHOLDS}
+
+
+def print_score(scores):
+    """A table of what `score` returns, one row a threshold."""
+    print(" " * 9 + "".join(f"{name:>10}" for name in (*GROUPS, "mean", "unweighted")))
+    for name, values in scores.items():
+        print(f"{name:9}" + "".join(f"{value:10.2f}" for value in values.values()))
+
+
+# ------------------------------------------------------------------------------- predictions of a network
+
+@torch.inference_mode()
+def predict(model, people, stored, device="cpu", flip_test=False):
+    """Joints (N, 16, 2) in pixels of the pictures and confidences (N, 16), of people with stored crops.
+
+    flip_test: the mean of what the network says of a crop and of its mirror image.
+    """
+    model.eval()
+    joints, confidences = [], []
+    for start in tqdm(range(0, len(people), BATCH), desc="evaluating", leave=False, disable=None):
+        rows = np.arange(start, min(start + BATCH, len(people)))
+        batch = make_batch(people, stored, rows, model.size, device)
+        places, confidence = model.decode(model(batch.images))
+        back = invert(batch.matrix)
+        found = transform(back, places.cpu())                                        # crop -> picture
+        if flip_test:
+            mirror = crop_matrix(people.center[rows], people.side[rows], model.size, flip=True)
+            places, mirrored = model.decode(model(batch.images.flip(-1)))
+            found = (found + transform(invert(mirror), places.cpu())[:, FLIP]) / 2
+            confidence = (confidence + mirrored[:, FLIP]) / 2
+        joints.append(found)
+        confidences.append(confidence.cpu())
+    return torch.cat(joints).numpy(), torch.cat(confidences).numpy()
+
+
+def evaluate(model, people, stored, device="cpu", flip_test=False):
+    """Scores of a network on people with stored crops."""
+    return score(predict(model, people, stored, device, flip_test)[0], people.joints, people.visible, people.head_size)
+
+
+def mean_pose_score(train, valid):
+    """Scores of a guess that ignores the picture: the mean joint of the training people within their boxes."""
+    inside = (train.joints - train.center[:, None]) / train.side[:, None, None]      # (N, 16, 2), box = [-0.5, 0.5]
+    mean = (inside * train.visible[..., None]).sum(0) / np.maximum(train.visible.sum(0), 1)[:, None]
+    return score(valid.center[:, None] + valid.side[:, None, None] * mean, valid.joints, valid.visible, valid.head_size)
+
+
+# ------------------------------------------------------------------------------- a file of predictions
+
+def read_predictions(file, count):
+    """preds of a .mat file, (N, 16, 2), (16, 2, N) or (2, 16, N), 1-based as MPII's own pixels -> (N, 16, 2) 0-based."""
+    try:
+        mat = loadmat(file)
+    except FileNotFoundError as error:
+        raise BadInput(f"there is no file {file}") from error
+    except Exception as error:
+        raise BadInput(f"{file} is not a Matlab file ({error!r:.80})") from error
+    if "preds" not in mat:
+        raise BadInput(f"{file} holds no 'preds' (it has {[key for key in mat if key[0] != '_']})")
+    preds = mat["preds"]
+    for axes in ((0, 1, 2), (2, 0, 1), (2, 1, 0)):
+        if preds.ndim == 3 and preds.transpose(axes).shape == (count, 16, 2):
+            return preds.transpose(axes).astype(np.float64) - 1
+    raise BadInput(f"preds of {file} have shape {preds.shape}, the truth has {count} people: need ({count}, 16, 2)")
+
+
+# ------------------------------------------------------------------------------- command line
+
+def validation_people(data, size):
+    """The people that figures are about: the valid split of an MPII folder, or the held-out drawings."""
+    return drawn_people("valid", HELD_OUT, size) if data == "drawn" else load_people(data, "valid")
+
+
+def newest_checkpoint():
+    """The checkpoint that was written last in runs/, or else one that came with the repository."""
+    found = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
+    return (found or sorted((Path(__file__).parent / "weights").glob("*.pt")) or [None])[-1]
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, help="network to score (default: the newest of runs/*/best.pt)")
+    parser.add_argument("--predictions", type=Path, help="a .mat file of predictions to score, in MPII's 1-based pixels")
+    parser.add_argument("--data", default="drawn",
+                        help="folder in MPII's layout, or 'drawn' for people drawn by synthetic.py (default: drawn)")
+    parser.add_argument("--flip-test", action="store_true", help="average over each crop and its mirror image")
+    parser.add_argument("--costs", action="store_true", help="parameters, GFLOPs, frames a second of all 16 students")
+    parser.add_argument("--device", default="cpu", help="where to run, 'cpu' or 'cuda' (default: cpu)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
+    parser.add_argument("--json", type=Path, help="write all figures to this file, too")
+    return parser.parse_args()
+
+
+def score_predictions(args):
+    """Scores of --predictions, against annot/gt_valid.mat of --data."""
+    truth = Path(args.data) / "annot" / "gt_valid.mat"
+    if not truth.is_file():
+        raise BadInput(f"--predictions are scored against {truth}, which is not there: name MPII's folder with --data")
+    joints, visible, head_size = read_truth(truth)
+    print(f"{args.predictions}: PCKh against {truth}, {len(joints):,} people")
+    return score(read_predictions(args.predictions, len(joints)), joints, visible, head_size)
+
+
+def score_checkpoint(args, path):
+    """Scores of a network on the validation people of --data."""
+    model, facts = checkpoint.load(path, args.device)
+    people = validation_people(args.data, model.size)
+    stored = store(people, model.size, None if args.data == "drawn" else args.cache)
+    print(f"{path} ({checkpoint.describe(model.config)}): PCKh on {len(people):,} people of {people.name}"
+          + (", flip test" if args.flip_test else "") + (f"; {people.note}" if people.note else ""))
+    return evaluate(model, people, stored, args.device, args.flip_test)
+
+
+def main():
+    args = parse_arguments()
+    if args.predictions and (args.checkpoint or args.costs or args.flip_test):
+        raise BadInput("--predictions are scored as they are: leave out --checkpoint, --costs and --flip-test")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput("--device cuda: this machine has no GPU that PyTorch can use; leave it out for the CPU")
+    figures, path = {}, args.checkpoint or newest_checkpoint()
+    if args.costs or not (args.checkpoint or args.predictions):
+        figures["rows"] = measure_costs(args.device)
+        print(cost_table(figures["rows"]))
+    if args.predictions:
+        figures |= score_predictions(args)
+    elif args.checkpoint or (path and not args.costs):
+        figures |= score_checkpoint(args, path)
+    if "pckh@0.5" in figures:
+        print_score({name: values for name, values in figures.items() if name.startswith("pckh")})
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)

@@ -1,0 +1,120 @@
+"""HRNet up to stage 3: the backbone that keeps a high-resolution map from end to end.
+
+    python -m pytest tests/test_models.py -k hrnet
+
+Two strided convolutions and four bottlenecks bring the picture to a quarter of its size. From there parallel
+branches at 1/4, 1/8 and 1/16 run side by side and exchange what they know after every module; only the 1/4 branch
+leaves. Width C is the number of channels of that branch (the others have 2C and 4C).
+
+Sun et al., "Deep High-Resolution Representation Learning for Human Pose Estimation", CVPR 2019. Module names are
+those of the published weights (`stage3.3.fuse_layers.0.1.0.weight`), so that these load into it. Stage 4, which the
+token models leave out, does not exist here.
+"""
+
+from torch import nn
+
+BLOCKS = 4                       # residual blocks of a branch within a module
+MODULES = {"stage2": 1, "stage3": 4}
+
+
+def conv_bn(inputs, outputs, kernel, stride=1, relu=True):
+    """Convolution without bias, batch norm and, usually, ReLU: (B, inputs, H, W) -> (B, outputs, H/stride, W/stride)."""
+    layers = [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
+    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+
+
+class BasicBlock(nn.Module):
+    """ResNet's block of two 3x3 convolutions: x + f(x), (B, C, H, W) in and out."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        out = self.bn1(self.conv1(x)).relu()
+        return (x + self.bn2(self.conv2(out))).relu()
+
+
+class Bottleneck(nn.Module):
+    """ResNet's 1x1, 3x3, 1x1 block, (B, inputs, H, W) -> (B, 4 * channels, H, W)."""
+
+    def __init__(self, inputs, channels):
+        super().__init__()
+        outputs = 4 * channels
+        self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = conv_bn(inputs, outputs, 1, relu=False) if inputs != outputs else nn.Identity()
+
+    def forward(self, x):
+        out = self.bn1(self.conv1(x)).relu()
+        out = self.bn2(self.conv2(out)).relu()
+        return (self.downsample(x) + self.bn3(self.conv3(out))).relu()
+
+
+def fuse_path(source, target, widths):
+    """What branch `source` sends to branch `target`: resampled to the target's resolution and channels."""
+    if source == target:
+        return nn.Identity()
+    if source > target:          # from a coarser branch: match the channels, then enlarge by repetition
+        enlarge = nn.Upsample(scale_factor=2 ** (source - target), mode="nearest")
+        return nn.Sequential(*conv_bn(widths[source], widths[target], 1, relu=False), enlarge)
+    steps = target - source      # from a finer branch: one strided convolution a halving, channels change in the last
+    halve = [conv_bn(widths[source], widths[source], 3, stride=2) for _ in range(steps - 1)]
+    return nn.Sequential(*halve, conv_bn(widths[source], widths[target], 3, stride=2, relu=False))
+
+
+class HighResolutionModule(nn.Module):
+    """Parallel branches of residual blocks, then every kept branch becomes the sum of what all branches send it.
+
+    widths: channels of the branches, finest first. keep: how many branches leave, finest first.
+    """
+
+    def __init__(self, widths, keep):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(*[BasicBlock(width) for _ in range(BLOCKS)]) for width in widths)
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(fuse_path(source, target, widths) for source in range(len(widths))) for target in range(keep))
+
+    def forward(self, xs):
+        xs = [branch(x) for branch, x in zip(self.branches, xs)]
+        return [sum(path(x) for path, x in zip(paths, xs)).relu() for paths in self.fuse_layers]
+
+
+class HRNet(nn.Module):
+    """Stem and stages 1 to 3: RGB (B, 3, H, W) -> high-resolution map (B, width, H / 4, W / 4).
+
+    width: C, 32 or 48 in the published networks. H and W are multiples of 16.
+    """
+
+    def __init__(self, width):
+        super().__init__()
+        C = width
+        self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.conv2 = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(64)
+        self.layer1 = nn.Sequential(Bottleneck(64, 64), *[Bottleneck(256, 64) for _ in range(BLOCKS - 1)])
+        # Each stage opens one more branch at half the resolution of the coarsest so far.
+        self.transition1 = nn.ModuleList([conv_bn(256, C, 3), nn.Sequential(conv_bn(256, 2 * C, 3, stride=2))])
+        self.stage2 = nn.Sequential(*[HighResolutionModule([C, 2 * C], keep=2) for _ in range(MODULES["stage2"])])
+        self.transition2 = nn.ModuleList(
+            [nn.Identity(), nn.Identity(), nn.Sequential(conv_bn(2 * C, 4 * C, 3, stride=2))])
+        last = MODULES["stage3"] - 1
+        self.stage3 = nn.Sequential(*[HighResolutionModule([C, 2 * C, 4 * C], keep=1 if module == last else 3)
+                                      for module in range(last + 1)])
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x)).relu()                                     # (B, 64, H/2, W/2)
+        x = self.bn2(self.conv2(x)).relu()                                     # (B, 64, H/4, W/4)
+        x = self.layer1(x)                                                     # (B, 256, H/4, W/4)
+        xs = self.stage2([transition(x) for transition in self.transition1])   # C at 1/4, 2C at 1/8
+        xs = self.stage3([*xs, self.transition2[2](xs[-1])])                   # C at 1/4 is all that leaves
+        return xs[0]                                                           # (B, C, H/4, W/4)

@@ -1,0 +1,319 @@
+"""Teacher and students: pictures to tokens, tokens through an encoder, keypoint tokens to joints.
+
+    python evaluate.py --costs              # every network of the paper: parameters, multiply-adds, frames a second
+
+All networks are one: a picture becomes 16 x 16 visual tokens; one learned token a joint stands beside them; an
+encoder of identical blocks mixes all of them; a head reads each joint from its token.
+
+      picture (B, 3, S, S)          the token grid, H x (W + 1)
+            |                        . . . . . . . k       . visual token   (B, 256, D)
+      patches, or HRNet + patches    . . . . . . . k       k keypoint token (B, 16, D): 16 joints fill
+            |                        . . . . . . . k         exactly one more column of 16 rows, so rows
+      encoder: depth x block         . . . . . . . k         and columns of the picture stay intact
+            |
+      head: regression (x, y, score, sigma), coordinate classification (SimCC), or heatmap (the teacher)
+
+What differs between the 16 students of the paper's Tables A and B is the block's mixer (attention, GS or GD of gfl.py),
+the backbone (none, HRNet-W32, HRNet-W48) and the head. Sizes: decoded from the tables' parameter counts.
+Positions inside the networks are fractions of the crop, 0 at its left or top edge and 1 at its right or bottom edge;
+`decode` alone turns them into pixels.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gfl import GlobalDynamicFilter, StaticFilter
+from hrnet import HRNet
+
+JOINTS = 16                               # MPII
+MLP_RATIO = 3                             # TokenPose
+IMAGENET_MEAN = (0.485, 0.456, 0.406)     # what published backbones expect, RGB in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+# ------------------------------------------------------------------------------- the encoder: one block, three mixers
+
+class Attention(nn.Module):
+    """Multi-head self-attention on the token grid, the mixer of the teacher and of the paper's baselines.
+
+        softmax(Q K^T / sqrt(D / heads)) V, qkv without bias, output projection with bias
+
+    Input and output (B, H, W, D). mask: (H, W) bool, False where a slot of the grid is padding, or None.
+    """
+
+    def __init__(self, dim, heads, mask=None):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim)
+        self.register_buffer("mask", None if mask is None else mask.flatten(), persistent=False)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        return self.out(mixed.transpose(1, 2).flatten(2)).view(x.shape)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + MLP(norm(x)): mixes across tokens, then across channels. (B, H, W, D) in and out."""
+
+    def __init__(self, dim, mixer):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.mixer = mixer
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, MLP_RATIO * dim), nn.GELU(), nn.Linear(MLP_RATIO * dim, dim))
+
+    def forward(self, x):
+        x = x + self.mixer(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def sine_position_embedding(rows, columns, dim):
+    """Fixed 2-D sine embedding (rows, columns, dim): half the channels tell the row, half the column (DETR's form)."""
+    frequency = 1e4 ** -(torch.arange(0, dim // 2, 2) / (dim // 2))                        # (dim / 4,)
+
+    def encode(count):                                                                     # (count, dim / 2)
+        angle = 2 * math.pi * torch.arange(1, count + 1)[:, None] / count * frequency
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+    by_row = encode(rows)[:, None].expand(rows, columns, -1)
+    by_column = encode(columns)[None].expand(rows, columns, -1)
+    return torch.cat([by_row, by_column], dim=-1)
+
+
+class Encoder(nn.Module):
+    """Visual tokens (B, H * W, D) -> keypoint tokens (B, K, D) and visual tokens (B, H * W, D) after `depth` blocks.
+
+    grid: (H, W) of the visual tokens. filter: 'attention', 'gs' or 'gd'. Keypoint tokens stand in
+    ceil(K / H) more columns to the right, top to bottom, slots left over hold zeros.
+    """
+
+    def __init__(self, grid, dim, depth, heads, filter, joints=JOINTS):
+        super().__init__()
+        H, W = self.grid = grid
+        self.columns = math.ceil(joints / H)
+        self.padding = self.columns * H - joints
+        slots = torch.ones(H, self.columns, dtype=torch.bool).T.flatten()
+        slots[joints:] = False
+        slots = F.pad(slots.view(self.columns, H).T, (W, 0), value=True)                  # (H, W + columns)
+        self.register_buffer("slots", slots[..., None], persistent=False)
+
+        full = (H, W + self.columns)
+        mixer = {"attention": lambda: Attention(dim, heads, slots if self.padding else None),
+                 "gs": lambda: StaticFilter(full, dim),
+                 "gd": lambda: GlobalDynamicFilter(full, dim)}[filter]
+        self.keypoint_tokens = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, joints, dim), std=0.02))
+        # Not trained, but a parameter: the tables' counts include it.
+        self.position = nn.Parameter(sine_position_embedding(H, W, dim), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(dim, mixer()) for _ in range(depth))
+
+    def forward(self, visual):
+        H, W = self.grid
+        B, _, D = visual.shape
+        keypoint = self.keypoint_tokens.expand(B, -1, -1)                                 # (B, K, D)
+        column = F.pad(keypoint, (0, 0, 0, self.padding)).view(B, self.columns, H, D).transpose(1, 2)
+        x = torch.cat([visual.view(B, H, W, D), column.to(visual.dtype)], dim=2)          # (B, H, W + columns, D)
+        position = F.pad(self.position, (0, 0, 0, self.columns))                          # zero for keypoint tokens
+        for block in self.blocks:
+            x = block(x + position)                                                       # 'sine-full'
+            if self.padding:
+                x = x * self.slots
+        keypoint = x[:, :, W:].transpose(1, 2).flatten(1, 2)[:, :H * self.columns - self.padding]
+        return keypoint, x[:, :, :W].flatten(1, 2)                                        # (B, K, D), (B, H * W, D)
+
+
+# ------------------------------------------------------------------------------- heads, each with its decoding
+
+class Regression(NamedTuple):
+    """What the regression head says of each joint."""
+    xy: torch.Tensor          # (B, K, 2) fraction of the crop, in (0, 1)
+    score: torch.Tensor       # (B, K) confidence in (0, 1)
+    sigma: torch.Tensor       # (B, K, 2) spread in heatmap cells, > 0
+
+
+class RegressionHead(nn.Module):
+    """LayerNorm, Linear D -> 2D, LayerNorm, Linear 2D -> 5: x, y, score, sigma_x, sigma_y."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.LayerNorm(2 * dim), nn.Linear(2 * dim, 5))
+        # The score is learned from the teacher alone (the confidence term). Trained without one it stays noise,
+        # so it must not reach the decoded result; train.py says which case this is.
+        self.scored = True
+
+    def forward(self, tokens):
+        out = self.layers(tokens).float()                                                 # (B, K, 5)
+        return Regression(out[..., :2].sigmoid(), out[..., 2].sigmoid(), F.softplus(out[..., 3:]))
+
+    def decode(self, prediction):
+        xy, score, _ = prediction
+        return xy, score if self.scored else torch.ones_like(score)
+
+
+class CoordinateHead(nn.Module):
+    """SimCC: a joint's x and y as two classifications over bins (B, K, bins), logits of both in a pair.
+
+    LayerNorm, then Linear D -> bins for x and another for y, shared by all joints. sigma: of the Gaussian label, in
+    bins. Li et al., "SimCC: a Simple Coordinate Classification Perspective for Human Pose Estimation", ECCV 2022.
+    """
+
+    def __init__(self, dim, bins, sigma):
+        super().__init__()
+        self.sigma = sigma
+        self.norm = nn.LayerNorm(dim)
+        self.x = nn.Linear(dim, bins)
+        self.y = nn.Linear(dim, bins)
+
+    def forward(self, tokens):
+        tokens = self.norm(tokens)
+        return self.x(tokens).float(), self.y(tokens).float()
+
+    def confidence(self, prediction):
+        """(B, K) in [0, 1]: the height of the two peaks (geometric mean) over that of a label: 1 is as sure as a label."""
+        label_peak = 1 / (self.sigma * math.sqrt(2 * math.pi))
+        x, y = (logits.softmax(-1).amax(-1) for logits in prediction)
+        return ((x * y).sqrt() / label_peak).clamp(max=1)
+
+    def decode(self, prediction):
+        bins = torch.stack([logits.argmax(-1) for logits in prediction], dim=-1)          # (B, K, 2)
+        return (bins + 0.5) / prediction[0].shape[-1], self.confidence(prediction)
+
+
+class HeatmapHead(nn.Module):
+    """TokenPose's head: LayerNorm, Linear D -> 2D, LayerNorm, Linear 2D -> size * size, one heatmap (B, K, size, size)."""
+
+    def __init__(self, dim, size, sigma):
+        super().__init__()
+        self.size, self.sigma = size, sigma
+        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim),
+                                    nn.LayerNorm(2 * dim), nn.Linear(2 * dim, size * size))
+
+    def forward(self, tokens):
+        return self.layers(tokens).float().unflatten(-1, (self.size, self.size))
+
+    def heatmaps(self, logits):
+        """Logits -> heatmaps in [0, 1]: a distribution over positions, over the height that a perfect label has."""
+        label_peak = 1 / (2 * math.pi * self.sigma ** 2)
+        return (logits.flatten(-2).softmax(-1).view_as(logits) / label_peak).clamp(max=1)
+
+    def decode(self, logits):
+        return decode_heatmaps(self.heatmaps(logits))
+
+
+def decode_heatmaps(heatmaps):
+    """Heatmaps (B, K, S, S) -> (B, K, 2) fractions of the crop and (B, K) peak values.
+
+    The highest cell, moved a quarter of a cell towards the higher neighbour (the decoding of HRNet).
+    """
+    S = heatmaps.shape[-1]
+    peak, index = heatmaps.flatten(-2).max(-1)                                            # (B, K)
+    y, x = index // S, index % S
+    padded = F.pad(heatmaps, (1, 1, 1, 1), mode="replicate").flatten(-2)                  # (B, K, (S + 2)^2)
+
+    def at(dy, dx):
+        return padded.gather(-1, ((y + 1 + dy) * (S + 2) + x + 1 + dx)[..., None])[..., 0]
+
+    shift = torch.stack([(at(0, 1) - at(0, -1)).sign(), (at(1, 0) - at(-1, 0)).sign()], dim=-1)
+    return (torch.stack([x, y], dim=-1) + 0.5 + 0.25 * shift) / S, peak
+
+
+# ------------------------------------------------------------------------------- the whole network
+
+class Output(NamedTuple):
+    """What a network returns: the tokens that distillation compares, and its head's own prediction."""
+    keypoint_tokens: torch.Tensor         # (B, K, D)
+    visual_tokens: torch.Tensor           # (B, H * W, D)
+    prediction: Any                       # as the head says
+
+
+class PatchEmbedding(nn.Module):
+    """Cut a map (B, C, H, W) into patches, flatten and project each: tokens (B, rows * columns, dim)."""
+
+    def __init__(self, channels, patch, dim):
+        super().__init__()
+        self.patch = patch
+        self.project = nn.Linear(channels * patch * patch, dim)
+
+    def forward(self, x):
+        p = self.patch
+        x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))                                 # (B, C, rows, p, columns, p)
+        return self.project(x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))         # (B, rows * columns, dim)
+
+
+class PoseNet(nn.Module):
+    """RGB crops (B, 3, size, size) in [0, 1] -> Output. Built by `build_student` and `build_teacher`.
+
+    config: the arguments that build the same network again (what a checkpoint stores).
+    """
+
+    def __init__(self, preset, filter, width, head, config):
+        super().__init__()
+        self.size, self.config = preset.size, config
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.backbone = HRNet(width) if width else nn.Identity()
+        channels, side = (width, preset.size // 4) if width else (3, preset.size)
+        self.embed = PatchEmbedding(channels, side // preset.grid, preset.dim)
+        self.encoder = Encoder((preset.grid, preset.grid), preset.dim, preset.depth, preset.heads, filter)
+        self.head = head
+
+    def forward(self, images):
+        features = self.backbone((images - self.mean) / self.std)                         # (B, C, H, W)
+        keypoint, visual = self.encoder(self.embed(features))
+        return Output(keypoint, visual, self.head(keypoint))
+
+    def decode(self, output):
+        """Output -> joints (B, K, 2) x, y in pixels of the crop (0: the centre of the first), confidences (B, K)."""
+        xy, confidence = self.head.decode(output.prediction)
+        return xy * self.size - 0.5, confidence
+
+
+# ------------------------------------------------------------------------------- the registry of sizes
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of one family of networks. Everything that the paper's tables fix is in 'paper'."""
+    size: int                 # side of the square input, pixels
+    dim: int                  # D, channels of a token
+    depth: int                # blocks of the encoder
+    heads: int                # attention heads
+    teacher_depth: int
+    teacher_width: int        # HRNet's C in the teacher
+    simcc_sigma: float        # of the coordinate classification's label, bins
+    grid: int = 16            # rows and columns of visual tokens
+    bins_per_pixel: int = 2   # SimCC's split ratio
+    heatmap: int = 64         # side of the teacher's heatmaps, cells
+    heatmap_sigma: float = 2  # of the heatmap label, cells (TokenPose)
+
+
+PRESETS = {
+    "paper": Preset(size=256, dim=192, depth=12, heads=8, teacher_depth=12, teacher_width=48, simcc_sigma=6),
+    "tiny": Preset(size=64, dim=64, depth=4, heads=4, teacher_depth=4, teacher_width=16, simcc_sigma=3),
+}
+STUDENTS = ("reg", "cc")
+FILTERS = ("gs", "gd", "attention")
+BACKBONES = {"none": 0, "w32": 32, "w48": 48}
+
+
+def build_student(student, filter, backbone="none", preset="paper"):
+    """student: 'reg' or 'cc'; filter: 'gs', 'gd' or 'attention'; backbone: 'none', 'w32' or 'w48'; preset: of PRESETS."""
+    sizes = PRESETS[preset]
+    config = dict(student=student, filter=filter, backbone=backbone, preset=preset)
+    if student == "reg":
+        head = RegressionHead(sizes.dim)
+    else:
+        head = CoordinateHead(sizes.dim, sizes.bins_per_pixel * sizes.size, sizes.simcc_sigma)
+    return PoseNet(sizes, filter, BACKBONES[backbone], head, config)
+
+
+def build_teacher(preset="paper"):
+    """The heatmap teacher: HRNet (W48 at paper size), attention blocks, heatmap head."""
+    sizes = PRESETS[preset]
+    head = HeatmapHead(sizes.dim, sizes.heatmap, sizes.heatmap_sigma)
+    return PoseNet(sizes, "attention", sizes.teacher_width, head, dict(student="teacher", preset=preset))

@@ -1,0 +1,239 @@
+"""Train a student, distilled from a teacher or not, or train the teacher.
+
+    python train.py --student cc --filter gd                       # drawn people, tiny networks: minutes on two cores
+    python train.py --student cc --filter gd --no-distill          # the same without a teacher
+    python train.py --train-teacher                                # the teacher of the two lines above
+    python train.py --train-teacher --data MPII --preset paper --device cuda --amp          # at the paper's size
+    python train.py --student cc --filter gd --backbone w32 --data MPII --preset paper \\
+                    --teacher runs/teacher/best.pt --device cuda --amp
+
+Every run has a folder (--out): log.jsonl with one line an epoch, best.pt, last.pt, and predictions.png.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import checkpoint
+from crops import make_batch, store, transform
+from data_mpii import load_people
+from distill import WEIGHTS, distillation_loss, task_loss, total
+from draw import contact_sheet
+from evaluate import evaluate, mean_pose_score, predict, print_score, score, validation_people
+from inputs import BadInput, main_with_clear_errors
+from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
+from synthetic import drawn_people
+
+# 'paper': DistilPose's recipe (Adam, 300 epochs, a tenth of the rate at 200 and at 260, 500 steps of warm-up) and
+# TokenPose's batch on MPII (16 on each of 4 GPUs): borrowed, as the paper's own is not known.
+RECIPES = {"paper": dict(epochs=300, batch_size=64, lr=1e-3),
+           "tiny": dict(epochs=30, batch_size=32, lr=1e-3)}
+DECAY_AT = (2 / 3, 13 / 15)              # shares of the training after which the rate is divided by ten
+WARM_UP = 500                            # steps, at most a tenth of the training
+DRAWINGS = {"student": 4000, "teacher": 40000}
+TINY_TEACHER = Path(__file__).parent / "weights" / "teacher-tiny-drawn.pt"
+SHOWN = 24                               # people in predictions.png
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--student", choices=STUDENTS, help="regression or coordinate classification (default: cc)")
+    what.add_argument("--filter", choices=FILTERS, help="static or dynamic global filter, or attention (default: gd)")
+    what.add_argument("--backbone", choices=tuple(BACKBONES), help="none, or HRNet's width (default: none)")
+    what.add_argument("--preset", choices=tuple(PRESETS), default="tiny",
+                      help="sizes of the networks: 64 x 64 crops for two cores, or the paper's 256 x 256 (default: tiny)")
+    what.add_argument("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
+    what.add_argument("--teacher", type=Path, help="teacher's checkpoint (default: the shipped tiny one, for drawn people)")
+    what.add_argument("--no-distill", action="store_true", help="learn from labels alone")
+    data = parser.add_argument_group("from what")
+    data.add_argument("--data", default="drawn", help="folder in MPII's layout, or 'drawn': people drawn by synthetic.py "
+                                                      "(default: drawn)")
+    data.add_argument("--drawings", type=int, help=f"labelled drawings to learn from (default: {DRAWINGS['student']} for a "
+                                                   f"student, {DRAWINGS['teacher']} for the teacher)")
+    data.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--epochs", type=int, help="passes over the people (default: 30 tiny, 300 paper)")
+    how.add_argument("--batch-size", type=int, help="people a step (default: 32 tiny, 64 paper)")
+    how.add_argument("--lr", type=float, help="highest learning rate of Adam (default: 1e-3)")
+    how.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
+    how.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                     help="'cpu' or 'cuda' (default: cuda where there is one)")
+    how.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe (default: float32)")
+    how.add_argument("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
+    how.add_argument("--resume", action="store_true", help="go on from last.pt of the run's folder")
+    return check_arguments(parser.parse_args())
+
+
+def check_arguments(args):
+    """Refuse what does not go together, fill in what depends on something else."""
+    if args.train_teacher and (args.teacher or args.student or args.filter or args.backbone or args.no_distill):
+        raise BadInput("--train-teacher takes no --student, --filter, --backbone, --teacher or --no-distill: "
+                       "the teacher is one network and learns from labels")
+    if args.no_distill and args.teacher:
+        raise BadInput("--no-distill and --teacher contradict each other: leave one out")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput("--device cuda: this machine has no GPU that PyTorch can use; leave it out for the CPU")
+    args.student, args.filter, args.backbone = args.student or "cc", args.filter or "gd", args.backbone or "none"
+    args.distill = not (args.train_teacher or args.no_distill)
+    if args.distill and not args.teacher:
+        if args.data != "drawn" or args.preset != "tiny":
+            raise BadInput("the shipped teacher knows drawn people at the tiny preset alone: train one with "
+                           "--train-teacher and name it with --teacher, or learn without one with --no-distill")
+        args.teacher = TINY_TEACHER
+    for name, value in RECIPES[args.preset].items():
+        setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+    args.drawings = args.drawings or DRAWINGS["teacher" if args.train_teacher else "student"]
+    for name in ("epochs", "batch_size", "lr", "drawings"):
+        if not getattr(args, name) > 0:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)} must be above 0")
+    if args.out is None:
+        what = "teacher" if args.train_teacher else f"{args.student}-{args.filter}-{args.backbone}"
+        plain = "-no-distill" if args.no_distill else ""
+        args.out = Path("runs") / f"{what}-{args.preset}-{Path(args.data).name}{plain}"
+    return args
+
+
+def learning_rate(step, steps, highest):
+    """Linear warm-up, then the highest rate, divided by ten at each of DECAY_AT."""
+    warm = min(1, (step + 1) / min(WARM_UP, max(1, steps // 10)))
+    return highest * warm * 0.1 ** sum(step >= share * steps for share in DECAY_AT)
+
+
+def load_data(args, size):
+    """-> training people, validation people, and the stored crops of both."""
+    if args.data == "drawn":
+        print(f"drawing {args.drawings:,} people to learn from (no --data given: the embedded data set)")
+        train = drawn_people("teacher" if args.train_teacher else "train", args.drawings, size)
+    else:
+        train = load_people(args.data, "train")
+    valid = validation_people(args.data, size)
+    cache = None if args.data == "drawn" else args.cache
+    print(f"{train.name}: {len(train):,} people to learn from; {valid.name}: {len(valid):,} to be scored on. {valid.note}")
+    return train, valid, store(train, size, cache), store(valid, size, cache)
+
+
+def load_teacher(args, train, valid, stored):
+    """The frozen teacher, scored before anything is learned from it; BadInput if a guess is as good."""
+    teacher, _ = checkpoint.load(args.teacher, args.device)
+    if teacher.config["student"] != "teacher":
+        raise BadInput(f"{args.teacher} is a student ({checkpoint.describe(teacher.config)}): --teacher needs a teacher")
+    if teacher.config["preset"] != args.preset:
+        raise BadInput(f"{args.teacher} is a teacher of preset {teacher.config['preset']}, the student's is {args.preset}: "
+                       f"tokens and crops must be of the same size")
+    found = evaluate(teacher, valid, stored, args.device)["pckh@0.5"]["mean"]
+    chance = mean_pose_score(train, valid)["pckh@0.5"]["mean"]
+    print(f"teacher {args.teacher}: PCKh@0.5 {found:.2f} (a mean pose that ignores the picture: {chance:.2f})")
+    if not found > chance:
+        raise BadInput(f"{args.teacher} scores {found:.2f} on {valid.name}, no better than a mean pose ({chance:.2f}): "
+                       f"train it longer, or check that it was trained on these people")
+    return teacher.requires_grad_(False)
+
+
+def save_predictions(path, model, people, stored, device):
+    """Draw what the network says of the first people; white: the label."""
+    joints, _ = predict(model, people.first(SHOWN), stored[:SHOWN], device)
+    batch = make_batch(people, stored, np.arange(min(SHOWN, len(people))), model.size)
+    crops = (batch.images.permute(0, 2, 3, 1).clamp(0, 1) * 255).byte().numpy()
+    places = transform(batch.matrix, torch.from_numpy(joints)).numpy()
+    contact_sheet([(crop, place, np.ones(16, bool)) for crop, place in zip(crops, places)]).save(path)
+
+
+def main():
+    args = parse_arguments()
+    torch.manual_seed(args.seed)
+    model = build_teacher(args.preset) if args.train_teacher else \
+        build_student(args.student, args.filter, args.backbone, args.preset)
+    if args.student == "reg" and not args.train_teacher:
+        model.head.scored = args.distill
+    model.to(args.device)
+    train, valid, train_crops, valid_crops = load_data(args, model.size)
+    teacher = load_teacher(args, train, valid, valid_crops) if args.distill else None
+
+    optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=args.lr)
+    per_epoch = len(train) // args.batch_size or 1
+    steps, first, best = args.epochs * per_epoch, 0, -1.0
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = args.out / "log.jsonl"
+    if args.resume:
+        content = checkpoint.read(args.out / "last.pt")
+        if content["config"] != model.config:
+            raise BadInput(f"{args.out / 'last.pt'} is {checkpoint.describe(content['config'])}, not "
+                           f"{checkpoint.describe(model.config)}: give the flags of the run that is to go on")
+        model.load_state_dict(content["model"])
+        optimiser.load_state_dict(content["training"]["optimiser"])
+        first, best = content["training"]["epoch"], content["training"]["best"]
+    elif log.exists():
+        log.unlink()
+    print(f"{checkpoint.describe(model.config)} on {args.device}: {args.epochs} epochs of {per_epoch} steps, "
+          f"{args.batch_size} people each, into {args.out}/")
+
+    for epoch in range(first, args.epochs):
+        began, sums = time.perf_counter(), {}
+        random = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
+        order = torch.randperm(len(train), generator=random).numpy()
+        model.train()
+        bar = tqdm(range(per_epoch), desc=f"epoch {epoch + 1}/{args.epochs}", leave=False, disable=None)
+        for i in bar:
+            rate = learning_rate(epoch * per_epoch + i, steps, args.lr)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            rows = np.sort(order[i * args.batch_size:(i + 1) * args.batch_size])
+            batch = make_batch(train, train_crops, rows, model.size, args.device, augment=random)
+
+            with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.amp):
+                output = model(batch.images)
+                if teacher:
+                    with torch.no_grad():
+                        teacher_output = teacher(batch.images)
+            if teacher:
+                terms = distillation_loss(model, output, teacher, teacher_output, batch.xy, batch.visible)
+                loss = total(terms, WEIGHTS[args.preset])
+            else:
+                terms = {"task": task_loss(model.head, output.prediction, batch.xy, batch.visible)}
+                loss = terms["task"]
+            if not math.isfinite(loss.item()):
+                raise BadInput(f"the loss is {loss.item()} at epoch {epoch + 1}, step {i + 1} "
+                               f"({ {name: term.item() for name, term in terms.items()} }): lower --lr")
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+            for name, term in {**terms, "loss": loss}.items():
+                sums[name] = sums.get(name, 0) + term.item()
+            bar.set_postfix({name: f"{value / (i + 1):.3g}" for name, value in sums.items()})
+
+        seconds = time.perf_counter() - began
+        scores = evaluate(model, valid, valid_crops, args.device)
+        found = scores["pckh@0.5"]["mean"]
+        line = {"epoch": epoch + 1, "lr": rate, **{name: value / per_epoch for name, value in sums.items()},
+                "pckh@0.5": found, "pckh@0.1": scores["pckh@0.1"]["mean"],
+                "images_per_second": per_epoch * args.batch_size / seconds}
+        print(f"epoch {epoch + 1:3d}  " + "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name != "epoch"))
+        with log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        facts = dict(data=train.name, people=len(train), epoch=epoch + 1, seed=args.seed,
+                     **{"pckh@0.5": found, "pckh@0.1": scores["pckh@0.1"]["mean"]})
+        if found > best:
+            best = found
+            checkpoint.save(args.out / "best.pt", model, facts)
+        checkpoint.save(args.out / "last.pt", model, facts,
+                        training=dict(optimiser=optimiser.state_dict(), epoch=epoch + 1, best=best))
+
+    model, facts = checkpoint.load(args.out / "best.pt", args.device)
+    print(f"best epoch: {facts['epoch']}; PCKh on {len(valid):,} people of {valid.name}")
+    print_score(evaluate(model, valid, valid_crops, args.device))
+    save_predictions(args.out / "predictions.png", model, valid, valid_crops, args.device)
+    print(f"drawn: {args.out / 'predictions.png'}\nnext: python evaluate.py --checkpoint {args.out / 'best.pt'}"
+          + ("" if args.data == "drawn" else f" --data {args.data}"))
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)
