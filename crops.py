@@ -27,11 +27,6 @@ from tqdm import tqdm
 
 MARGIN = 1.5                # side of a stored crop over the network's input: room to turn and zoom out.
                             # What augmentation would show beyond it (the corners) is black.
-# TokenPose's recipe on MPII: rotation by a normal angle of 30 degrees, at most 60, in 60% of the cases; zoom by
-# 1 + normal 0.25, between 0.75 and 1.25; mirrored in half of the cases.
-ROTATION_STD, ROTATION_MAX, ROTATION_CHANCE = 30, 60, 0.6
-ZOOM_STD = 0.25
-FLIP_CHANCE = 0.5
 # A mirrored person's right wrist is where the left one was: joint k of the mirror is joint FLIP[k] of the original.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
 
@@ -158,6 +153,25 @@ def store(people, size, folder=None, desc="crops"):
     return array
 
 
+class Augmentation(NamedTuple):
+    """How far random crops differ from the plain one."""
+    rotation: float            # deviation of the angle, degrees; twice that at most
+    rotation_chance: float     # share of the crops that are turned at all
+    zoom: float                # deviation of the box's size around 1; that much at most
+    flip_chance: float         # share of the crops that are mirrored
+
+    def draw(self, count, random):
+        """-> rotation (count,) degrees, zoom (count,) and flip (count,) bool, from a torch.Generator."""
+        rotation = (self.rotation * torch.randn(count, generator=random)).clamp(-2 * self.rotation, 2 * self.rotation)
+        rotation *= torch.rand(count, generator=random) < self.rotation_chance
+        zoom = 1 + (self.zoom * torch.randn(count, generator=random)).clamp(-self.zoom, self.zoom)
+        return rotation, zoom, torch.rand(count, generator=random) < self.flip_chance
+
+
+TOKENPOSE = Augmentation(rotation=30, rotation_chance=0.6, zoom=0.25, flip_chance=0.5)       # its recipe on MPII
+UPRIGHT = Augmentation(rotation=10, rotation_chance=0.6, zoom=0.1, flip_chance=0.5)          # for drawn people
+
+
 class Batch(NamedTuple):
     """What one training or evaluation step sees."""
     images: torch.Tensor       # (B, 3, size, size) RGB in [0, 1]
@@ -166,19 +180,16 @@ class Batch(NamedTuple):
     matrix: torch.Tensor       # (B, 2, 3) picture -> crop, float64 on the CPU
 
 
-def make_batch(people, stored, rows, size, device="cpu", augment=None):
+def make_batch(people, stored, rows, size, device="cpu", augmentation=None, random=None):
     """People `rows` of stored crops (N, wide, wide, 3) as a Batch.
 
-    augment: a torch.Generator for random rotation, zoom and flip (TokenPose's recipe), or None for the plain crop.
+    augmentation: how to vary the crops, drawn from the torch.Generator `random`; None for the plain crop.
     """
     center, side = torch.from_numpy(people.center[rows]), torch.from_numpy(people.side[rows])
     joints, visible = torch.from_numpy(people.joints[rows]), torch.from_numpy(people.visible[rows])
     rotation, zoom, flip = torch.zeros(len(side)), torch.ones(len(side)), torch.zeros(len(side), dtype=torch.bool)
-    if augment is not None:
-        rotation = (ROTATION_STD * torch.randn(len(side), generator=augment)).clamp(-ROTATION_MAX, ROTATION_MAX)
-        rotation *= torch.rand(len(side), generator=augment) < ROTATION_CHANCE
-        zoom = (1 + ZOOM_STD * torch.randn(len(side), generator=augment)).clamp(1 - ZOOM_STD, 1 + ZOOM_STD)
-        flip = torch.rand(len(side), generator=augment) < FLIP_CHANCE
+    if augmentation:
+        rotation, zoom, flip = augmentation.draw(len(side), random)
 
     matrix = crop_matrix(center, side * zoom, size, rotation, flip)            # picture -> crop
     pixels = torch.from_numpy(stored[rows]).to(device).permute(0, 3, 1, 2).float() / 255

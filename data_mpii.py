@@ -179,13 +179,13 @@ def read_release(root, split, file, pictures):
     """RELEASE.annolist(i).annorect(j) of MPII's .mat: the labelled people of the training pictures, split by picture."""
     try:
         release = loadmat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
-        pictures = np.atleast_1d(release.annolist)
+        annolist = np.atleast_1d(release.annolist)
         training = np.atleast_1d(release.img_train)
     except Exception as error:
         raise BadInput(f"{file} is not MPII's release ({error!r:.80}): it must hold RELEASE.annolist") from error
     wanted = split == "valid"
     rows = [(picture.image.name, *person)
-            for picture, train in zip(pictures, training)
+            for picture, train in zip(annolist, training)
             if train and (zlib.crc32(picture.image.name.encode()) % VALIDATION_SHARE == 0) == wanted
             for person in map(read_person, np.atleast_1d(getattr(picture, "annorect", []))) if person is not None]
     if pictures:

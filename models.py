@@ -51,7 +51,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
-        self.register_buffer("mask", None if mask is None else mask.flatten(), persistent=False)
+        self.register_buffer("mask", None if mask is None else mask.flatten()[None], persistent=False)   # (1, N)
 
     def forward(self, x):
         q, k, v = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
@@ -294,7 +294,7 @@ class Preset:
 
 PRESETS = {
     "paper": Preset(size=256, dim=192, depth=12, heads=8, teacher_depth=12, teacher_width=48, simcc_sigma=6),
-    "tiny": Preset(size=64, dim=64, depth=4, heads=4, teacher_depth=4, teacher_width=16, simcc_sigma=3),
+    "tiny": Preset(size=64, dim=96, depth=4, heads=4, teacher_depth=4, teacher_width=16, simcc_sigma=3, grid=8),
 }
 STUDENTS = ("reg", "cc")
 FILTERS = ("gs", "gd", "attention")

@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import checkpoint
-from crops import make_batch, store, transform
+from crops import TOKENPOSE, UPRIGHT, make_batch, store, transform
 from data_mpii import load_people
 from distill import WEIGHTS, distillation_loss, task_loss, total
 from draw import contact_sheet
@@ -153,9 +153,11 @@ def main():
         build_student(args.student, args.filter, args.backbone, args.preset)
     if args.student == "reg" and not args.train_teacher:
         model.head.scored = args.distill
-    model.to(args.device)
+    model.to(args.device, memory_format=torch.channels_last)      # what convolutions like best, filters do not mind
     train, valid, train_crops, valid_crops = load_data(args, model.size)
     teacher = load_teacher(args, train, valid, valid_crops) if args.distill else None
+
+    augmentation = UPRIGHT if args.data == "drawn" else TOKENPOSE
 
     optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=args.lr)
     per_epoch = len(train) // args.batch_size or 1
@@ -186,7 +188,7 @@ def main():
             for group in optimiser.param_groups:
                 group["lr"] = rate
             rows = np.sort(order[i * args.batch_size:(i + 1) * args.batch_size])
-            batch = make_batch(train, train_crops, rows, model.size, args.device, augment=random)
+            batch = make_batch(train, train_crops, rows, model.size, args.device, augmentation, random)
 
             with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.amp):
                 output = model(batch.images)

@@ -1,0 +1,20 @@
+"""Real data for the tests: the folder named by POSE_DATA, with lspet/, mpii_sample/, mpii_annot/ and official_keys.json.
+
+Tests that need it skip where the variable is unset; nothing of it is part of the repository.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    folder = os.environ.get("POSE_DATA")
+    if not folder:
+        pytest.skip("POSE_DATA is not set: it names a folder with real photos and labels (see README, Tests)")
+    return Path(folder)

@@ -1,0 +1,119 @@
+"""The commands as a person runs them: a whole small training run, and one clear line for everything that is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+from models import build_student, build_teacher
+
+ROOT = Path(__file__).resolve().parents[1]
+FAST = ["--drawings", "96", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
+
+
+def run(script, *arguments, cwd):
+    return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+
+
+def refused(done, *parts):
+    """Exit status 2 and one line on stderr with these parts."""
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with one short run in it: a student distilled from the shipped teacher."""
+    folder = tmp_path_factory.mktemp("a place with spaces")
+    done = run("train.py", "--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_training_says_what_it_does_and_leaves_a_run_behind(workplace):
+    folder, said = workplace
+    assert "embedded data set" in said and "PCKh@0.5" in said and "mean pose" in said
+    assert {"best.pt", "last.pt", "log.jsonl", "predictions.png"} <= {path.name for path in (folder / "runs/short").iterdir()}
+    line = json.loads((folder / "runs/short/log.jsonl").read_text())
+    assert {"task", "keypoint_tokens", "visual_tokens", "heatmap", "confidence", "loss", "pckh@0.5",
+            "images_per_second"} <= set(line)
+
+
+def test_evaluation_gives_the_figure_of_training(workplace):
+    folder, _ = workplace
+    done = run("evaluate.py", "--checkpoint", "runs/short/best.pt", "--json", "figures.json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    trained = json.loads((folder / "runs/short/log.jsonl").read_text())["pckh@0.5"]
+    assert json.loads((folder / "figures.json").read_text())["pckh@0.5"]["mean"] == pytest.approx(trained, abs=1e-9)
+
+
+def test_resume_goes_on(workplace):
+    folder, _ = workplace
+    again = ["--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", "--resume", "--epochs", "2"]
+    done = run("train.py", *again, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (folder / "runs/short/log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    refused(run("train.py", *again, "--student", "cc", cwd=folder), "last.pt is reg gs none tiny", "cc gs none tiny")
+
+
+def test_impossible_commands(tmp_path):
+    refused(run("train.py", "--train-teacher", "--student", "cc", cwd=tmp_path), "--train-teacher takes no --student")
+    refused(run("train.py", "--no-distill", "--teacher", "x.pt", cwd=tmp_path), "contradict")
+    refused(run("train.py", "--preset", "paper", cwd=tmp_path), "--train-teacher", "--no-distill")
+    refused(run("train.py", "--data", "nowhere", "--no-distill", cwd=tmp_path), "nowhere is not a folder")
+    refused(run("train.py", "--teacher", "none.pt", *FAST, cwd=tmp_path), "there is no checkpoint none.pt")
+    refused(run("train.py", "--epochs", "0", cwd=tmp_path), "--epochs 0 must be above 0")
+    refused(run("train.py", "--resume", *FAST, "--no-distill", cwd=tmp_path), "last.pt")
+    refused(run("evaluate.py", "--checkpoint", "none.pt", cwd=tmp_path), "there is no checkpoint")
+    refused(run("evaluate.py", "--predictions", "none.mat", "--data", "nowhere", cwd=tmp_path), "gt_valid.mat")
+    if not torch.cuda.is_available():
+        refused(run("evaluate.py", "--device", "cuda", cwd=tmp_path), "--device cuda")
+    assert not (tmp_path / "runs").exists()                       # refused before anything was written
+    assert run("train.py", "--filter", "fft", cwd=tmp_path).returncode == 2      # argparse names the choices
+
+
+def test_a_teacher_no_better_than_chance_is_refused(tmp_path):
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "untrained.pt", build_teacher("tiny"), {})
+    refused(run("train.py", "--teacher", "untrained.pt", *FAST, cwd=tmp_path), "no better than a mean pose")
+    checkpoint.save(tmp_path / "student.pt", build_student("cc", "gs", "none", "tiny"), {})
+    refused(run("train.py", "--teacher", "student.pt", *FAST, cwd=tmp_path), "is a student")
+
+
+def test_foreign_and_broken_checkpoints(tmp_path):
+    torch.manual_seed(0)
+    model = build_student("cc", "gs", "none", "tiny")
+    checkpoint.save(tmp_path / "good.pt", model, {"note": "fine"})
+    loaded, facts = checkpoint.load(tmp_path / "good.pt")
+    assert facts == {"note": "fine"} and not loaded.training
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
+
+    content = checkpoint.read(tmp_path / "good.pt")
+    content["config"]["filter"] = "attention"                     # says it is something else than it is
+    torch.save(content, tmp_path / "other.pt")
+    refused(run("evaluate.py", "--checkpoint", "other.pt", cwd=tmp_path), "does not fit the network", "attention")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "good.pt").read_bytes()[:5000])
+    refused(run("evaluate.py", "--checkpoint", "cut.pt", cwd=tmp_path), "cut.pt is not a checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    refused(run("evaluate.py", "--checkpoint", "foreign.pt", cwd=tmp_path), "not a checkpoint of this project")
+
+
+def test_an_unreadable_picture_stops_training_before_it_starts(tmp_path):
+    (tmp_path / "data/annot").mkdir(parents=True)
+    (tmp_path / "data/images").mkdir()
+    entry = dict(image="a.jpg", joints=[[10.0, 20.0]] * 16, joints_vis=[1] * 16, center=[15.0, 20.0], scale=0.2)
+    for split in ("train", "valid"):
+        (tmp_path / "data/annot" / f"{split}.json").write_text(json.dumps([entry]))
+    (tmp_path / "data/images/a.jpg").write_bytes(b"no picture")
+    refused(run("train.py", "--data", "data", "--no-distill", "--epochs", "1", cwd=tmp_path), "a.jpg cannot be read")
+    assert not list(tmp_path.glob("runs/**/*.p*"))
+
+

@@ -1,0 +1,163 @@
+"""The one affine map, by hand and there and back; pixels and points move together; targets by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crops import (FLIP, TOKENPOSE, compose, coordinate_labels, crop_matrix, cut, gaussian, heatmaps, invert, make_batch, store,
+                   stored_size, transform, warp)
+from data_mpii import People
+
+
+def test_by_hand():
+    """A box of 100 pixels around (60, 40) into 50: half size, middle to middle."""
+    matrix = crop_matrix([[60.0, 40.0]], [100.0], 50)
+    points = transform(matrix, torch.tensor([[[60.0, 40.0], [10.0, -10.0], [110.0, 40.0]]]))
+    expected = torch.tensor([[[24.5, 24.5], [-0.5, -0.5], [49.5, 24.5]]], dtype=torch.float64)
+    torch.testing.assert_close(points, expected)
+
+
+def test_quarter_turn_and_mirror_by_hand():
+    """Turned counter-clockwise by 90 degrees, what was to the right is above; mirrored, what was right is left."""
+    right = torch.tensor([[[70.0, 40.0]]])
+    turned = transform(crop_matrix([[60.0, 40.0]], [100.0], 100, rotation=90.0), right)
+    torch.testing.assert_close(turned, torch.tensor([[[49.5, 39.5]]], dtype=torch.float64))
+    mirrored = transform(crop_matrix([[60.0, 40.0]], [100.0], 100, flip=True), right)
+    torch.testing.assert_close(mirrored, torch.tensor([[[39.5, 49.5]]], dtype=torch.float64))
+
+
+def random_matrix(count=50):
+    generator = torch.Generator().manual_seed(0)
+    rand = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)
+    return crop_matrix(1000 * rand(count, 2), 20 + 900 * rand(count), 256, 360 * rand(count), rand(count) < 0.5)
+
+
+def test_there_and_back():
+    matrix = random_matrix()
+    points = 1000 * torch.rand(50, 16, 2, dtype=torch.float64)
+    torch.testing.assert_close(transform(invert(matrix), transform(matrix, points)), points, atol=1e-9, rtol=0)
+    torch.testing.assert_close(transform(compose(invert(matrix), matrix), points), points, atol=1e-9, rtol=0)
+
+
+def picture_of(points, side=200, deviation=3.0):
+    """A black picture with a soft white spot at each point."""
+    ys, xs = np.mgrid[:side, :side]
+    spots = [np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * deviation ** 2)) for x, y in points]
+    return Image.fromarray((255 * np.max(spots, 0)).astype(np.uint8)).convert("RGB")
+
+
+def centre_of_mass(pixels):
+    pixels = np.asarray(pixels, np.float64)
+    ys, xs = np.mgrid[:pixels.shape[0], :pixels.shape[1]]
+    return np.array([(pixels * xs).sum(), (pixels * ys).sum()]) / pixels.sum()
+
+
+@pytest.mark.parametrize("side", [60.0, 130.0, 300.0, 700.0])       # enlarged, as it is, and shrunk with averaging
+@pytest.mark.parametrize("rotation,flip", [(0.0, False), (30.0, False), (-50.0, True)])
+def test_pixels_go_where_points_go(side, rotation, flip):
+    point = np.array([90.0, 105.0])
+    matrix = crop_matrix([[96.0, 99.0]], [side], 128, rotation, flip)[0]
+    expected = transform(matrix, torch.from_numpy(point[None]))[0].numpy()
+    spot = picture_of([point], deviation=max(3, 2 * side / 128))          # two pixels wide in the crop, too
+    crop = cut(spot, matrix, 128)[..., 0]
+    assert np.abs(centre_of_mass(crop) - expected).max() < 0.05
+    pixels = torch.from_numpy(np.array(spot)).permute(2, 0, 1)[None].float()
+    warped = warp(pixels, matrix[None], 128)[0, 0].numpy()
+    assert np.abs(centre_of_mass(warped) - expected).max() < 0.05
+
+
+def test_outside_the_picture_is_black():
+    white = Image.new("RGB", (40, 40), "white")
+    crop = cut(white, crop_matrix([[0.0, 0.0]], [40.0], 40)[0], 40)
+    assert crop[:19, :].max() == 0 and crop[:, :19].max() == 0 and crop[22:, 22:].min() == 255
+
+
+def people_with_spots(count=6):
+    generator = np.random.default_rng(0)
+    joints = generator.uniform(60, 140, (count, 16, 2)).astype(np.float32)
+    pictures = [picture_of(points[:1]) for points in joints]         # joint 0 is the spot that can be seen
+    return People("spots", joints, np.ones((count, 16), bool), np.full((count, 2), 100, np.float32),
+                  generator.uniform(90, 130, count).astype(np.float32), np.ones(count, np.float32), lambda i: pictures[i])
+
+
+def test_plain_batch_is_the_middle_of_the_stored_crop():
+    people = people_with_spots()
+    stored, edge = store(people, 64), (stored_size(64) - 64) // 2
+    batch = make_batch(people, stored, np.arange(6), 64)
+    expected = torch.from_numpy(stored[:, edge:-edge, edge:-edge]).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(batch.images, expected, atol=1e-4, rtol=0)
+
+
+def test_augmented_joints_lie_where_the_picture_shows_them():
+    people = people_with_spots()
+    stored = store(people, 64)
+    mirrored = 0
+    for seed in range(8):
+        batch = make_batch(people, stored, np.arange(6), 64, augmentation=TOKENPOSE,
+                           random=torch.Generator().manual_seed(seed))
+        flipped = torch.linalg.det(batch.matrix[:, :, :2]) < 0
+        mirrored += int(flipped.sum())
+        for image, xy, flip in zip(batch.images, batch.xy, flipped):
+            spot = xy[FLIP[0] if flip else 0] * 64 - 0.5             # in a mirror, joint 0 has become its partner
+            if ((spot > 8) & (spot < 56)).all():
+                assert np.abs(centre_of_mass(image[0]) - spot.numpy()).max() < 0.1
+    assert 8 < mirrored < 40
+
+
+def test_augmentation_keeps_to_its_recipe():
+    rotation, zoom, flip = TOKENPOSE.draw(20_000, torch.Generator().manual_seed(0))
+    assert rotation.abs().max() == 60 and zoom.min() == 0.75 and zoom.max() == 1.25
+    assert (rotation != 0).float().mean() == pytest.approx(0.6, abs=0.02)
+    assert flip.float().mean() == pytest.approx(0.5, abs=0.02)
+    turned = rotation[rotation != 0]
+    assert (turned.abs() < 30).float().mean() == pytest.approx(0.683, abs=0.02)      # one deviation of a normal angle
+
+
+def test_joints_outside_the_crop_are_not_asked_for():
+    people = people_with_spots(1)
+    people.joints[0, 3] = 5, 100                                     # left of a crop that begins at about 40
+    batch = make_batch(people, store(people, 64), np.array([0]), 64)
+    assert not batch.visible[0, 3] and batch.visible.sum() == 15
+
+
+def test_store_keeps_and_finds_crops(tmp_path):
+    people = people_with_spots()
+    first = store(people, 64, tmp_path)
+    people.picture = None                                            # must not be asked for again
+    assert np.array_equal(store(people, 64, tmp_path), first)
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(TypeError):
+        store(people, 32, tmp_path)                                  # another size is another file, and a failure
+    assert len(list(tmp_path.iterdir())) == 1                        # leaves nothing half-written
+
+
+def test_flip_pairs_are_their_own_inverse():
+    assert [FLIP[k] for k in FLIP] == list(range(16)) and FLIP[10] == 15 and FLIP[2] == 3 and FLIP[9] == 9
+
+
+# ------------------------------------------------------------------------------- targets
+
+def test_gaussian_by_hand():
+    label = gaussian(torch.tensor([0.5]), 2.0, 5)                    # centre of cell 2; one sigma is two cells
+    torch.testing.assert_close(label[0], torch.tensor([math.exp(-0.5), math.exp(-1 / 8), 1, math.exp(-1 / 8), math.exp(-0.5)]))
+
+
+def test_heatmap_has_rows_for_y():
+    heatmap = heatmaps(torch.tensor([[[0.25 + 1 / 128, 0.75 + 1 / 128]]]), 2.0, 64)
+    assert heatmap.shape == (1, 1, 64, 64)
+    assert heatmap.flatten().argmax() == 48 * 64 + 16 and heatmap.max() == 1
+
+
+def test_sigma_may_differ_by_axis():
+    wide_x = heatmaps(torch.full((1, 1, 2), 0.5), torch.tensor([[[4.0, 1.0]]]), 64)[0, 0]
+    assert wide_x[31, 40] > 0.05 > wide_x[40, 31]
+
+
+def test_coordinate_labels_sum_to_one():
+    x, y = coordinate_labels(torch.rand(2, 16, 2), 6.0, 512)
+    torch.testing.assert_close(x.sum(-1), torch.ones(2, 16))
+    inside, _ = coordinate_labels(torch.full((1, 1, 2), 0.5), 6.0, 512)
+    assert inside.max() == pytest.approx(1 / (6 * math.sqrt(2 * math.pi)), rel=1e-2)

@@ -1,0 +1,173 @@
+"""MPII's labels from both layouts, real and made up; what is wrong with a file is said in one line."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from data_mpii import box, load_people
+from inputs import BadInput
+from synthetic import drawn_people
+
+
+@pytest.mark.parametrize("split,count", [("train", 22_246), ("valid", 2_958)])
+def test_real_labels(real_data, split, count):
+    people = load_people(real_data / "mpii_annot", split, pictures=False)
+    assert len(people) == count and people.joints.shape == (count, 16, 2)
+    raw = json.loads((real_data / "mpii_annot" / "annot" / f"{split}.json").read_text())
+    assert np.array_equal(people.visible, np.array([entry["joints_vis"] for entry in raw], bool))
+    joints = np.array([entry["joints"] for entry in raw]) - 1
+    apart = (np.abs(people.joints - joints).max(-1) > 0.01) & people.visible
+    # Ten validation people have joints off the picture: gt_valid.mat has a zero there, the json the mirrored number.
+    assert apart.any(1).sum() == (10 if split == "valid" else 0)
+    # 0.6 x the head box's diagonal is 25 x scale for nearly everyone
+    scale = people.side / 250
+    assert np.mean(np.abs(people.head_size / (25 * scale) - 1) < 0.001) > 0.85
+
+
+def test_box_by_hand():
+    center, side = box([[100.0, 200.0]], [2.0])
+    assert center.tolist() == [[100, 230]] and side.tolist() == [500]
+
+
+def test_real_pictures(real_data):
+    people = load_people(real_data / "mpii_sample", "valid")
+    assert len(people) == 5
+    for i in range(5):
+        picture = people.picture(i)
+        assert picture.mode == "RGB" and min(picture.size) >= 300
+        seen = people.joints[i][people.visible[i]]
+        assert (seen > -1).all() and (seen < picture.size).all()
+
+
+def test_drawn_people_are_the_same_kind_of_record():
+    people = drawn_people("valid", 20, 64)
+    assert people.joints.shape == (20, 16, 2) and people.picture(3).size == (96, 96)
+    np.testing.assert_allclose(people.head_size, people.side / 250 * 25, rtol=1e-4)
+    train = drawn_people("train", 20, 64)
+    assert not np.array_equal(train.joints, people.joints)
+
+
+# ------------------------------------------------------------------------------- made-up folders
+
+ENTRY = dict(image="a.jpg", joints=[[10.0 + k, 20.0] for k in range(16)], joints_vis=[1] * 16, center=[15.0, 20.0], scale=0.2)
+
+
+def folder(tmp_path, *entries, split="train"):
+    (tmp_path / "annot").mkdir(exist_ok=True)
+    (tmp_path / "images").mkdir(exist_ok=True)
+    Image.new("RGB", (64, 48)).save(tmp_path / "images" / "a.jpg")
+    (tmp_path / "annot" / f"{split}.json").write_text(json.dumps(list(entries)))
+    return tmp_path
+
+
+def test_json_counts_pixels_from_one(tmp_path):
+    people = load_people(folder(tmp_path, ENTRY), "train")
+    assert people.joints[0, 0].tolist() == [9, 19] and people.center[0].tolist() == [14, 22] and people.side[0] == 50
+
+
+def test_without_truth_the_head_size_is_estimated_and_said(tmp_path):
+    people = load_people(folder(tmp_path, ENTRY, split="valid"), "valid")
+    assert people.head_size[0] == pytest.approx(5) and "gt_valid.mat" in people.note
+
+
+FAULTS = {
+    "no 'joints'": {key: value for key, value in ENTRY.items() if key != "joints"},
+    "no labelled joint": dict(ENTRY, joints_vis=[0] * 16),
+    r"joints \(0,\)": dict(ENTRY, joints=[]),
+    r"\(15, 2\)": dict(ENTRY, joints=ENTRY["joints"][:15]),
+    "must be numbers": dict(ENTRY, joints=[["left", 2.0]] * 16),
+    "must be finite": dict(ENTRY, center=[float("nan"), 2.0]),
+    "joints_vis 0 or 1": dict(ENTRY, joints_vis=[2] * 16),
+    "scale -1.0 must be above 0": dict(ENTRY, scale=-1.0),
+    "does not name a file inside": dict(ENTRY, image="../../secret.jpg"),
+    "there is no picture": dict(ENTRY, image="b.jpg"),
+    "is not a person": 7,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_entry_is_named_with_file_and_index(tmp_path, fault):
+    with pytest.raises(BadInput, match=rf"train\.json, entry 1: .*{fault}") as caught:
+        load_people(folder(tmp_path, ENTRY, FAULTS[fault]), "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(BadInput, match="is not a folder"):
+        load_people(tmp_path / "nowhere", "train")
+    with pytest.raises(BadInput, match="neither"):
+        load_people(tmp_path, "train")
+    folder(tmp_path)
+    with pytest.raises(BadInput, match="no list of people"):
+        load_people(tmp_path, "train")
+    (tmp_path / "annot" / "train.json").write_text("{")
+    with pytest.raises(BadInput, match="cannot be read as json"):
+        load_people(tmp_path, "train")
+    folder(tmp_path, ENTRY, split="valid")
+    (tmp_path / "annot" / "gt_valid.mat").write_bytes(b"not a mat file")
+    with pytest.raises(BadInput, match="is not MPII's validation truth"):
+        load_people(tmp_path, "valid")
+    truth = dict(pos_gt_src=np.full((16, 2, 2), 5.0), jnt_missing=np.zeros((16, 2)), headboxes_src=np.ones((2, 2, 2)))
+    savemat(tmp_path / "annot" / "gt_valid.mat", truth)
+    with pytest.raises(BadInput, match="has 2 people and .* 1"):
+        load_people(tmp_path, "valid")
+    savemat(tmp_path / "annot" / "gt_valid.mat", {key: value[..., :1] for key, value in truth.items()})
+    with pytest.raises(BadInput, match="different orders"):
+        load_people(tmp_path, "valid")
+
+
+def test_an_unreadable_picture_is_named(tmp_path):
+    root = folder(tmp_path, ENTRY)
+    (root / "images" / "a.jpg").write_bytes(b"text")
+    people = load_people(root, "train")
+    with pytest.raises(BadInput, match=r"a\.jpg cannot be read as a picture"):
+        people.picture(0)
+
+
+# ------------------------------------------------------------------------------- MPII's release
+
+def release(tmp_path, pictures=40):
+    """A file like mpii_human_pose_v1_u12_1.mat: two people a picture, one of them without joints, a test picture."""
+    def person(k):
+        points = np.array([(j, 10.0 + j + k, 30.0, 1.0) for j in range(15)],
+                          dtype=[("id", "f8"), ("x", "f8"), ("y", "f8"), ("is_visible", "f8")])
+        return dict(x1=10.0, y1=5.0, x2=13.0, y2=9.0, scale=0.5, objpos=dict(x=20.0, y=30.0), annopoints=dict(point=points))
+
+    bare = dict(x1=1.0, y1=1.0, x2=2.0, y2=2.0, scale=np.array([]), objpos=np.array([]), annopoints=np.array([]))
+    kinds = ("x1", "y1", "x2", "y2", "scale", "objpos", "annopoints")
+    annolist = np.zeros(pictures, dtype=[("image", "O"), ("annorect", "O")])
+    (tmp_path / "images").mkdir()
+    for k in range(pictures):
+        name = f"{k:05d}.jpg"
+        Image.new("RGB", (64, 48)).save(tmp_path / "images" / name)
+        rects = np.zeros(2 if k else 1, dtype=[(kind, "O") for kind in kinds])
+        for row, rect in zip(rects, (person(k), bare)):
+            for kind in kinds:
+                row[kind] = rect[kind]
+        annolist[k] = (dict(name=name), rects)
+    training = np.ones(pictures)
+    training[-1] = 0
+    savemat(tmp_path / "mpii_human_pose_v1_u12_1.mat", dict(RELEASE=dict(annolist=annolist, img_train=training)))
+    return tmp_path
+
+
+def test_mpiis_release(tmp_path):
+    root = release(tmp_path)
+    train, valid = load_people(root, "train"), load_people(root, "valid")
+    assert len(train) + len(valid) == 39 and len(valid) > 0                   # the test picture is left out
+    assert not set(train.labels) & set(valid.labels)
+    assert "not the standard validation set" in valid.note
+    k = int(train.labels[0][:5])
+    assert train.joints[0, 3].tolist() == [12 + k, 29] and train.visible[0].tolist() == [True] * 15 + [False]
+    assert train.head_size[0] == pytest.approx(0.6 * 5) and train.side[0] == 125
+    assert train.center[0].tolist() == [19, 36.5]
+    assert load_people(root, "valid").labels == valid.labels                  # the split is for good
+
+
+def test_something_else_called_release(tmp_path):
+    savemat(tmp_path / "mpii_human_pose_v1_u12_1.mat", dict(other=1))
+    with pytest.raises(BadInput, match="is not MPII's release"):
+        load_people(tmp_path, "train")

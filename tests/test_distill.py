@@ -1,0 +1,142 @@
+"""Each term of the loss by hand: zero at perfect agreement, a known value at a known offset, and who gets a gradient."""
+
+import math
+
+import pytest
+import torch
+
+from crops import coordinate_labels, heatmaps
+from distill import (WEIGHTS, confidence_loss, coordinate_task, distillation_loss, heatmap_loss_coordinates,
+                     heatmap_loss_regression, heatmap_task, keypoint_token_loss, kl_divergence, marginals, regression_task,
+                     total, visual_token_loss)
+from models import Regression, build_student, build_teacher
+
+XY = torch.tensor([[[0.5, 0.4], [0.3, 0.6]]])                        # (1, 2, 2)
+ALL, FIRST = torch.tensor([[True, True]]), torch.tensor([[True, False]])
+
+
+def regression(xy, sigma=2.0):
+    return Regression(xy, torch.ones(xy.shape[:2]), torch.full_like(xy, sigma))
+
+
+def logits(labels):
+    return tuple(label.clamp(min=1e-38).log() for label in labels)
+
+
+def test_tokens_by_hand():
+    student = torch.zeros(1, 2, 4)
+    teacher = torch.tensor([[[1.0, 1, 1, 1], [3.0, 3, 3, 3]]])
+    assert keypoint_token_loss(student, teacher, ALL).item() == 5        # (1 + 9) / 2
+    assert keypoint_token_loss(student, teacher, FIRST).item() == 1
+    assert keypoint_token_loss(teacher, teacher, ALL).item() == 0
+    assert visual_token_loss(student, teacher).item() == 5
+
+
+def test_regression_task_by_hand():
+    """Beyond the knee of 1/64, SmoothL1 is |d| - 1/128: an offset of (0.1, 0) costs that, halved over x and y."""
+    off = XY + torch.tensor([0.1, 0.0])
+    assert regression_task(regression(off), XY, ALL).item() == pytest.approx((0.1 - 1 / 128) / 2, rel=1e-5)
+    assert regression_task(regression(XY), XY, ALL).item() == 0
+    off[0, 1] += 0.3
+    assert regression_task(regression(off), XY, FIRST).item() == pytest.approx((0.1 - 1 / 128) / 2, rel=1e-5)
+
+
+def test_coordinate_task_by_hand():
+    """KL between two Gaussians of deviation s, d apart, is d^2 / 2 s^2; here d in x alone, halved over x and y."""
+    off = XY + torch.tensor([8 / 512, 0.0])
+    prediction = logits(coordinate_labels(off, 6.0, 512))
+    assert coordinate_task(prediction, XY, ALL, 6.0).item() == pytest.approx(8 ** 2 / (2 * 6 ** 2) / 2, rel=1e-3)
+    assert coordinate_task(logits(coordinate_labels(XY, 6.0, 512)), XY, ALL, 6.0).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("bins", [64, 128, 512, 1024])
+def test_loss_does_not_depend_on_the_number_of_bins(bins):
+    """The same offset and width in fractions of the crop cost the same, however finely they are cut."""
+    sigma, off = bins / 64, XY + torch.tensor([2 / 64, 0.0])
+    assert coordinate_task(logits(coordinate_labels(off, sigma, bins)), XY, ALL, sigma).item() == pytest.approx(1, rel=2e-3)
+    teacher = heatmaps(XY, 2.0, 64)
+    cost = heatmap_loss_coordinates(logits(coordinate_labels(off, 2 * sigma, bins)), teacher, ALL).item()
+    assert cost == pytest.approx(0.25, rel=0.02)          # d = sigma: 1/2, halved; resampling widens the marginal a bit
+
+
+def test_kl_ignores_bins_that_the_target_excludes():
+    target, far = torch.tensor([0.0, 1.0]), torch.tensor([-40.0, 0.0])
+    assert kl_divergence(target, far).item() == pytest.approx(0, abs=1e-6)
+    even = kl_divergence(target, torch.zeros(2)).item()
+    assert even == pytest.approx(math.log(2))
+
+
+def test_heatmap_task_is_zero_at_the_label():
+    assert heatmap_task(logits([heatmaps(XY, 2.0, 64)])[0], XY, ALL, 2.0).item() == pytest.approx(0, abs=1e-5)
+    assert heatmap_task(torch.zeros(1, 2, 64, 64), XY, ALL, 2.0).item() == pytest.approx(
+        math.log(4096) - math.log(2 * math.pi * 4 * math.e), rel=1e-2)   # log cells - entropy of the Gaussian
+
+
+def test_heatmap_of_the_regression_student_by_hand():
+    teacher = heatmaps(XY, 2.0, 64)
+    assert heatmap_loss_regression(regression(XY), teacher, ALL).item() == 0
+    empty = heatmap_loss_regression(regression(XY), torch.zeros_like(teacher), ALL).item()
+    assert empty == pytest.approx(math.pi * 2 ** 2 / 64 ** 2, rel=1e-3)  # integral of a squared Gaussian: pi sigma^2
+    wrong = XY.clone()
+    wrong[0, 1] = 0.9
+    assert heatmap_loss_regression(regression(wrong), teacher, FIRST).item() == 0
+    assert heatmap_loss_regression(regression(wrong), teacher, ALL).item() > 1e-4
+
+
+def test_marginals_are_distributions_in_the_right_place():
+    x, y = marginals(heatmaps(XY, 2.0, 64), 512)
+    torch.testing.assert_close(x.sum(-1), torch.ones(1, 2))
+    centres = (torch.arange(512) + 0.5) / 512
+    torch.testing.assert_close((x * centres).sum(-1), XY[..., 0], atol=1e-4, rtol=0)
+    torch.testing.assert_close((y * centres).sum(-1), XY[..., 1], atol=1e-4, rtol=0)
+
+
+def test_confidence_by_hand():
+    """The teacher's peak lies one deviation (2 cells of 64) from the student's answer: e^-1/2 there."""
+    cell_centres = torch.tensor([[[32.5 / 64, 20.5 / 64], [10.5 / 64, 40.5 / 64]]])
+    teacher = heatmaps(cell_centres, 2.0, 64)
+    off = cell_centres + torch.tensor([2 / 64, 0.0])
+    confidence = torch.tensor([[0.0, 1.0]])
+    expected = (math.exp(-0.5) + 1 - math.exp(-0.5)) / 2
+    assert confidence_loss(confidence, off, teacher, ALL).item() == pytest.approx(expected, rel=1e-5)
+    assert confidence_loss(confidence, off, teacher, FIRST).item() == pytest.approx(math.exp(-0.5), rel=1e-5)
+    assert confidence_loss(torch.ones(1, 2), cell_centres, teacher, ALL).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(0)
+    return build_teacher("tiny").eval()
+
+
+@pytest.mark.parametrize("student", ["reg", "cc"])
+def test_no_gradient_reaches_the_teacher_and_invisible_joints_are_silent(student, teacher):
+    torch.manual_seed(1)
+    model = build_student(student, "gs", "none", "tiny").eval()
+    images, xy = torch.rand(2, 3, 64, 64), torch.rand(2, 16, 2)
+    visible = torch.arange(16).expand(2, 16) < 9
+    output, teacher_output = model(images), teacher(images)          # with gradients on, on purpose
+    terms = distillation_loss(model, output, teacher, teacher_output, xy, visible)
+    assert set(terms) == {"task", *WEIGHTS["paper"]}
+    total(terms, {name: 1.0 for name in WEIGHTS["paper"]}).backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert model.encoder.keypoint_tokens.grad.abs().sum() > 0
+
+    shifted = torch.where(visible[..., None], xy, torch.rand(2, 16, 2))
+    tokens = torch.where(visible[..., None], output.keypoint_tokens, torch.rand_like(output.keypoint_tokens))
+    part = lambda p: torch.where(visible.view(2, 16, *[1] * (p.dim() - 2)), p, torch.rand_like(p))
+    prediction = Regression(*map(part, output.prediction)) if student == "reg" else tuple(map(part, output.prediction))
+    again = distillation_loss(model, output._replace(keypoint_tokens=tokens, prediction=prediction), teacher,
+                              teacher_output, shifted, visible)
+    for name in terms:
+        torch.testing.assert_close(again[name], terms[name], msg=name)
+
+
+def test_nobody_visible_costs_nothing():
+    nobody = torch.zeros(1, 2, dtype=torch.bool)
+    assert regression_task(regression(XY + 0.1), XY, nobody).item() == 0
+
+
+def test_total_weighs_the_terms():
+    terms = {"task": torch.tensor(1.0), "heatmap": torch.tensor(2.0), "confidence": torch.tensor(4.0)}
+    assert total(terms, {"heatmap": 0.5, "confidence": 0.25}).item() == 3

@@ -1,0 +1,115 @@
+"""PCKh by hand and against published figures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from crops import FLIP, store
+from evaluate import GROUPS, evaluate, mean_pose_score, pckh, predict, score
+from models import build_student
+from synthetic import drawn_people
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_pckh_by_hand():
+    """Two people, head size 10: the limit at 0.5 is 5 pixels, a hit at exactly 5."""
+    truth = np.zeros((2, 16, 2))
+    joints, visible, head = truth.copy(), np.ones((2, 16), bool), np.array([10.0, 20.0])
+    joints[0, 0] = 3, 4                     # 5 pixels off: hit
+    joints[0, 5] = 3, 4.1                   # a little more: miss
+    joints[1, 5] = 3, 4.1                   # the same for a head twice as large: hit
+    joints[:, 9] = 100, 0                   # both heads missed
+    visible[1, 9] = False                   # one of them without a label
+    joints[:, 6:8] = 1000, 1000             # pelvis and thorax count nowhere
+    result = pckh(joints, truth, visible, head, 0.5)
+    assert result["head"] == 0 and result["ankle"] == 75 and result["wrist"] == 100
+    assert result["mean"] == pytest.approx(100 * (27 - 2) / 27)
+    assert result["mean_unweighted"] == pytest.approx((12 * 100 + 50 + 0) / 14)
+
+
+def test_a_joint_nobody_labelled_is_left_out():
+    visible = np.ones((1, 16), bool)
+    visible[0, [0, 5]] = False
+    result = pckh(np.zeros((1, 16, 2)), np.zeros((1, 16, 2)), visible, np.ones(1), 0.5)
+    assert np.isnan(result["ankle"]) and result["mean"] == result["mean_unweighted"] == 100
+
+
+PUBLISHED = {"head": 95.80, "shoulder": 94.57, "elbow": 88.12, "wrist": 83.31, "hip": 86.24, "knee": 80.88,
+             "ankle": 77.44, "mean_unweighted": 86.76}       # hg_s2_b1 of bearpaw/pytorch-pose, MPII validation
+
+
+def command(*arguments, cwd=ROOT):
+    return subprocess.run([sys.executable, ROOT / "evaluate.py", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+
+
+def test_published_predictions_give_their_published_pckh(real_data, tmp_path):
+    file = real_data / "mpii_annot" / "preds" / "bearpaw-hg_s2_b1.mat"
+    done = command("--predictions", file, "--data", real_data / "mpii_annot", "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())["pckh@0.5"]
+    for name, value in PUBLISHED.items():
+        assert figures[name] == pytest.approx(value, abs=0.01), name
+    assert set(figures) == {*GROUPS, "mean", "mean_unweighted"}
+
+
+# Count-weighted mean at 0.5 and at 0.10 of other published files, computed with HRNet's own evaluate().
+@pytest.mark.parametrize("name,half,tenth", [("newell", 88.426, 21.590), ("tompson", 82.337, 28.975)])
+def test_weighted_mean_is_hrnets(real_data, tmp_path, name, half, tenth):
+    done = command("--predictions", real_data / "mpii_annot" / "preds" / f"{name}.mat", "--data", real_data / "mpii_annot",
+                   "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["pckh@0.5"]["mean"] == pytest.approx(half, abs=0.001)
+    assert figures["pckh@0.1"]["mean"] == pytest.approx(tenth, abs=0.001)
+
+
+@pytest.fixture(scope="module")
+def people():
+    return drawn_people("valid", 40, 64)
+
+
+class Oracle(torch.nn.Module):
+    """Stands in for a network: finds each joint where a map from crop pixels says it is, mirrored if the crop is."""
+    size = 64
+
+    def __init__(self, people, stored):
+        super().__init__()
+        from crops import make_batch
+        self.batch = make_batch(people, stored, np.arange(len(people)), 64)
+
+    def forward(self, images):
+        plain = torch.allclose(images, self.batch.images)
+        mirrored = torch.cat([1 - self.batch.xy[..., :1], self.batch.xy[..., 1:]], -1)[:, FLIP]
+        return self.batch.xy if plain else mirrored
+
+    def decode(self, xy):
+        return xy * 64 - 0.5, torch.linspace(0, 1, 16).expand(len(xy), 16)
+
+
+@pytest.mark.parametrize("flip_test", [False, True])
+def test_perfect_predictions_score_100_with_and_without_flip_test(people, flip_test):
+    stored = store(people, 64)
+    joints, confidence = predict(Oracle(people, stored), people, stored, flip_test=flip_test)
+    assert np.abs(joints - people.joints).max() < 1e-3
+    assert score(joints, people.joints, people.visible, people.head_size)["pckh@0.1"]["mean"] == 100
+    if flip_test:       # scores swap sides as the joints do: right wrist's mean is of 10/15 and of 15/15
+        assert confidence[0, 10] == confidence[0, 15] == pytest.approx(12.5 / 15)
+
+
+def test_mean_pose_floor_on_real_photos(real_data):
+    """The mean training pose scores 6.8 on these photos (figure stated with the data)."""
+    from data_mpii import load_people
+    train, valid = (load_people(real_data / "lspet", split) for split in ("train", "valid"))
+    assert mean_pose_score(train, valid)["pckh@0.5"]["mean"] == pytest.approx(6.8, abs=0.1)
+
+
+def test_untrained_network_is_no_better_than_chance(people):
+    torch.manual_seed(0)
+    model = build_student("cc", "gs", "none", "tiny")
+    assert evaluate(model, people, store(people, 64))["pckh@0.5"]["mean"] < 20
