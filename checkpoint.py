@@ -1,8 +1,8 @@
 """Networks on disk: what built them, their weights, and how good they were.
 
 A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher), 'facts'
-(data set, PCKh, command ...: whatever a reader should know), 'model' (the weights), and in a run's last.pt
-'training' (optimiser, epoch, best score so far). Loading executes nothing: weights_only=True.
+(data set, epoch, seed, PCKh), 'model' (the weights), and in a run's last.pt 'training' (optimiser, epoch, best score so
+far, settings). Loading executes nothing: weights_only=True.
 """
 
 import os
@@ -14,6 +14,11 @@ from inputs import BadInput
 from models import RegressionHead, build_student, build_teacher
 
 FORMAT = 1
+
+
+def one_line(error):
+    """The beginning of an error that may run over many lines."""
+    return " ".join(repr(error).split())[:200]
 
 
 def save(path, model, facts, training=None, half=False):
@@ -39,8 +44,8 @@ def read(path):
     except FileNotFoundError as error:
         raise BadInput(f"there is no checkpoint {path}: train.py writes one, or give another path") from error
     except Exception as error:          # torch raises a dozen kinds on damaged files
-        raise BadInput(f"{path} is not a checkpoint that can be read safely ({str(error).splitlines()[0]:.100})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise BadInput(f"{path} is not a checkpoint that can be read safely ({one_line(error)})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("facts"), dict):
         raise BadInput(f"{path} is not a checkpoint of this project (format {FORMAT}): train.py writes those")
     return content
 
@@ -58,12 +63,37 @@ def load(path, device="cpu"):
     try:
         model = build(content["config"])
         model.load_state_dict(content["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise BadInput(f"{path} does not fit the network it names, {content['config']}: {reason:.200}") from error
-    if isinstance(model.head, RegressionHead):
-        model.head.scored = content["facts"]["scored"]
+        if isinstance(model.head, RegressionHead):
+            model.head.scored = content["facts"]["scored"]
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{path} does not fit the network it names, {content.get('config')}: {one_line(error)}") from error
     return model.to(device).eval(), content["facts"]
+
+
+# What published HRNet checkpoints hold beyond stage 3: the fourth stage, and heads for joints or for ImageNet's classes.
+BEYOND_STAGE_3 = ("transition3.", "stage4.", "final_layer.", "incre_modules.", "downsamp_modules.", "classifier.")
+
+
+def load_backbone(backbone, path):
+    """Published HRNet weights, ImageNet's or a pose network's, into HRNet; returns a line on what was used.
+
+    Every weight of the backbone must be there in its shape, and every weight of the file must be known; else BadInput.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = {name.removeprefix("module."): tensor for name, tensor in found.get("state_dict", found).items()}
+    except Exception as error:
+        raise BadInput(f"{path} cannot be read safely as weights ({one_line(error)})") from error
+    needed = backbone.state_dict()
+    beyond = [name for name in found if name.startswith(BEYOND_STAGE_3)]
+    for what, names in (("lacks", needed.keys() - found.keys()),
+                        ("holds unknown", found.keys() - needed.keys() - set(beyond)),
+                        ("has another shape of", [n for n in needed if n in found and needed[n].shape != found[n].shape])):
+        if names:
+            raise BadInput(f"{path} is not this HRNet: it {what} {len(names)} weights, {sorted(names)[0]} among them: "
+                           f"check the width (w32 or w48) and that it is HRNet's file")
+    backbone.load_state_dict({name: found[name] for name in needed})
+    return f"{path}: all {len(needed)} weights of the backbone used, {len(beyond)} beyond stage 3 left over"
 
 
 def describe(config):

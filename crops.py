@@ -77,10 +77,8 @@ def cut(picture, matrix, size):
     shrink = max(1, int(1 / math.sqrt(abs(float(torch.linalg.det(matrix[:, :2]))))))
     if shrink > 1:
         picture = picture.reduce(shrink)
-        # pixel x of the reduced picture covers pixels x * shrink ... of the original
-        enlarge = crop_matrix(torch.full((1, 2), (shrink - 1) / 2), torch.full((1,), 1.0), shrink)[0]
-        enlarge[:, 2] = (shrink - 1) / 2
-        matrix = compose(matrix, enlarge)
+        first = (shrink - 1) / 2                  # where the centre of the reduced picture's first pixel was
+        matrix = compose(matrix, torch.tensor([[shrink, 0, first], [0, shrink, first]], dtype=torch.float64))
     # Pillow wants the map back, and counts from the edge of the first pixel, not from its centre.
     half = torch.full((2,), 0.5, dtype=torch.float64)
     back = invert(matrix)
@@ -118,8 +116,8 @@ def stored_matrix(center, side, size):
 def store(people, size, folder=None, desc="crops"):
     """The crops of all people, with their margin, decoded and cut once: (N, wide, wide, 3) uint8.
 
-    folder: keep them there as a memory-mapped file, named after what went into it, and take that the next time.
-    None keeps them in memory.
+    folder: keep them there as a memory-mapped file, and take that the next time: its name is a digest of the pictures
+    (path, size, time of change) and of the boxes. None keeps them in memory.
     """
     wide = stored_size(size)
     matrix = stored_matrix(people.center, people.side, size)
@@ -127,10 +125,13 @@ def store(people, size, folder=None, desc="crops"):
     if folder is None:
         array = np.empty(shape, np.uint8)
     else:
-        identity = hashlib.sha256(repr((people.labels, shape)).encode() + matrix.numpy().tobytes()).hexdigest()[:16]
-        file = Path(folder) / f"crops-{people.name.replace('/', '-').replace(' ', '-')}-{wide}-{identity}.npy"
-        if file.exists():
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in people.files]
+        digest = hashlib.sha256(repr((stats, shape)).encode() + matrix.numpy().tobytes()).hexdigest()[:16]
+        file = Path(folder) / f"crops-{people.name.replace('/', '-').replace(' ', '-')}-{wide}-{digest}.npy"
+        try:
             return np.load(file, mmap_mode="r")
+        except (OSError, ValueError):             # not there, or cut off: cut the crops (anew)
+            pass
         print(f"cutting {len(people):,} crops of {wide} x {wide} pixels into {file} ({math.prod(shape) / 1e9:.2f} GB)")
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")

@@ -41,6 +41,8 @@ BOX_ENLARGEMENT = 1.25
 CENTER_SHIFT = 15                    # pixels per unit of scale, before the enlargement
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # what that unit is in MPII for nearly everyone, where no head box is at hand
+FARTHEST = 100_000                   # no picture is wider: a coordinate beyond is a mistake
+SHOWN = 24                           # people on the contact sheet
 VALIDATION_SHARE = 8                 # of the release's pictures, every eighth goes to validation
 
 
@@ -54,7 +56,7 @@ class People:
     side: np.ndarray                           # (N,) float32: side of that box, pixels
     head_size: np.ndarray                      # (N,) float32: PCKh's unit of length, pixels
     picture: Callable[[int], Image.Image]      # RGB picture of person i
-    labels: tuple = ()                         # names of the pictures, one a person
+    files: tuple = ()                          # paths of the pictures, one a person; none for drawn people
     note: str = ""                             # what a reader of any figure on these people must know
 
     def __len__(self):
@@ -63,7 +65,7 @@ class People:
     def first(self, count):
         """The first `count` of these people."""
         arrays = (self.joints, self.visible, self.center, self.side, self.head_size)
-        return People(self.name, *(array[:count] for array in arrays), self.picture, self.labels[:count], self.note)
+        return People(self.name, *(array[:count] for array in arrays), self.picture, self.files[:count], self.note)
 
 
 def box(center, scale):
@@ -103,10 +105,10 @@ def read_json(root, split, file, pictures):
         raise BadInput(f"{file} holds no list of people: get the file anew")
     rows = [check_entry(file, index, entry) for index, entry in enumerate(entries)]
     names, joints, visible, center, scale = (list(column) for column in zip(*rows))
-    for index, name in enumerate(names):
-        if pictures and not (root / "images" / name).is_file():
-            raise BadInput(f"{file}, entry {index}: there is no picture {root / 'images' / name}: "
-                           f"unpack the pictures into {root / 'images'}")
+    files = [root / "images" / name for name in names]
+    for index, path in enumerate(files):
+        if pictures and not path.is_file():
+            raise BadInput(f"{file}, entry {index}: there is no picture {path}: unpack the pictures into {root / 'images'}")
 
     joints = np.array(joints, np.float32) - 1                                  # from 1-based to 0-based
     visible = np.array(visible, bool)
@@ -116,8 +118,8 @@ def read_json(root, split, file, pictures):
     truth = root / "annot" / "gt_valid.mat"
     if split == "valid" and truth.is_file():
         joints_mat, visible, head_size = read_truth(truth)
-        if len(joints_mat) != len(names):
-            raise BadInput(f"{truth} has {len(joints_mat)} people and {file} {len(names)}: they must come from one place")
+        if len(joints_mat) != len(files):
+            raise BadInput(f"{truth} has {len(joints_mat)} people and {file} {len(files)}: they must come from one place")
         apart = np.abs(joints_mat - joints).max(-1)[visible]
         if np.median(apart) > 1:
             raise BadInput(f"{truth} and {file} disagree by {np.median(apart):.0f} pixels on most joints: "
@@ -126,7 +128,7 @@ def read_json(root, split, file, pictures):
     elif split == "valid":
         note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
     return People(f"{root.name}/{split}", joints, visible, middle, side, head_size.astype(np.float32),
-                  lambda i: open_picture(root / "images" / names[i]), tuple(names), note)
+                  lambda i: open_picture(files[i]), tuple(files), note)
 
 
 def check_entry(file, index, entry):
@@ -146,15 +148,15 @@ def check_entry(file, index, entry):
         visible = np.array(entry["joints_vis"], np.float64)
         center = np.array(entry["center"], np.float64)
         scale = float(entry["scale"])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         refuse("joints, joints_vis, center and scale must be numbers")
     if joints.shape != (len(JOINTS), 2) or visible.shape != (len(JOINTS),):
         refuse(f"has joints {joints.shape} and joints_vis {visible.shape}, must be (16, 2) and (16,)")
-    if center.shape != (2,) or not np.isfinite(center).all() or not np.isfinite(joints).all() \
+    if center.shape != (2,) or not (np.abs(center) < FARTHEST).all() or not (np.abs(joints) < FARTHEST).all() \
             or not np.isin(visible, (0, 1)).all():
-        refuse("joints and center must be finite, joints_vis 0 or 1")
-    if not (np.isfinite(scale) and scale > 0):
-        refuse(f"scale {scale} must be above 0")
+        refuse(f"joints and center must be finite, within {FARTHEST:,} pixels, and joints_vis 0 or 1")
+    if not 0 < PIXELS_PER_SCALE * scale < FARTHEST:
+        refuse(f"scale {scale} must be above 0, and a person below {FARTHEST:,} pixels")
     if not visible.any():
         refuse("has no labelled joint")
     return entry["image"], joints, visible, center, scale
@@ -164,13 +166,18 @@ def read_truth(file):
     """gt_valid.mat -> joints (N, 16, 2) 0-based, visible (N, 16), head sizes (N,), for PCKh."""
     try:
         mat = loadmat(file)
-        joints = np.transpose(mat["pos_gt_src"], (2, 0, 1)).astype(np.float32) - 1            # (N, 16, 2)
-        visible = mat["jnt_missing"].T == 0                                                   # (N, 16)
-        heads = mat["headboxes_src"].astype(np.float64)                                       # (corner, x y, N)
+        joints, missing, heads = (mat[key].astype(np.float64) for key in ("pos_gt_src", "jnt_missing", "headboxes_src"))
+        N = joints.shape[2]
+        if (joints.shape, missing.shape, heads.shape) != ((16, 2, N), (16, N), (2, 2, N)):    # heads: corner, x y, N
+            raise ValueError(f"shapes {joints.shape}, {missing.shape}, {heads.shape}")
     except Exception as error:          # scipy raises a dozen kinds on damaged files
-        raise BadInput(f"{file} is not MPII's validation truth ({error!r:.80}): needs pos_gt_src, jnt_missing and "
-                       f"headboxes_src") from error
-    return joints, visible, HEAD_SIZE_OF_DIAGONAL * np.linalg.norm(heads[1] - heads[0], axis=0).astype(np.float32)
+        raise BadInput(f"{file} is not MPII's validation truth ({error!r:.80}): it needs pos_gt_src (16, 2, N), "
+                       f"jnt_missing (16, N) and headboxes_src (2, 2, N)") from error
+    head_size = HEAD_SIZE_OF_DIAGONAL * np.linalg.norm(heads[1] - heads[0], axis=0)           # (N,)
+    bad = ~(head_size > 0) | ~np.isfinite(joints).all((0, 1))
+    if bad.any():
+        raise BadInput(f"{file}, person {bad.argmax()} (of 0 to {N - 1}): head box or joints are empty or not finite")
+    return (joints.transpose(2, 0, 1) - 1).astype(np.float32), missing.T == 0, head_size.astype(np.float32)
 
 
 # ------------------------------------------------------------------------------- MPII's own release
@@ -183,20 +190,22 @@ def read_release(root, split, file, pictures):
         training = np.atleast_1d(release.img_train)
     except Exception as error:
         raise BadInput(f"{file} is not MPII's release ({error!r:.80}): it must hold RELEASE.annolist") from error
-    wanted = split == "valid"
-    rows = [(picture.image.name, *person)
-            for picture, train in zip(annolist, training)
-            if train and (zlib.crc32(picture.image.name.encode()) % VALIDATION_SHARE == 0) == wanted
-            for person in map(read_person, np.atleast_1d(getattr(picture, "annorect", []))) if person is not None]
-    if pictures:
-        rows = [row for row in rows if (root / "images" / row[0]).is_file()]
+    try:
+        rows = [(root / "images" / picture.image.name, *person)
+                for picture, train in zip(annolist, training)
+                if train and (zlib.crc32(picture.image.name.encode()) % VALIDATION_SHARE == 0) == (split == "valid")
+                for person in map(read_person, np.atleast_1d(getattr(picture, "annorect", []))) if person is not None]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BadInput(f"{file} is not MPII's release ({error!r:.80}): get it anew") from error
     if not rows:
-        raise BadInput(f"{file} has no labelled person of the {split} split whose picture lies in {root / 'images'}: "
-                       f"unpack the pictures there")
-    names, joints, visible, center, scale, head_size = (list(column) for column in zip(*rows))
+        raise BadInput(f"{file} has no labelled person of the {split} split: get it anew")
+    files, joints, visible, center, scale, head_size = (list(column) for column in zip(*rows))
+    for path in files:
+        if pictures and not path.is_file():
+            raise BadInput(f"{file} names a picture {path}, which is not there: unpack all pictures into {root / 'images'}")
     middle, side = box(np.array(center) - 1, scale)
     return People(f"{root.name}/{split} by picture", np.array(joints, np.float32) - 1, np.array(visible), middle, side,
-                  np.array(head_size, np.float32), lambda i: open_picture(root / "images" / names[i]), tuple(names),
+                  np.array(head_size, np.float32), lambda i: open_picture(files[i]), tuple(files),
                   "split by picture from MPII's release: not the standard validation set")
 
 
@@ -213,16 +222,16 @@ def read_person(rect):
     points = np.atleast_1d(getattr(getattr(rect, "annopoints", None), "point", []))
     joints, visible = np.full((len(JOINTS), 2), -1.0), np.zeros(len(JOINTS), bool)
     for point in points:
-        id = number(point, "id")
-        if id in range(len(JOINTS)):
-            joints[int(id)] = number(point, "x"), number(point, "y")
-            visible[int(id)] = np.isfinite(joints[int(id)]).all()
+        id, place = number(point, "id"), (number(point, "x"), number(point, "y"))
+        if id in range(len(JOINTS)) and np.isfinite(place).all():
+            joints[int(id)], visible[int(id)] = place, True
     objpos = getattr(rect, "objpos", None)
     center, scale = (number(objpos, "x"), number(objpos, "y")), number(rect, "scale")
-    corners = np.array([number(rect, corner) for corner in ("x1", "y1", "x2", "y2")])
-    if not visible.any() or not np.isfinite([*center, scale, *corners]).all():
+    x1, y1, x2, y2 = (number(rect, corner) for corner in ("x1", "y1", "x2", "y2"))
+    head_size = HEAD_SIZE_OF_DIAGONAL * np.hypot(x2 - x1, y2 - y1)
+    if not (visible.any() and np.isfinite(center).all() and scale > 0 and head_size > 0):     # NaN is not above 0
         return None
-    return joints, visible, center, scale, HEAD_SIZE_OF_DIAGONAL * np.hypot(*(corners[2:] - corners[:2]))
+    return joints, visible, center, scale, head_size
 
 
 # ------------------------------------------------------------------------------- pictures
@@ -244,15 +253,12 @@ def main():
     args = parser.parse_args()
     size = 192
     people = load_people(args.data, args.split)
-    print(f"{people.name}: {len(people):,} people in {len(set(people.labels)):,} pictures, "
+    print(f"{people.name}: {len(people):,} people in {len(set(people.files)):,} pictures, "
           f"{people.visible.mean():.1%} of the joints labelled. {people.note}")
-    shown = np.linspace(0, len(people) - 1, min(24, len(people))).astype(int)
-    cells = []
-    for i in shown:
-        matrix = crop_matrix(people.center[i], people.side[i], size)
-        joints = transform(matrix, torch.from_numpy(people.joints[i]))
-        cells.append((cut(people.picture(i), matrix, size), joints.numpy(), people.visible[i]))
-    contact_sheet(cells).save(args.out)
+    shown = np.unique(np.linspace(0, len(people) - 1, SHOWN).astype(int))
+    matrix = crop_matrix(people.center[shown], people.side[shown], size)
+    crops = np.stack([cut(people.picture(i), one, size) for i, one in zip(shown, matrix)])
+    contact_sheet(crops, (transform(matrix, torch.from_numpy(people.joints[shown])), people.visible[shown])).save(args.out)
     print(f"drawn: {args.out}")
 
 

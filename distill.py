@@ -32,9 +32,8 @@ SMOOTH_L1_BETA = 1 / 64      # SmoothL1 is quadratic below one heatmap cell, lin
 
 
 def over_visible(values, visible):
-    """Mean of values (B, K) over the visible joints (B, K); 0 where there are none."""
-    visible = visible.to(values.dtype)
-    return (values * visible).sum() / visible.sum().clamp(min=1)
+    """Mean of values (B, K) over the visible joints (B, K); 0 where there are none. Others may hold anything, NaN too."""
+    return torch.where(visible, values, 0).sum() / visible.sum().clamp(min=1)
 
 
 def kl_divergence(target, logits):

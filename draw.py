@@ -1,34 +1,41 @@
-"""People as stick figures on pictures: what predictions, labels and contact sheets are drawn with."""
+"""People as stick figures on pictures: for predictions, labels and contact sheets."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 RIGHT, LEFT, MIDDLE = (255, 140, 0), (0, 200, 255), (120, 220, 90)       # colours of the person's own sides
+WHITE = (255, 255, 255)
 LIMBS = ((0, 1, RIGHT), (1, 2, RIGHT), (2, 6, RIGHT), (3, 6, LEFT), (3, 4, LEFT), (4, 5, LEFT),
          (6, 7, MIDDLE), (7, 8, MIDDLE), (8, 9, MIDDLE),
          (10, 11, RIGHT), (11, 12, RIGHT), (12, 7, RIGHT), (13, 7, LEFT), (13, 14, LEFT), (14, 15, LEFT))
 
 
-def draw_skeleton(picture, joints, visible, width=2):
-    """Draw joints (16, 2), in pixels, on a Pillow picture; limbs between two visible joints only."""
+def draw_skeleton(picture, joints, visible, colour=None, width=2):
+    """Draw joints (16, 2), in pixels, on a Pillow picture; a limb needs both of its joints visible.
+
+    colour: of everything, or None for the person's right orange, left blue, middle green.
+    """
     pen = ImageDraw.Draw(picture)
-    for a, b, colour in LIMBS:
+    for a, b, side in LIMBS:
         if visible[a] and visible[b]:
-            pen.line([tuple(joints[a]), tuple(joints[b])], fill=colour, width=width)
-    for joint, seen in zip(joints, visible):
+            pen.line([tuple(joints[a]), tuple(joints[b])], fill=colour or side, width=width)
+    for (x, y), seen in zip(joints, visible):
         if seen:
-            x, y = joint
-            pen.ellipse([x - width, y - width, x + width, y + width], fill=(255, 255, 255), outline=(0, 0, 0))
+            pen.ellipse([x - width, y - width, x + width, y + width], fill=colour or WHITE, outline=(0, 0, 0))
     return picture
 
 
-def contact_sheet(cells, columns=6, side=192):
-    """Crops with skeletons as one picture. cells: list of (crop (S, S, 3) uint8, joints (16, 2), visible (16,))."""
-    rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * side))
-    for n, (crop, joints, visible) in enumerate(cells):
-        zoom = side / crop.shape[0]
+def contact_sheet(crops, *skeletons, columns=6, side=192):
+    """Crops (N, S, S, 3) uint8 in rows and columns, with skeletons drawn on each.
+
+    skeletons: (joints (N, 16, 2) in pixels of the crops, visible (N, 16)), and a colour as a third if it has one.
+    """
+    sheet = Image.new("RGB", (columns * side, -(-len(crops) // columns) * side))
+    zoom = side / crops.shape[1]
+    for n, crop in enumerate(crops):
         cell = Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC)
-        draw_skeleton(cell, (np.asarray(joints) + 0.5) * zoom - 0.5, visible)
+        for joints, visible, *colour in skeletons:
+            # enlarging moves the centre of pixel 0 to (zoom - 1) / 2
+            draw_skeleton(cell, (np.asarray(joints[n]) + 0.5) * zoom - 0.5, visible[n], *colour, width=1 if colour else 2)
         sheet.paste(cell, (n % columns * side, n // columns * side))
     return sheet

@@ -1,7 +1,7 @@
 """PCKh of predictions, and what the networks cost.
 
     python evaluate.py                                             # cost table, and PCKh of the newest checkpoint
-    python evaluate.py --checkpoint runs/cc-gd/best.pt             # PCKh on drawn people
+    python evaluate.py --checkpoint weights/teacher-tiny-drawn.pt  # PCKh on drawn people
     python evaluate.py --checkpoint best.pt --data MPII            # PCKh on MPII, add --flip-test for both mirror images
     python evaluate.py --predictions preds.mat --data MPII         # PCKh of anybody's predictions
     python evaluate.py --costs                                     # the paper's Tables A and B, measured here
@@ -25,10 +25,10 @@ from scipy.io import loadmat
 from tqdm import tqdm
 
 import checkpoint
-from costs import cost_table, measure_costs
+from costs import cost_table, measure_costs, protocol
 from crops import FLIP, crop_matrix, invert, make_batch, store, transform
 from data_mpii import load_people, read_truth
-from inputs import BadInput, main_with_clear_errors
+from inputs import BadInput, check_device, default_device, main_with_clear_errors
 from synthetic import drawn_people
 
 # Joint groups as every table on MPII prints them: right and left together, the head by its top.
@@ -125,6 +125,8 @@ def read_predictions(file, count):
     if "preds" not in mat:
         raise BadInput(f"{file} holds no 'preds' (it has {[key for key in mat if key[0] != '_']})")
     preds = mat["preds"]
+    if preds.dtype.kind not in "fiu" or not np.isfinite(preds).all():
+        raise BadInput(f"preds of {file} must be finite real numbers")
     for axes in ((0, 1, 2), (2, 0, 1), (2, 1, 0)):
         if preds.ndim == 3 and preds.transpose(axes).shape == (count, 16, 2):
             return preds.transpose(axes).astype(np.float64) - 1
@@ -139,9 +141,11 @@ def validation_people(data, size):
 
 
 def newest_checkpoint():
-    """The checkpoint that was written last in runs/, or else one that came with the repository."""
-    found = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
-    return (found or sorted((Path(__file__).parent / "weights").glob("*.pt")) or [None])[-1]
+    """The checkpoint of drawn people written last in runs/, or else one that came with the repository."""
+    shipped = sorted((Path(__file__).parent / "weights").glob("*.pt"))
+    own = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
+    drawn = [path for path in shipped + own if str(checkpoint.read(path)["facts"].get("data")).startswith("drawn")]
+    return drawn[-1] if drawn else None
 
 
 def parse_arguments():
@@ -152,7 +156,8 @@ def parse_arguments():
                         help="folder in MPII's layout, or 'drawn' for people drawn by synthetic.py (default: drawn)")
     parser.add_argument("--flip-test", action="store_true", help="average over each crop and its mirror image")
     parser.add_argument("--costs", action="store_true", help="parameters, GFLOPs, frames a second of all 16 students")
-    parser.add_argument("--device", default="cpu", help="where to run, 'cpu' or 'cuda' (default: cpu)")
+    parser.add_argument("--device", default=default_device(),
+                        help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
     parser.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
     parser.add_argument("--json", type=Path, help="write all figures to this file, too")
     return parser.parse_args()
@@ -182,20 +187,27 @@ def main():
     args = parse_arguments()
     if args.predictions and (args.checkpoint or args.costs or args.flip_test):
         raise BadInput("--predictions are scored as they are: leave out --checkpoint, --costs and --flip-test")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput("--device cuda: this machine has no GPU that PyTorch can use; leave it out for the CPU")
-    figures, path = {}, args.checkpoint or newest_checkpoint()
-    if args.costs or not (args.checkpoint or args.predictions):
-        figures["rows"] = measure_costs(args.device)
-        print(cost_table(figures["rows"]))
+    check_device(args.device)
+    if args.json and not args.json.resolve().parent.is_dir():
+        raise BadInput(f"--json {args.json}: there is no folder {args.json.parent} to write into: make it first")
+    if args.data != "drawn" and not (args.predictions or args.checkpoint):
+        raise BadInput("--data says whom to score on: name what is to be scored, with --checkpoint or --predictions")
+    figures, nothing_asked = {}, not (args.checkpoint or args.predictions or args.costs)
+    if args.costs or nothing_asked:
+        print("measuring the paper's 16 students, about a minute on two cores")
+        figures |= dict(rows=measure_costs(args.device), protocol=protocol(args.device))
+        print(cost_table(figures["rows"]), figures["protocol"], sep="\n")
+    path = args.checkpoint or (newest_checkpoint() if nothing_asked else None)
     if args.predictions:
         figures |= score_predictions(args)
-    elif args.checkpoint or (path and not args.costs):
+    elif path:
         figures |= score_checkpoint(args, path)
     if "pckh@0.5" in figures:
         print_score({name: values for name, values in figures.items() if name.startswith("pckh")})
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        # json knows no NaN: a joint that nobody has labelled becomes null
+        known = json.loads(json.dumps(figures), parse_constant=lambda name: None)
+        args.json.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

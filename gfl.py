@@ -131,14 +131,17 @@ class DynamicFilter(nn.Module):
     def mixture(self, x):
         """M(X) of token grids (B, H, W, D): weights (B, F, E) that sum to 1 over the F basis filters."""
         mean = x.mean(dim=(1, 2))                                              # (B, D)
+        # StarReLU without its scale and bias: the tables' counts leave room for one learned pair, that of `act`
         logits = self.M2(self.M1(mean).relu().square())                        # (B, F * E)
         return logits.unflatten(-1, (BASIS_FILTERS, -1)).softmax(dim=1)        # (B, F, E)
 
     def forward(self, x):
         M = self.mixture(x).to(self.K_real.dtype)                              # (B, F, E)
-        # K^ = K (x) M(X): two real products, as M is real                     # (B, H, W//2+1, E)
-        K_hat = to_complex(torch.einsum("hwf,bfe->bhwe", self.K_real, M),
-                           torch.einsum("hwf,bfe->bhwe", self.K_imag, M))
+
+        def mix(K):      # a sum, not a matrix product, which autocast would round to half precision
+            return sum(K[..., f, None] * M[:, None, None, f] for f in range(BASIS_FILTERS))
+
+        K_hat = to_complex(mix(self.K_real), mix(self.K_imag))                 # K^ = K (x) M(X)  (B, H, W//2+1, E)
         x = self.act(self.W1(x))                                               # (B, H, W, E)
         x = global_filter(x, K_hat)                                            # X' = T^-1(K^ (.) T(X))
         return self.W2(x)                                                      # (B, H, W, D)

@@ -2,16 +2,34 @@
 
 import sys
 
+import torch
+
 
 class BadInput(Exception):
     """What is wrong, where, and what to do about it, in one line for the person at the keyboard."""
 
 
+def default_device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(name):
+    """'cpu', 'cuda' or 'cuda:N' of a GPU that is there; else BadInput."""
+    kind, _, index = name.partition(":")
+    if kind == "cpu" and not index:
+        return
+    if kind != "cuda" or not (index.isdigit() or name == "cuda"):
+        raise BadInput(f"--device {name}: choose cpu, cuda or cuda:N")
+    if int(index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use; "
+                       f"--device cpu always works")
+
+
 def main_with_clear_errors(main):
-    """Run a command's main(); BadInput becomes one line on stderr and exit status 2, Ctrl-C status 130."""
+    """Run a command's main(); BadInput and files that cannot be written become one line on stderr and exit status 2."""
     try:
         main()
-    except BadInput as error:
+    except (BadInput, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

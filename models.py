@@ -31,6 +31,7 @@ from gfl import GlobalDynamicFilter, StaticFilter
 from hrnet import HRNet
 
 JOINTS = 16                               # MPII
+MIN_SIGMA = 0.5                           # heatmap cells: below, a simulated heatmap misses every cell and learns nothing
 MLP_RATIO = 3                             # TokenPose
 IMAGENET_MEAN = (0.485, 0.456, 0.406)     # what published backbones expect, RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -134,7 +135,7 @@ class Regression(NamedTuple):
     """What the regression head says of each joint."""
     xy: torch.Tensor          # (B, K, 2) fraction of the crop, in (0, 1)
     score: torch.Tensor       # (B, K) confidence in (0, 1)
-    sigma: torch.Tensor       # (B, K, 2) spread in heatmap cells, > 0
+    sigma: torch.Tensor       # (B, K, 2) spread in heatmap cells, > MIN_SIGMA
 
 
 class RegressionHead(nn.Module):
@@ -149,7 +150,7 @@ class RegressionHead(nn.Module):
 
     def forward(self, tokens):
         out = self.layers(tokens).float()                                                 # (B, K, 5)
-        return Regression(out[..., :2].sigmoid(), out[..., 2].sigmoid(), F.softplus(out[..., 3:]))
+        return Regression(out[..., :2].sigmoid(), out[..., 2].sigmoid(), MIN_SIGMA + F.softplus(out[..., 3:]))
 
     def decode(self, prediction):
         xy, score, _ = prediction
@@ -197,13 +198,19 @@ class HeatmapHead(nn.Module):
     def forward(self, tokens):
         return self.layers(tokens).float().unflatten(-1, (self.size, self.size))
 
-    def heatmaps(self, logits):
-        """Logits -> heatmaps in [0, 1]: a distribution over positions, over the height that a perfect label has."""
+    def relative(self, logits):
+        """Logits -> distribution over positions, in units of the height that a perfect label has: above 1 if sharper."""
         label_peak = 1 / (2 * math.pi * self.sigma ** 2)
-        return (logits.flatten(-2).softmax(-1).view_as(logits) / label_peak).clamp(max=1)
+        return logits.flatten(-2).softmax(-1).view_as(logits) / label_peak
+
+    def heatmaps(self, logits):
+        """Logits -> heatmaps in [0, 1] with a peak near 1, as the label has it."""
+        return self.relative(logits).clamp(max=1)
 
     def decode(self, logits):
-        return decode_heatmaps(self.heatmaps(logits))
+        # not of the clamped heatmaps: where several cells stand at 1, their order is lost
+        xy, peak = decode_heatmaps(self.relative(logits))
+        return xy, peak.clamp(max=1)
 
 
 def decode_heatmaps(heatmaps):
@@ -302,7 +309,14 @@ BACKBONES = {"none": 0, "w32": 32, "w48": 48}
 
 
 def build_student(student, filter, backbone="none", preset="paper"):
-    """student: 'reg' or 'cc'; filter: 'gs', 'gd' or 'attention'; backbone: 'none', 'w32' or 'w48'; preset: of PRESETS."""
+    """student: 'reg' or 'cc'; filter: 'gs', 'gd' or 'attention'; backbone: 'none', 'w32' or 'w48'; preset: of PRESETS.
+
+    ValueError names the choices where one of them is something else.
+    """
+    for name, value, choices in (("student", student, STUDENTS), ("filter", filter, FILTERS),
+                                 ("backbone", backbone, BACKBONES), ("preset", preset, PRESETS)):
+        if value not in choices:
+            raise ValueError(f"{name} {value!r} is not one of {', '.join(choices)}")
     sizes = PRESETS[preset]
     config = dict(student=student, filter=filter, backbone=backbone, preset=preset)
     if student == "reg":

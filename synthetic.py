@@ -31,6 +31,7 @@ from PIL import Image
 from data_mpii import (BOX_ENLARGEMENT, CENTER_SHIFT, HEAD_SIZE_OF_DIAGONAL, HEAD_SIZE_PER_SCALE,
                        PIXELS_PER_SCALE, People, box)
 from draw import contact_sheet
+from inputs import BadInput, main_with_clear_errors
 
 (R_ANKLE, R_KNEE, R_HIP, L_HIP, L_KNEE, L_ANKLE, PELVIS, THORAX, UPPER_NECK, HEAD_TOP,
  R_WRIST, R_ELBOW, R_SHOULDER, L_SHOULDER, L_ELBOW, L_WRIST) = range(16)         # MPII's order
@@ -386,6 +387,8 @@ def main():
     parser.add_argument("--size", type=int, default=64, help="crop's side in px; pictures: 1.5 times that")
     parser.add_argument("--out", help="write a contact sheet with the joints drawn on it to this file")
     args = parser.parse_args()
+    if args.count < 1 or args.size < 16 or args.seed < 0:
+        raise BadInput("--count must be at least 1, --size 16 and --seed 0")
 
     began = time.perf_counter()
     drawings = draw_people(args.count, args.seed, args.size, workers=1)
@@ -393,9 +396,8 @@ def main():
     if args.out:
         margin = (drawings.pictures.shape[1] - args.size) // 2
         inner = drawings.pictures[:, margin:-margin, margin:-margin]
-        cells = list(zip(inner, drawings.joints - margin, drawings.visible))
-        contact_sheet(cells, columns=8, side=256).save(args.out)
+        contact_sheet(inner, (drawings.joints - margin, drawings.visible), columns=8, side=256).save(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    main_with_clear_errors(main)

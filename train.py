@@ -5,7 +5,7 @@
     python train.py --train-teacher                                # the teacher of the two lines above
     python train.py --train-teacher --data MPII --preset paper --device cuda --amp          # at the paper's size
     python train.py --student cc --filter gd --backbone w32 --data MPII --preset paper \\
-                    --teacher runs/teacher/best.pt --device cuda --amp
+                    --teacher runs/teacher-paper-MPII/best.pt --device cuda --amp
 
 Every run has a folder (--out): log.jsonl with one line an epoch, best.pt, last.pt, and predictions.png.
 """
@@ -18,16 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 import checkpoint
 from crops import TOKENPOSE, UPRIGHT, make_batch, store, transform
 from data_mpii import load_people
 from distill import WEIGHTS, distillation_loss, task_loss, total
-from draw import contact_sheet
-from evaluate import evaluate, mean_pose_score, predict, print_score, score, validation_people
-from inputs import BadInput, main_with_clear_errors
+from draw import WHITE, contact_sheet
+from evaluate import evaluate, mean_pose_score, predict, print_score, validation_people
+from inputs import BadInput, check_device, default_device, main_with_clear_errors
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
 from synthetic import drawn_people
 
@@ -50,6 +49,8 @@ def parse_arguments():
     what.add_argument("--backbone", choices=tuple(BACKBONES), help="none, or HRNet's width (default: none)")
     what.add_argument("--preset", choices=tuple(PRESETS), default="tiny",
                       help="sizes of the networks: 64 x 64 crops for two cores, or the paper's 256 x 256 (default: tiny)")
+    what.add_argument("--backbone-weights", type=Path,
+                      help="published HRNet weights (ImageNet or pose) for the backbone to start from (default: random)")
     what.add_argument("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
     what.add_argument("--teacher", type=Path, help="teacher's checkpoint (default: the shipped tiny one, for drawn people)")
     what.add_argument("--no-distill", action="store_true", help="learn from labels alone")
@@ -64,8 +65,8 @@ def parse_arguments():
     how.add_argument("--batch-size", type=int, help="people a step (default: 32 tiny, 64 paper)")
     how.add_argument("--lr", type=float, help="highest learning rate of Adam (default: 1e-3)")
     how.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
-    how.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-                     help="'cpu' or 'cuda' (default: cuda where there is one)")
+    how.add_argument("--device", default=default_device(),
+                     help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
     how.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe (default: float32)")
     how.add_argument("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
     how.add_argument("--resume", action="store_true", help="go on from last.pt of the run's folder")
@@ -79,9 +80,12 @@ def check_arguments(args):
                        "the teacher is one network and learns from labels")
     if args.no_distill and args.teacher:
         raise BadInput("--no-distill and --teacher contradict each other: leave one out")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput("--device cuda: this machine has no GPU that PyTorch can use; leave it out for the CPU")
+    if args.drawings is not None and args.data != "drawn":
+        raise BadInput("--drawings says how many people to draw: leave it out where --data names a folder")
+    check_device(args.device)
     args.student, args.filter, args.backbone = args.student or "cc", args.filter or "gd", args.backbone or "none"
+    if args.backbone_weights and args.backbone == "none" and not args.train_teacher:
+        raise BadInput("--backbone-weights needs a backbone to go into: add --backbone w32 or w48")
     args.distill = not (args.train_teacher or args.no_distill)
     if args.distill and not args.teacher:
         if args.data != "drawn" or args.preset != "tiny":
@@ -90,15 +94,46 @@ def check_arguments(args):
         args.teacher = TINY_TEACHER
     for name, value in RECIPES[args.preset].items():
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
-    args.drawings = args.drawings or DRAWINGS["teacher" if args.train_teacher else "student"]
+    if args.drawings is None:
+        args.drawings = DRAWINGS["teacher" if args.train_teacher else "student"]
     for name in ("epochs", "batch_size", "lr", "drawings"):
-        if not getattr(args, name) > 0:
+        if not 0 < getattr(args, name) < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)} must be above 0")
+    if not 0 <= args.seed < 2 ** 31:
+        raise BadInput(f"--seed {args.seed} must be 0 or above, and below 2^31")
     if args.out is None:
         what = "teacher" if args.train_teacher else f"{args.student}-{args.filter}-{args.backbone}"
-        plain = "-no-distill" if args.no_distill else ""
-        args.out = Path("runs") / f"{what}-{args.preset}-{Path(args.data).name}{plain}"
+        data = "drawn" if args.data == "drawn" else Path(args.data).resolve().name
+        args.out = Path("runs") / f"{what}-{args.preset}-{data}{'-no-distill' if args.no_distill else ''}"
+    if args.out.exists() and not args.out.is_dir():
+        raise BadInput(f"--out {args.out} is a file: name a folder")
     return args
+
+
+# What a run that goes on must have in common with the one that was stopped, or it would be neither. Epochs may be
+# added or taken off: the rate's decay then follows the new number.
+SETTINGS = ("data", "drawings", "distill", "batch_size", "lr", "seed", "amp")
+
+
+def resume(args, model, optimiser):
+    """Put the state of the run's last.pt into model and optimiser -> (next epoch, best PCKh so far)."""
+    file = args.out / "last.pt"
+    content = checkpoint.read(file)
+    training = content["training"]
+    if training is None:
+        raise BadInput(f"{file} holds weights but no state of training: --resume needs the last.pt that train.py wrote")
+    if content["config"] != model.config:
+        raise BadInput(f"{file} is {checkpoint.describe(content['config'])}, not {checkpoint.describe(model.config)}: "
+                       f"give the flags of the run that is to go on")
+    for name, value in training["settings"].items():
+        if getattr(args, name) != value:
+            raise BadInput(f"{file} was trained with {name} {value}, now it is {getattr(args, name)}: "
+                           f"give the flags of the run that is to go on")
+    model.load_state_dict(content["model"])
+    optimiser.load_state_dict(training["optimiser"])
+    log = args.out / "log.jsonl"                 # a kill may have come between the log's line and the checkpoint
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:training["epoch"]]))
+    return training["epoch"], training["best"]
 
 
 def learning_rate(step, steps, highest):
@@ -110,7 +145,7 @@ def learning_rate(step, steps, highest):
 def load_data(args, size):
     """-> training people, validation people, and the stored crops of both."""
     if args.data == "drawn":
-        print(f"drawing {args.drawings:,} people to learn from (no --data given: the embedded data set)")
+        print(f"the embedded data set: drawing {args.drawings:,} people to learn from (--data names real photos)")
         train = drawn_people("teacher" if args.train_teacher else "train", args.drawings, size)
     else:
         train = load_people(args.data, "train")
@@ -138,12 +173,13 @@ def load_teacher(args, train, valid, stored):
 
 
 def save_predictions(path, model, people, stored, device):
-    """Draw what the network says of the first people; white: the label."""
-    joints, _ = predict(model, people.first(SHOWN), stored[:SHOWN], device)
-    batch = make_batch(people, stored, np.arange(min(SHOWN, len(people))), model.size)
-    crops = (batch.images.permute(0, 2, 3, 1).clamp(0, 1) * 255).byte().numpy()
-    places = transform(batch.matrix, torch.from_numpy(joints)).numpy()
-    contact_sheet([(crop, place, np.ones(16, bool)) for crop, place in zip(crops, places)]).save(path)
+    """Draw what the network says of the first people, in colour, over their labels, in white."""
+    people, stored = people.first(SHOWN), stored[:SHOWN]
+    joints, _ = predict(model, people, stored, device)
+    batch = make_batch(people, stored, np.arange(len(people)), model.size)
+    crops = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
+    labels, found = (transform(batch.matrix, torch.from_numpy(where)) for where in (people.joints, joints))
+    contact_sheet(crops, (labels, people.visible, WHITE), (found, np.ones_like(people.visible))).save(path)
 
 
 def main():
@@ -153,40 +189,31 @@ def main():
         build_student(args.student, args.filter, args.backbone, args.preset)
     if args.student == "reg" and not args.train_teacher:
         model.head.scored = args.distill
+    if args.backbone_weights:
+        print(checkpoint.load_backbone(model.backbone, args.backbone_weights))
     model.to(args.device, memory_format=torch.channels_last)      # what convolutions like best, filters do not mind
+    optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=args.lr)
+    first, best = resume(args, model, optimiser) if args.resume else (0, -1.0)
+
     train, valid, train_crops, valid_crops = load_data(args, model.size)
     teacher = load_teacher(args, train, valid, valid_crops) if args.distill else None
-
     augmentation = UPRIGHT if args.data == "drawn" else TOKENPOSE
-
-    optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=args.lr)
-    per_epoch = len(train) // args.batch_size or 1
-    steps, first, best = args.epochs * per_epoch, 0, -1.0
+    per_epoch = max(1, len(train) // args.batch_size)             # steps; what is left over comes in another epoch
     args.out.mkdir(parents=True, exist_ok=True)
-    log = args.out / "log.jsonl"
-    if args.resume:
-        content = checkpoint.read(args.out / "last.pt")
-        if content["config"] != model.config:
-            raise BadInput(f"{args.out / 'last.pt'} is {checkpoint.describe(content['config'])}, not "
-                           f"{checkpoint.describe(model.config)}: give the flags of the run that is to go on")
-        model.load_state_dict(content["model"])
-        optimiser.load_state_dict(content["training"]["optimiser"])
-        first, best = content["training"]["epoch"], content["training"]["best"]
-    elif log.exists():
-        log.unlink()
+    log = (args.out / "log.jsonl").open("a" if args.resume else "w")
     print(f"{checkpoint.describe(model.config)} on {args.device}: {args.epochs} epochs of {per_epoch} steps, "
           f"{args.batch_size} people each, into {args.out}/")
 
     for epoch in range(first, args.epochs):
         began, sums = time.perf_counter(), {}
-        random = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
+        random = torch.Generator().manual_seed(args.seed * 100_003 + epoch)     # all of the epoch's chance
         order = torch.randperm(len(train), generator=random).numpy()
         model.train()
-        bar = tqdm(range(per_epoch), desc=f"epoch {epoch + 1}/{args.epochs}", leave=False, disable=None)
-        for i in bar:
-            rate = learning_rate(epoch * per_epoch + i, steps, args.lr)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+        bar = tqdm(total=per_epoch * args.batch_size, desc=f"epoch {epoch + 1}/{args.epochs}", unit=" images",
+                   leave=False, disable=None)
+        for i in range(per_epoch):
+            rate = learning_rate(epoch * per_epoch + i, args.epochs * per_epoch, args.lr)
+            optimiser.param_groups[0]["lr"] = rate
             rows = np.sort(order[i * args.batch_size:(i + 1) * args.batch_size])
             batch = make_batch(train, train_crops, rows, model.size, args.device, augmentation, random)
 
@@ -201,33 +228,31 @@ def main():
             else:
                 terms = {"task": task_loss(model.head, output.prediction, batch.xy, batch.visible)}
                 loss = terms["task"]
-            if not math.isfinite(loss.item()):
-                raise BadInput(f"the loss is {loss.item()} at epoch {epoch + 1}, step {i + 1} "
-                               f"({ {name: term.item() for name, term in terms.items()} }): lower --lr")
+            terms = {name: term.item() for name, term in {**terms, "loss": loss}.items()}
+            if not math.isfinite(terms["loss"]):
+                raise BadInput(f"the loss is not finite at epoch {epoch + 1}, step {i + 1} ({terms}): lower --lr")
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
 
-            for name, term in {**terms, "loss": loss}.items():
-                sums[name] = sums.get(name, 0) + term.item()
-            bar.set_postfix({name: f"{value / (i + 1):.3g}" for name, value in sums.items()})
+            sums = {name: sums.get(name, 0) + term for name, term in terms.items()}
+            bar.set_postfix({name: f"{value / (i + 1):.3g}" for name, value in sums.items()}, refresh=False)
+            bar.update(len(rows))
+        bar.close()
 
         seconds = time.perf_counter() - began
-        scores = evaluate(model, valid, valid_crops, args.device)
-        found = scores["pckh@0.5"]["mean"]
-        line = {"epoch": epoch + 1, "lr": rate, **{name: value / per_epoch for name, value in sums.items()},
-                "pckh@0.5": found, "pckh@0.1": scores["pckh@0.1"]["mean"],
+        scores = {name: values["mean"] for name, values in evaluate(model, valid, valid_crops, args.device).items()}
+        line = {"epoch": epoch + 1, "lr": rate, **{name: value / per_epoch for name, value in sums.items()}, **scores,
                 "images_per_second": per_epoch * args.batch_size / seconds}
-        print(f"epoch {epoch + 1:3d}  " + "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name != "epoch"))
-        with log.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        facts = dict(data=train.name, people=len(train), epoch=epoch + 1, seed=args.seed,
-                     **{"pckh@0.5": found, "pckh@0.1": scores["pckh@0.1"]["mean"]})
-        if found > best:
-            best = found
+        print("  ".join(f"{name} {value:.4g}" for name, value in line.items()), flush=True)
+        print(json.dumps(line), file=log, flush=True)
+        facts = dict(data=train.name, people=len(train), epoch=epoch + 1, seed=args.seed, **scores)
+        if scores["pckh@0.5"] > best:
+            best = scores["pckh@0.5"]
             checkpoint.save(args.out / "best.pt", model, facts)
-        checkpoint.save(args.out / "last.pt", model, facts,
-                        training=dict(optimiser=optimiser.state_dict(), epoch=epoch + 1, best=best))
+        settings = {name: getattr(args, name) for name in SETTINGS}
+        checkpoint.save(args.out / "last.pt", model, facts, training=dict(
+            optimiser=optimiser.state_dict(), epoch=epoch + 1, best=best, settings=settings))
 
     model, facts = checkpoint.load(args.out / "best.pt", args.device)
     print(f"best epoch: {facts['epoch']}; PCKh on {len(valid):,} people of {valid.name}")

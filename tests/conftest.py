@@ -16,5 +16,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 def real_data():
     folder = os.environ.get("POSE_DATA")
     if not folder:
-        pytest.skip("POSE_DATA is not set: it names a folder with real photos and labels (see README, Tests)")
+        pytest.skip("POSE_DATA is not set: it names a folder with real photos and labels (see README)")
     return Path(folder)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import checkpoint
+from hrnet import HRNet
+from inputs import BadInput
 from models import build_student, build_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +42,8 @@ def workplace(tmp_path_factory):
 def test_training_says_what_it_does_and_leaves_a_run_behind(workplace):
     folder, said = workplace
     assert "embedded data set" in said and "PCKh@0.5" in said and "mean pose" in said
-    assert {"best.pt", "last.pt", "log.jsonl", "predictions.png"} <= {path.name for path in (folder / "runs/short").iterdir()}
+    written = {path.name for path in (folder / "runs/short").iterdir()}
+    assert written == {"best.pt", "last.pt", "log.jsonl", "predictions.png"}
     line = json.loads((folder / "runs/short/log.jsonl").read_text())
     assert {"task", "keypoint_tokens", "visual_tokens", "heatmap", "confidence", "loss", "pckh@0.5",
             "images_per_second"} <= set(line)
@@ -74,8 +77,14 @@ def test_impossible_commands(tmp_path):
     refused(run("train.py", "--resume", *FAST, "--no-distill", cwd=tmp_path), "last.pt")
     refused(run("evaluate.py", "--checkpoint", "none.pt", cwd=tmp_path), "there is no checkpoint")
     refused(run("evaluate.py", "--predictions", "none.mat", "--data", "nowhere", cwd=tmp_path), "gt_valid.mat")
-    if not torch.cuda.is_available():
-        refused(run("evaluate.py", "--device", "cuda", cwd=tmp_path), "--device cuda")
+    refused(run("train.py", "--drawings", "0", cwd=tmp_path), "--drawings 0 must be above 0")
+    refused(run("train.py", "--drawings", "9", "--data", "x", "--no-distill", cwd=tmp_path), "leave it out")
+    refused(run("train.py", "--backbone-weights", "x.pt", cwd=tmp_path), "needs a backbone")
+    refused(run("train.py", "--seed", "-1", cwd=tmp_path), "--seed -1")
+    refused(run("evaluate.py", "--costs", "--json", "no/where.json", cwd=tmp_path), "there is no folder no")
+    refused(run("evaluate.py", "--data", "x", cwd=tmp_path), "name what is to be scored")
+    refused(run("evaluate.py", "--device", "tpu", cwd=tmp_path), "choose cpu")
+    refused(run("evaluate.py", "--device", "cuda:99", cwd=tmp_path), "GPUs that PyTorch can use")
     assert not (tmp_path / "runs").exists()                       # refused before anything was written
     assert run("train.py", "--filter", "fft", cwd=tmp_path).returncode == 2      # argparse names the choices
 
@@ -86,6 +95,53 @@ def test_a_teacher_no_better_than_chance_is_refused(tmp_path):
     refused(run("train.py", "--teacher", "untrained.pt", *FAST, cwd=tmp_path), "no better than a mean pose")
     checkpoint.save(tmp_path / "student.pt", build_student("cc", "gs", "none", "tiny"), {})
     refused(run("train.py", "--teacher", "student.pt", *FAST, cwd=tmp_path), "is a student")
+
+
+def test_a_run_goes_on_only_as_it_began(workplace):
+    folder, _ = workplace
+    again = ["--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", "--resume"]
+    refused(run("train.py", *again, "--seed", "1", cwd=folder), "trained with seed 0, now it is 1")
+    weights_only = folder / "runs/copied"
+    weights_only.mkdir()
+    (weights_only / "last.pt").write_bytes((folder / "runs/short/best.pt").read_bytes())
+    refused(run("train.py", *again, "--out", "runs/copied", cwd=folder), "no state of training")
+
+
+def published(lists, name):
+    """A checkpoint with the names and shapes of a published one."""
+    shapes = next(keys for title, keys in lists.items() if title.startswith(name))
+    return {key: torch.zeros(shape) for key, shape in shapes.items()}
+
+
+def test_published_backbones(real_data, tmp_path):
+    lists = json.loads((real_data / "official_keys.json").read_text())
+    weights = published(lists, "pose_hrnet_w32")
+    weights["conv1.weight"] += 7
+    torch.save(weights, tmp_path / "pose.pth")
+    backbone = HRNet(32)
+    assert "all 930 weights of the backbone used, 824 beyond" in checkpoint.load_backbone(backbone, tmp_path / "pose.pth")
+    assert (backbone.conv1.weight == 7).all()
+    torch.save({"state_dict": {"module." + name: tensor for name, tensor in weights.items()}}, tmp_path / "wrapped.pth")
+    checkpoint.load_backbone(backbone, tmp_path / "wrapped.pth")
+    with pytest.raises(BadInput, match="another shape of .* weights"):
+        checkpoint.load_backbone(HRNet(48), tmp_path / "pose.pth")
+    torch.save({**weights, "surprise": torch.zeros(1)}, tmp_path / "more.pth")
+    with pytest.raises(BadInput, match="holds unknown 1 weights, surprise"):
+        checkpoint.load_backbone(backbone, tmp_path / "more.pth")
+    del weights["layer1.0.conv1.weight"]
+    torch.save(weights, tmp_path / "less.pth")
+    refused(run("train.py", "--backbone", "w32", "--no-distill", "--backbone-weights", "less.pth", *FAST, cwd=tmp_path),
+            "lacks 1 weights, layer1.0.conv1.weight")
+
+
+def test_a_checkpoint_that_would_run_something_is_not_loaded(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(tmp_path / "executed"), "w")
+
+    torch.save({"format": 1, "facts": {}, "model": Bomb()}, tmp_path / "bomb.pt")
+    refused(run("evaluate.py", "--checkpoint", "bomb.pt", cwd=tmp_path), "not a checkpoint that can be read safely")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_foreign_and_broken_checkpoints(tmp_path):
@@ -102,6 +158,8 @@ def test_foreign_and_broken_checkpoints(tmp_path):
     refused(run("evaluate.py", "--checkpoint", "other.pt", cwd=tmp_path), "does not fit the network", "attention")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "good.pt").read_bytes()[:5000])
     refused(run("evaluate.py", "--checkpoint", "cut.pt", cwd=tmp_path), "cut.pt is not a checkpoint")
+    (tmp_path / "empty.pt").touch()
+    refused(run("evaluate.py", "--checkpoint", "empty.pt", cwd=tmp_path), "empty.pt is not a checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
     refused(run("evaluate.py", "--checkpoint", "foreign.pt", cwd=tmp_path), "not a checkpoint of this project")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from crops import (FLIP, TOKENPOSE, compose, coordinate_labels, crop_matrix, cut, gaussian, heatmaps, invert, make_batch, store,
-                   stored_size, transform, warp)
+from crops import (FLIP, TOKENPOSE, compose, coordinate_labels, crop_matrix, cut, gaussian, heatmaps, invert, make_batch,
+                   store, stored_size, transform, warp)
 from data_mpii import People
 
 
@@ -142,7 +142,8 @@ def test_flip_pairs_are_their_own_inverse():
 
 def test_gaussian_by_hand():
     label = gaussian(torch.tensor([0.5]), 2.0, 5)                    # centre of cell 2; one sigma is two cells
-    torch.testing.assert_close(label[0], torch.tensor([math.exp(-0.5), math.exp(-1 / 8), 1, math.exp(-1 / 8), math.exp(-0.5)]))
+    one, half = math.exp(-0.5), math.exp(-1 / 8)
+    torch.testing.assert_close(label[0], torch.tensor([one, half, 1, half, one]))
 
 
 def test_heatmap_has_rows_for_y():

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from data_mpii import box, load_people
+from data_mpii import box, load_people, read_person
 from inputs import BadInput
 from synthetic import drawn_people
 
@@ -52,7 +52,8 @@ def test_drawn_people_are_the_same_kind_of_record():
 
 # ------------------------------------------------------------------------------- made-up folders
 
-ENTRY = dict(image="a.jpg", joints=[[10.0 + k, 20.0] for k in range(16)], joints_vis=[1] * 16, center=[15.0, 20.0], scale=0.2)
+ENTRY = dict(image="a.jpg", joints=[[10.0 + k, 20.0] for k in range(16)], joints_vis=[1] * 16, center=[15.0, 20.0],
+             scale=0.2)
 
 
 def folder(tmp_path, *entries, split="train"):
@@ -82,6 +83,8 @@ FAULTS = {
     "must be finite": dict(ENTRY, center=[float("nan"), 2.0]),
     "joints_vis 0 or 1": dict(ENTRY, joints_vis=[2] * 16),
     "scale -1.0 must be above 0": dict(ENTRY, scale=-1.0),
+    "scale 1e[+]30 must be above 0": dict(ENTRY, scale=1e30),
+    "within 100,000 pixels": dict(ENTRY, joints=[[1e300, 2.0]] * 16),
     "does not name a file inside": dict(ENTRY, image="../../secret.jpg"),
     "there is no picture": dict(ENTRY, image="b.jpg"),
     "is not a person": 7,
@@ -110,7 +113,15 @@ def test_bad_files(tmp_path):
     (tmp_path / "annot" / "gt_valid.mat").write_bytes(b"not a mat file")
     with pytest.raises(BadInput, match="is not MPII's validation truth"):
         load_people(tmp_path, "valid")
-    truth = dict(pos_gt_src=np.full((16, 2, 2), 5.0), jnt_missing=np.zeros((16, 2)), headboxes_src=np.ones((2, 2, 2)))
+    savemat(tmp_path / "annot" / "gt_valid.mat", dict(pos_gt_src=np.ones((15, 2, 1)), jnt_missing=np.zeros((15, 1)),
+                                                      headboxes_src=np.ones((2, 2, 1))))
+    with pytest.raises(BadInput, match=r"\(15, 2, 1\)"):
+        load_people(tmp_path, "valid")
+    truth = dict(pos_gt_src=np.full((16, 2, 2), 5.0), jnt_missing=np.zeros((16, 2)), headboxes_src=np.zeros((2, 2, 2)))
+    savemat(tmp_path / "annot" / "gt_valid.mat", truth)
+    with pytest.raises(BadInput, match="person 0 .* head box or joints are empty"):
+        load_people(tmp_path, "valid")
+    truth["headboxes_src"][1] = 5
     savemat(tmp_path / "annot" / "gt_valid.mat", truth)
     with pytest.raises(BadInput, match="has 2 people and .* 1"):
         load_people(tmp_path, "valid")
@@ -158,13 +169,23 @@ def test_mpiis_release(tmp_path):
     root = release(tmp_path)
     train, valid = load_people(root, "train"), load_people(root, "valid")
     assert len(train) + len(valid) == 39 and len(valid) > 0                   # the test picture is left out
-    assert not set(train.labels) & set(valid.labels)
+    assert not set(train.files) & set(valid.files)
     assert "not the standard validation set" in valid.note
-    k = int(train.labels[0][:5])
+    k = int(train.files[0].stem)
     assert train.joints[0, 3].tolist() == [12 + k, 29] and train.visible[0].tolist() == [True] * 15 + [False]
     assert train.head_size[0] == pytest.approx(0.6 * 5) and train.side[0] == 125
     assert train.center[0].tolist() == [19, 36.5]
-    assert load_people(root, "valid").labels == valid.labels                  # the split is for good
+    assert load_people(root, "valid").files == valid.files                  # the split is for good
+
+
+def test_a_joint_without_a_place_counts_as_missing():
+    """Half a coordinate is none; NaN must not reach the losses, where it would survive multiplication by 0."""
+    from types import SimpleNamespace as struct
+    point = [struct(id=3, x=np.array([]), y=5.0), struct(id=4, x=7.0, y=8.0)]
+    rect = struct(annopoints=struct(point=point), objpos=struct(x=1, y=2), scale=1, x1=0, y1=0, x2=3, y2=4)
+    joints, visible, *_, head_size = read_person(rect)
+    assert visible.tolist() == [k == 4 for k in range(16)] and np.isfinite(joints).all() and head_size == pytest.approx(3)
+    assert read_person(struct(**{**vars(rect), "x2": 0, "y2": 0})) is None
 
 
 def test_something_else_called_release(tmp_path):

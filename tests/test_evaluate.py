@@ -45,7 +45,8 @@ PUBLISHED = {"head": 95.80, "shoulder": 94.57, "elbow": 88.12, "wrist": 83.31, "
 
 
 def command(*arguments, cwd=ROOT):
-    return subprocess.run([sys.executable, ROOT / "evaluate.py", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+    line = [sys.executable, ROOT / "evaluate.py", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd)
 
 
 def test_published_predictions_give_their_published_pckh(real_data, tmp_path):

@@ -80,7 +80,8 @@ def hrnet_by_names(weights, x):
             for j, x in enumerate(xs):
                 path = f"{name}.fuse_layers.{i}.{j}"
                 if j > i:
-                    x = conv_bn(x, path + ".0", path + ".1").repeat_interleave(2 ** (j - i), 2).repeat_interleave(2 ** (j - i), 3)
+                    times = 2 ** (j - i)
+                    x = conv_bn(x, path + ".0", path + ".1").repeat_interleave(times, 2).repeat_interleave(times, 3)
                     total = total + x
                 for step in range(i - j):
                     x = conv_bn(x, f"{path}.{step}.0", f"{path}.{step}.1", stride=2)
@@ -194,6 +195,16 @@ def test_teachers_heatmap_of_a_perfect_answer_is_the_label():
     torch.testing.assert_close(head.heatmaps(label.log().clamp(min=-60)), label, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("sigma", [2.0, 1.5, 1.0])
+def test_a_teacher_sharper_than_its_label_is_decoded_as_well(sigma):
+    """Its clamped heatmap has several cells at 1; where the highest of them lies must not depend on their order."""
+    head = HeatmapHead(8, 64, sigma=2.0)
+    places = torch.rand(1, 200, 2, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
+    found, confidence = head.decode(heatmaps(places, sigma, 64).clamp(min=1e-30).log())
+    off = 64 * (found - places)
+    assert off.abs().max() <= 0.26 and off.mean().abs() < 0.03 and confidence.max() <= 1
+
+
 def test_decoding_undoes_the_coordinate_label():
     head = CoordinateHead(8, bins=128, sigma=3.0)
     x, y = coordinate_labels(PLACES, 3.0, 128)
@@ -250,6 +261,12 @@ def test_channels_last_and_bfloat16_on_a_whole_model(filter):
     with torch.autocast("cpu", torch.bfloat16):
         low = model(images).prediction[0]
     assert (low - expected).abs().max() < 0.1 * expected.abs().max()      # bfloat16 keeps 8 bits a layer
+
+
+def test_unknown_names_are_refused():
+    for arguments in (("regression", "gs"), ("reg", "fft"), ("reg", "gs", "w18"), ("reg", "gs", "none", "huge")):
+        with pytest.raises(ValueError, match="is not one of"):
+            build_student(*arguments)
 
 
 @pytest.mark.parametrize("preset,size,D", [("tiny", 64, 96), ("paper", 256, 192)])

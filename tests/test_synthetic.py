@@ -3,15 +3,11 @@
     python -m pytest tests/test_synthetic.py
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import synthetic  # noqa: E402
-from synthetic import (HEAD_TOP, L_HIP, L_KNEE, L_SHOULDER, PELVIS, R_HIP, R_KNEE, R_SHOULDER,  # noqa: E402
+import synthetic
+from synthetic import (HEAD_TOP, L_HIP, L_KNEE, L_SHOULDER, PELVIS, R_HIP, R_KNEE, R_SHOULDER,
                        SIDES, THORAX, UPPER_NECK, draw_people, draw_person, pose, view)
 
 SEED = 7

@@ -1,0 +1,71 @@
+"""Which loss should the heatmap teacher learn with? Same network, pictures and steps for each.
+
+    python benchmarks/teacher_loss.py --steps 600            # about half an hour on two cores
+
+    mse   mean squared error between the output and the Gaussian heatmap (HRNet, TokenPose)
+    bce   binary cross-entropy, every cell of the heatmap a probability of its own
+    ce    cross-entropy over positions, the heatmap as one distribution: what distill.heatmap_task does
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from crops import UPRIGHT, heatmaps, make_batch, store  # noqa: E402
+from distill import heatmap_task, over_visible  # noqa: E402
+from evaluate import evaluate  # noqa: E402
+from models import build_teacher  # noqa: E402
+from synthetic import drawn_people  # noqa: E402
+from train import learning_rate  # noqa: E402
+
+BATCH, RATE, PEOPLE = 32, 1e-3, 8000
+
+
+def mse(logits, batch, head):
+    target = heatmaps(batch.xy, head.sigma, head.size)
+    return over_visible((logits - target).square().mean((-2, -1)), batch.visible)
+
+
+def bce(logits, batch, head):
+    target = heatmaps(batch.xy, head.sigma, head.size)
+    return over_visible(F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1)), batch.visible)
+
+
+def ce(logits, batch, head):
+    return heatmap_task(logits, batch.xy, batch.visible, head.sigma)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=600, help=f"of {BATCH} people each (default: 600)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
+    args = parser.parse_args()
+    train, valid = drawn_people("teacher", PEOPLE, 64), drawn_people("valid", 500, 64)
+    for loss in (mse, bce, ce):
+        torch.manual_seed(args.seed)
+        model = build_teacher("tiny").to(memory_format=torch.channels_last)
+        crops, valid_crops = store(train, model.size), store(valid, model.size)
+        optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=RATE)
+        random = torch.Generator().manual_seed(args.seed)
+        for step in range(args.steps):
+            optimiser.param_groups[0]["lr"] = learning_rate(step, args.steps, RATE)
+            rows = torch.randint(len(train), (BATCH,), generator=random).numpy()
+            batch = make_batch(train, crops, rows, model.size, augmentation=UPRIGHT, random=random)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(batch.images).prediction
+            value = loss(logits, batch, model.head)
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+        # The highest cell is the same before and after any rising activation, so one decoding serves all three.
+        found = evaluate(model, valid, valid_crops)
+        print(f"{loss.__name__:4} PCKh@0.5 {found['pckh@0.5']['mean']:6.2f}  PCKh@0.1 {found['pckh@0.1']['mean']:5.2f}  "
+              f"loss of the last step {value.item():.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
