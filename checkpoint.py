@@ -1,16 +1,20 @@
 """Networks on disk: what built them, their weights, and how good they were.
 
+    python checkpoint.py runs/teacher-tiny-drawn/best.pt weights/teacher-tiny-drawn.pt      # a copy in float16, half the size
+
 A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher), 'facts'
 (data set, epoch, seed, PCKh), 'model' (the weights), and in a run's last.pt 'training' (optimiser, epoch, best score so
 far, settings). Loading executes nothing: weights_only=True.
 """
 
+import argparse
+import hashlib
 import os
 from pathlib import Path
 
 import torch
 
-from inputs import BadInput
+from inputs import BadInput, main_with_clear_errors
 from models import RegressionHead, build_student, build_teacher
 
 FORMAT = 1
@@ -99,3 +103,18 @@ def load_backbone(backbone, path):
 def describe(config):
     """One line for people: 'cc gd none tiny' or 'teacher tiny'."""
     return " ".join(config.values())
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Copy a checkpoint with its weights in float16, to be evaluated or passed on.")
+    parser.add_argument("source", type=Path, help="checkpoint of train.py")
+    parser.add_argument("target", type=Path, help="file to write")
+    args = parser.parse_args()
+    model, facts = load(args.source)
+    save(args.target, model, facts, half=True)
+    print(f"{args.target}: {describe(model.config)}, {args.target.stat().st_size / 1e6:.1f} MB, "
+          f"sha256 {hashlib.sha256(args.target.read_bytes()).hexdigest()}\n{facts}")
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)

@@ -181,19 +181,21 @@ class Batch(NamedTuple):
     matrix: torch.Tensor       # (B, 2, 3) picture -> crop, float64 on the CPU
 
 
-def make_batch(people, stored, rows, size, device="cpu", augmentation=None, random=None):
-    """People `rows` of stored crops (N, wide, wide, 3) as a Batch.
+def make_batch(people, stored, rows, size, device="cpu", variation=None):
+    """People `rows` (B,) of stored crops (N, wide, wide, 3) as a Batch.
 
-    augmentation: how to vary the crops, drawn from the torch.Generator `random`; None for the plain crop.
+    variation: rotation, zoom and flip of each of the N people, as Augmentation.draw gives them; None for the plain crop.
     """
-    center, side = torch.from_numpy(people.center[rows]), torch.from_numpy(people.side[rows])
-    joints, visible = torch.from_numpy(people.joints[rows]), torch.from_numpy(people.visible[rows])
-    rotation, zoom, flip = torch.zeros(len(side)), torch.ones(len(side)), torch.zeros(len(side), dtype=torch.bool)
-    if augmentation:
-        rotation, zoom, flip = augmentation.draw(len(side), random)
+    rows = torch.as_tensor(rows)
+    center, side, joints, visible = (
+        torch.from_numpy(of)[rows] for of in (people.center, people.side, people.joints, people.visible))
+    if variation:
+        rotation, zoom, flip = (each[rows] for each in variation)
+    else:
+        rotation, zoom, flip = torch.zeros(len(rows)), torch.ones(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
 
     matrix = crop_matrix(center, side * zoom, size, rotation, flip)            # picture -> crop
-    pixels = torch.from_numpy(stored[rows]).to(device).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.from_numpy(stored[rows.numpy()]).to(device).permute(0, 3, 1, 2).float() / 255
     images = warp(pixels, compose(matrix, invert(stored_matrix(center, side, size))), size)
 
     xy = (transform(matrix, joints) + 0.5) / size                              # pixels -> fractions

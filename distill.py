@@ -17,6 +17,8 @@ heatmap enters through its marginals. A joint without a label (visible = 0) take
 Shapes: B pictures, K = 16 joints, D channels, N visual tokens, S = 64 heatmap cells a side, `bins` SimCC bins an axis.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -115,22 +117,59 @@ def confidence_loss(confidence, xy, teacher, visible):
     return over_visible((confidence - value.view(B, K)).abs(), visible)
 
 
-def distillation_loss(student, output, teacher, teacher_output, xy, visible):
+class Lesson(NamedTuple):
+    """What the teacher hands over of a batch of pictures."""
+    keypoint_tokens: torch.Tensor      # (B, K, D)
+    visual_tokens: torch.Tensor        # (B, N, D)
+    heatmaps: torch.Tensor             # (B, K, S, S) in [0, 1]
+
+
+@torch.no_grad()
+def give_lesson(teacher, images):
+    """The Lesson of images (B, 3, size, size). No gradient reaches the teacher."""
+    output = teacher(images)
+    return Lesson(output.keypoint_tokens.float(), output.visual_tokens.float(), teacher.head.heatmaps(output.prediction))
+
+
+class Lessons:
+    """A teacher that is asked once for each view of each person and remembers its answers.
+
+    Its forward pass costs more than a whole step of a small student. Where people are few and each is shown in the same
+    few views again and again, that is paid once: tokens are kept in float16, heatmaps in 255 steps.
+    """
+
+    def __init__(self, teacher, views, people):
+        self.teacher = teacher
+        self.known = torch.zeros(views, people, dtype=torch.bool)
+        self.kept = None
+
+    def __call__(self, images, view, rows):
+        """The Lesson of images (B, 3, size, size), which show people `rows` (B,) in this view."""
+        if not self.known[view, rows].all():
+            tokens, visual, heatmaps = give_lesson(self.teacher, images)
+            packed = tokens.half(), visual.half(), (255 * heatmaps).round().byte()
+            if self.kept is None:
+                self.kept = [torch.empty(*self.known.shape, *part.shape[1:], dtype=part.dtype) for part in packed]
+            for kept, part in zip(self.kept, packed):
+                kept[view, rows] = part.cpu()
+            self.known[view, rows] = True
+        tokens, visual, heatmaps = (kept[view, rows].to(images.device).float() for kept in self.kept)
+        return Lesson(tokens, visual, heatmaps / 255)
+
+
+def distillation_loss(head, output, lesson, xy, visible):
     """The task and the four terms, unweighted, by name: {'task': L_task, 'keypoint_tokens': L_kt, ...}.
 
-    student, teacher: the networks. output, teacher_output: what they made of the same pictures. xy, visible: labels.
-    Nothing of the teacher receives a gradient.
+    head: the student's. output: what the student made of the pictures. lesson: what the teacher did. xy, visible: labels.
     """
     prediction = output.prediction
-    tokens, visual = teacher_output.keypoint_tokens.detach(), teacher_output.visual_tokens.detach()
-    heatmap = teacher.head.heatmaps(teacher_output.prediction.detach())                    # (B, K, S, S) in [0, 1]
     heatmap_loss = heatmap_loss_regression if isinstance(prediction, Regression) else heatmap_loss_coordinates
-    place, confidence = student.head.decode(prediction)
-    return {"task": task_loss(student.head, prediction, xy, visible),
-            "keypoint_tokens": keypoint_token_loss(output.keypoint_tokens, tokens, visible),
-            "visual_tokens": visual_token_loss(output.visual_tokens, visual),
-            "heatmap": heatmap_loss(prediction, heatmap, visible),
-            "confidence": confidence_loss(confidence, place, heatmap, visible)}
+    place, confidence = head.decode(prediction)
+    return {"task": task_loss(head, prediction, xy, visible),
+            "keypoint_tokens": keypoint_token_loss(output.keypoint_tokens, lesson.keypoint_tokens, visible),
+            "visual_tokens": visual_token_loss(output.visual_tokens, lesson.visual_tokens),
+            "heatmap": heatmap_loss(prediction, lesson.heatmaps, visible),
+            "confidence": confidence_loss(confidence, place, lesson.heatmaps, visible)}
 
 
 def total(terms, weights):

@@ -69,9 +69,9 @@ def score(joints, truth, visible, head_size):
 
 def print_score(scores):
     """A table of what `score` returns, one row a threshold."""
-    print(" " * 9 + "".join(f"{name:>10}" for name in (*GROUPS, "mean", "unweighted")))
+    print(" " * 9 + "".join(f"{name:>11}" for name in (*GROUPS, "mean", "unweighted")))
     for name, values in scores.items():
-        print(f"{name:9}" + "".join(f"{value:10.2f}" for value in values.values()))
+        print(f"{name:9}" + "".join(f"{value:11.2f}" for value in values.values()))
 
 
 # ------------------------------------------------------------------------------- predictions of a network

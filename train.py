@@ -23,7 +23,7 @@ from tqdm import tqdm
 import checkpoint
 from crops import TOKENPOSE, UPRIGHT, make_batch, store, transform
 from data_mpii import load_people
-from distill import WEIGHTS, distillation_loss, task_loss, total
+from distill import WEIGHTS, Lessons, distillation_loss, give_lesson, task_loss, total
 from draw import WHITE, contact_sheet
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_people
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
@@ -33,7 +33,8 @@ from synthetic import drawn_people
 # 'paper': DistilPose's recipe (Adam, 300 epochs, a tenth of the rate at 200 and at 260, 500 steps of warm-up) and
 # TokenPose's batch on MPII (16 on each of 4 GPUs): borrowed, as the paper's own is not known.
 RECIPES = {"paper": dict(epochs=300, batch_size=64, lr=1e-3),
-           "tiny": dict(epochs=30, batch_size=32, lr=1e-3)}
+           "tiny": dict(epochs=18, batch_size=32, lr=1e-3)}
+VIEWS = {"paper": None, "tiny": 4}       # in how many ways a person is shown to teacher and student; None: ever new ones
 DECAY_AT = (2 / 3, 13 / 15)              # shares of the training after which the rate is divided by ten
 WARM_UP = 500                            # steps, at most a tenth of the training
 DRAWINGS = {"student": 4000, "teacher": 40000}
@@ -136,6 +137,11 @@ def resume(args, model, optimiser):
     return training["epoch"], training["best"]
 
 
+def generator(*numbers):
+    """A random generator of its own for each tuple of numbers: the same however a run came to it."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
 def learning_rate(step, steps, highest):
     """Linear warm-up, then the highest rate, divided by ten at each of DECAY_AT."""
     warm = min(1, (step + 1) / min(WARM_UP, max(1, steps // 10)))
@@ -196,7 +202,9 @@ def main():
     first, best = resume(args, model, optimiser) if args.resume else (0, -1.0)
 
     train, valid, train_crops, valid_crops = load_data(args, model.size)
+    views = VIEWS[args.preset] if args.distill else None
     teacher = load_teacher(args, train, valid, valid_crops) if args.distill else None
+    lessons = Lessons(teacher, views, len(train)) if views else None
     augmentation = UPRIGHT if args.data == "drawn" else TOKENPOSE
     per_epoch = max(1, len(train) // args.batch_size)             # steps; what is left over comes in another epoch
     args.out.mkdir(parents=True, exist_ok=True)
@@ -206,24 +214,24 @@ def main():
 
     for epoch in range(first, args.epochs):
         began, sums = time.perf_counter(), {}
-        random = torch.Generator().manual_seed(args.seed * 100_003 + epoch)     # all of the epoch's chance
-        order = torch.randperm(len(train), generator=random).numpy()
+        view = epoch % views if views else epoch
+        variation = augmentation.draw(len(train), generator(args.seed, 1, view))
+        order = torch.randperm(len(train), generator=generator(args.seed, 2, epoch))
         model.train()
         bar = tqdm(total=per_epoch * args.batch_size, desc=f"epoch {epoch + 1}/{args.epochs}", unit=" images",
                    leave=False, disable=None)
         for i in range(per_epoch):
             rate = learning_rate(epoch * per_epoch + i, args.epochs * per_epoch, args.lr)
             optimiser.param_groups[0]["lr"] = rate
-            rows = np.sort(order[i * args.batch_size:(i + 1) * args.batch_size])
-            batch = make_batch(train, train_crops, rows, model.size, args.device, augmentation, random)
+            rows = order[i * args.batch_size:(i + 1) * args.batch_size].sort().values
+            batch = make_batch(train, train_crops, rows, model.size, args.device, variation)
 
             with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.amp):
                 output = model(batch.images)
                 if teacher:
-                    with torch.no_grad():
-                        teacher_output = teacher(batch.images)
+                    lesson = lessons(batch.images, view, rows) if lessons else give_lesson(teacher, batch.images)
             if teacher:
-                terms = distillation_loss(model, output, teacher, teacher_output, batch.xy, batch.visible)
+                terms = distillation_loss(model.head, output, lesson, batch.xy, batch.visible)
                 loss = total(terms, WEIGHTS[args.preset])
             else:
                 terms = {"task": task_loss(model.head, output.prediction, batch.xy, batch.visible)}

@@ -54,7 +54,7 @@ def main():
         for step in range(args.steps):
             optimiser.param_groups[0]["lr"] = learning_rate(step, args.steps, RATE)
             rows = torch.randint(len(train), (BATCH,), generator=random).numpy()
-            batch = make_batch(train, crops, rows, model.size, augmentation=UPRIGHT, random=random)
+            batch = make_batch(train, crops, rows, model.size, variation=UPRIGHT.draw(PEOPLE, random))
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(batch.images).prediction
             value = loss(logits, batch, model.head)

@@ -96,8 +96,8 @@ def test_augmented_joints_lie_where_the_picture_shows_them():
     stored = store(people, 64)
     mirrored = 0
     for seed in range(8):
-        batch = make_batch(people, stored, np.arange(6), 64, augmentation=TOKENPOSE,
-                           random=torch.Generator().manual_seed(seed))
+        batch = make_batch(people, stored, np.arange(6), 64,
+                           variation=TOKENPOSE.draw(6, torch.Generator().manual_seed(seed)))
         flipped = torch.linalg.det(batch.matrix[:, :, :2]) < 0
         mirrored += int(flipped.sum())
         for image, xy, flip in zip(batch.images, batch.xy, flipped):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from crops import coordinate_labels, heatmaps
-from distill import (WEIGHTS, confidence_loss, coordinate_task, distillation_loss, heatmap_loss_coordinates,
-                     heatmap_loss_regression, heatmap_task, keypoint_token_loss, kl_divergence, marginals, regression_task,
-                     total, visual_token_loss)
+from distill import (WEIGHTS, Lessons, confidence_loss, coordinate_task, distillation_loss, heatmap_loss_coordinates,
+                     give_lesson, heatmap_loss_regression, heatmap_task, keypoint_token_loss, kl_divergence, marginals,
+                     regression_task, total, visual_token_loss)
 from models import Regression, build_student, build_teacher
 
 XY = torch.tensor([[[0.5, 0.4], [0.3, 0.6]]])                        # (1, 2, 2)
@@ -115,8 +115,8 @@ def test_no_gradient_reaches_the_teacher_and_invisible_joints_are_silent(student
     model = build_student(student, "gs", "none", "tiny").eval()
     images, xy = torch.rand(2, 3, 64, 64), torch.rand(2, 16, 2)
     visible = torch.arange(16).expand(2, 16) < 9
-    output, teacher_output = model(images), teacher(images)          # with gradients on, on purpose
-    terms = distillation_loss(model, output, teacher, teacher_output, xy, visible)
+    output, lesson = model(images), give_lesson(teacher, images)     # with gradients on, on purpose
+    terms = distillation_loss(model.head, output, lesson, xy, visible)
     assert set(terms) == {"task", *WEIGHTS["paper"]}
     total(terms, {name: 1.0 for name in WEIGHTS["paper"]}).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -126,10 +126,20 @@ def test_no_gradient_reaches_the_teacher_and_invisible_joints_are_silent(student
     tokens = torch.where(visible[..., None], output.keypoint_tokens, torch.rand_like(output.keypoint_tokens))
     part = lambda p: torch.where(visible.view(2, 16, *[1] * (p.dim() - 2)), p, torch.rand_like(p))
     prediction = Regression(*map(part, output.prediction)) if student == "reg" else tuple(map(part, output.prediction))
-    again = distillation_loss(model, output._replace(keypoint_tokens=tokens, prediction=prediction), teacher,
-                              teacher_output, shifted, visible)
+    again = distillation_loss(model.head, output._replace(keypoint_tokens=tokens, prediction=prediction), lesson,
+                              shifted, visible)
     for name in terms:
         torch.testing.assert_close(again[name], terms[name], msg=name)
+
+
+def test_remembered_lessons_are_the_teachers_own(teacher):
+    images, rows = torch.rand(3, 3, 64, 64), torch.tensor([4, 0, 2])
+    fresh, lessons = give_lesson(teacher, images), Lessons(teacher, views=2, people=5)
+    for lesson in (lessons(images, 1, rows), lessons(torch.zeros_like(images), 1, rows)):      # asked, then remembered
+        for kept, own, step in zip(lesson, fresh, (2e-3, 2e-3, 0.5 / 255)):
+            torch.testing.assert_close(kept, own, atol=step, rtol=1e-3)
+    other = lessons(torch.zeros_like(images), 0, rows)                                          # another view is another
+    assert not torch.allclose(other.keypoint_tokens, fresh.keypoint_tokens)
 
 
 def test_nobody_visible_costs_nothing():
