@@ -150,7 +150,9 @@ class DynamicFilter(nn.Module):
 class GlobalDynamicFilter(nn.Module):
     """GD: a static filter and, beside it, a dynamic one; their outputs are added.
 
-    The parameter counts of the paper's tables say that GD holds both filters, not how they are joined.
+    The parameter counts of the paper's tables say that GD holds both filters, not how they are joined. Side by side was
+    better than one after the other (dynamic of static): 31.0 against 26.6 PCKh@0.5 after 600 steps of the tiny cc student
+    (32 drawn people a step, distilled, seed 0).
     """
 
     def __init__(self, grid, dim):
