@@ -74,8 +74,9 @@ def load(path, device="cpu"):
     return model.to(device).eval(), content["facts"]
 
 
-# What published HRNet checkpoints hold beyond stage 3: the fourth stage, and heads for joints or for ImageNet's classes.
-BEYOND_STAGE_3 = ("transition3.", "stage4.", "final_layer.", "incre_modules.", "downsamp_modules.", "classifier.")
+# What published HRNet checkpoints hold beyond the map that leaves here: stage 3's way to its coarser branches, the fourth
+# stage, and heads for joints or for ImageNet's classes.
+BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.", "final_layer.", "incre_modules.", "downsamp_modules.", "classifier.")
 
 
 def load_backbone(backbone, path):
