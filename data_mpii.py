@@ -82,7 +82,7 @@ def load_people(root, split, pictures=True):
     """
     root = Path(root)
     if not root.is_dir():
-        raise BadInput(f"{root} is not a folder: give --data a folder with images/ and annot/train.json, annot/valid.json")
+        raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, annot/valid.json")
     json_file = root / "annot" / f"{split}.json"
     if json_file.is_file():
         return read_json(root, split, json_file, pictures)
@@ -254,7 +254,7 @@ def main():
     size = 192
     people = load_people(args.data, args.split)
     print(f"{people.name}: {len(people):,} people in {len(set(people.files)):,} pictures, "
-          f"{people.visible.mean():.1%} of the joints labelled. {people.note}")
+          f"{people.visible.mean():.1%} of the joints labelled" + (f"; {people.note}" if people.note else ""))
     shown = np.unique(np.linspace(0, len(people) - 1, SHOWN).astype(int))
     matrix = crop_matrix(people.center[shown], people.side[shown], size)
     crops = np.stack([cut(people.picture(i), one, size) for i, one in zip(shown, matrix)])

@@ -150,7 +150,8 @@ def newest_checkpoint():
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="network to score (default: the newest of runs/*/best.pt)")
+    parser.add_argument("--checkpoint", type=Path, help="network to score (default, where nothing is "
+                        "asked for: the newest of runs/*/best.pt that learned from drawn people, or the shipped one)")
     parser.add_argument("--predictions", type=Path, help="a .mat file of predictions to score, in MPII's 1-based pixels")
     parser.add_argument("--data", default="drawn",
                         help="folder in MPII's layout, or 'drawn' for people drawn by synthetic.py (default: drawn)")

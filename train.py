@@ -13,6 +13,7 @@ Every run has a folder (--out): log.jsonl with one line an epoch, best.pt, last.
 import argparse
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -157,7 +158,8 @@ def load_data(args, size):
         train = load_people(args.data, "train")
     valid = validation_people(args.data, size)
     cache = None if args.data == "drawn" else args.cache
-    print(f"{train.name}: {len(train):,} people to learn from; {valid.name}: {len(valid):,} to be scored on. {valid.note}")
+    print(f"{train.name}: {len(train):,} people to learn from; {valid.name}: {len(valid):,} to be scored on"
+          + (f"; {valid.note}" if valid.note else ""))
     return train, valid, store(train, size, cache), store(valid, size, cache)
 
 
@@ -171,7 +173,7 @@ def load_teacher(args, train, valid, stored):
                        f"tokens and crops must be of the same size")
     found = evaluate(teacher, valid, stored, args.device)["pckh@0.5"]["mean"]
     chance = mean_pose_score(train, valid)["pckh@0.5"]["mean"]
-    print(f"teacher {args.teacher}: PCKh@0.5 {found:.2f} (a mean pose that ignores the picture: {chance:.2f})")
+    print(f"teacher {os.path.relpath(args.teacher)}: PCKh@0.5 {found:.2f} (a mean pose that ignores the picture: {chance:.2f})")
     if not found > chance:
         raise BadInput(f"{args.teacher} scores {found:.2f} on {valid.name}, no better than a mean pose ({chance:.2f}): "
                        f"train it longer, or check that it was trained on these people")
