@@ -76,7 +76,8 @@ def load(path, device="cpu"):
 
 # What published HRNet checkpoints hold beyond the map that leaves here: stage 3's way to its coarser branches, the fourth
 # stage, and heads for joints or for ImageNet's classes.
-BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.", "final_layer.", "incre_modules.", "downsamp_modules.", "classifier.")
+BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.", "final_layer.",
+                  "incre_modules.", "downsamp_modules.", "classifier.")
 
 
 def load_backbone(backbone, path):
@@ -107,7 +108,7 @@ def describe(config):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Copy a checkpoint with its weights in float16, to be evaluated or passed on.")
+    parser = argparse.ArgumentParser(description="Copy a checkpoint with its weights in float16, for evaluation.")
     parser.add_argument("source", type=Path, help="checkpoint of train.py")
     parser.add_argument("target", type=Path, help="file to write")
     args = parser.parse_args()
