@@ -74,6 +74,24 @@ def load(path, device="cpu"):
     return model.to(device).eval(), content["facts"]
 
 
+def start_from(model, path):
+    """Weights of another run of the same network into model, as a start; returns a line on what was used.
+
+    The position embedding, which is not learned and differs between input sizes, stays the model's own.
+    """
+    content = read(path)
+    here, there = (dict(config, preset="") for config in (model.config, content["config"]))
+    weights = {name: tensor for name, tensor in content["model"].items() if name != "encoder.position"}
+    own = model.state_dict()
+    misfits = [name for name in own if name not in ("encoder.position", *weights)]
+    misfits += [name for name in weights if name not in own or own[name].shape != weights[name].shape]
+    if here != there or misfits:
+        raise BadInput(f"{path} is {describe(content['config'])} and cannot start {describe(model.config)}"
+                       + (f": {misfits[0]} has another shape" if misfits and here == there else ""))
+    model.load_state_dict(weights, strict=False)
+    return f"starting from {path}: {describe(content['config'])}, {content['facts'].get('data')}"
+
+
 # What published HRNet checkpoints hold beyond the map that leaves here: stage 3's way to its coarser branches, the fourth
 # stage, and heads for joints or for ImageNet's classes.
 BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.", "final_layer.",

@@ -3,9 +3,11 @@
     python evaluate.py --costs
 
 GFLOPs in the paper's tables are multiply-adds of matrix products and convolutions. They are counted here by PyTorch's
-own counter running over the real network; the Fourier transforms, which it does not know, are added by formula.
+own counter running over the real network, its filters in their definition's form; the fast Fourier transforms, which the
+counter does not know, are added by formula.
 """
 
+import copy
 import math
 import os
 import statistics
@@ -15,6 +17,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gfl import by_definition
 from models import build_student
 
 # The paper's Tables A and B: student, filter, backbone, PCKh without and with distillation, M parameters, GFLOPs, fps.
@@ -58,11 +61,12 @@ def count_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@torch.inference_mode()
 def count_multiply_adds(model):
     """Multiply-adds of one crop through the model: PyTorch counts two operations to each."""
+    model = copy.deepcopy(model).requires_grad_(False)        # the counter stumbles over parameters without a graph
     # Fused attention hides its two products from the counter; written out, they show.
-    with FlopCounterMode(display=False, custom_mapping=TRANSFORMS) as counter, sdpa_kernel(SDPBackend.MATH):
+    with by_definition(model), sdpa_kernel(SDPBackend.MATH), \
+            FlopCounterMode(display=False, custom_mapping=TRANSFORMS) as counter:
         model(torch.zeros(1, 3, model.size, model.size, device=next(model.parameters()).device))
     return counter.get_total_flops() / 2
 

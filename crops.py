@@ -154,22 +154,38 @@ def store(people, size, folder=None, desc="crops"):
     return array
 
 
+class Variation(NamedTuple):
+    """How each of N crops differs from the plain one."""
+    rotation: torch.Tensor     # (N,) degrees
+    zoom: torch.Tensor         # (N,) size of the box over the plain one's
+    flip: torch.Tensor         # (N,) bool
+    gain: torch.Tensor         # (N, 3) what red, green and blue are multiplied by
+    shift: torch.Tensor        # (N, 1) what is then added to all three
+
+    def of(self, rows):
+        return Variation(*(each[rows] for each in self))
+
+
 class Augmentation(NamedTuple):
     """How far random crops differ from the plain one."""
     rotation: float            # deviation of the angle, degrees; twice that at most
     rotation_chance: float     # share of the crops that are turned at all
     zoom: float                # deviation of the box's size around 1; that much at most
     flip_chance: float         # share of the crops that are mirrored
+    colour: float = 0          # gain of a colour off 1 by at most this, brightness off by half of it
 
     def draw(self, count, random):
-        """-> rotation (count,) degrees, zoom (count,) and flip (count,) bool, from a torch.Generator."""
+        """The Variation of `count` crops, from a torch.Generator."""
         rotation = (self.rotation * torch.randn(count, generator=random)).clamp(-2 * self.rotation, 2 * self.rotation)
         rotation *= torch.rand(count, generator=random) < self.rotation_chance
         zoom = 1 + (self.zoom * torch.randn(count, generator=random)).clamp(-self.zoom, self.zoom)
-        return rotation, zoom, torch.rand(count, generator=random) < self.flip_chance
+        flip = torch.rand(count, generator=random) < self.flip_chance
+        gain = 1 + self.colour * (2 * torch.rand(count, 3, generator=random) - 1)
+        return Variation(rotation, zoom, flip, gain, self.colour * (torch.rand(count, 1, generator=random) - 0.5))
 
 
 TOKENPOSE = Augmentation(rotation=30, rotation_chance=0.6, zoom=0.25, flip_chance=0.5)       # its recipe on MPII
+PHOTOS = TOKENPOSE._replace(colour=0.25)                                                     # few photos want more
 UPRIGHT = Augmentation(rotation=10, rotation_chance=0.6, zoom=0.1, flip_chance=0.5)          # for drawn people
 
 
@@ -184,19 +200,21 @@ class Batch(NamedTuple):
 def make_batch(people, stored, rows, size, device="cpu", variation=None):
     """People `rows` (B,) of stored crops (N, wide, wide, 3) as a Batch.
 
-    variation: rotation, zoom and flip of each of the N people, as Augmentation.draw gives them; None for the plain crop.
+    variation: the Variation of each of the N people; None for the plain crop.
     """
     rows = torch.as_tensor(rows)
     center, side, joints, visible = (
         torch.from_numpy(of)[rows] for of in (people.center, people.side, people.joints, people.visible))
     if variation:
-        rotation, zoom, flip = (each[rows] for each in variation)
+        rotation, zoom, flip, gain, shift = variation.of(rows)
     else:
         rotation, zoom, flip = torch.zeros(len(rows)), torch.ones(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
 
     matrix = crop_matrix(center, side * zoom, size, rotation, flip)            # picture -> crop
     pixels = torch.from_numpy(stored[rows.numpy()]).to(device).permute(0, 3, 1, 2).float() / 255
     images = warp(pixels, compose(matrix, invert(stored_matrix(center, side, size))), size)
+    if variation and not (gain == 1).all():
+        images = (images * gain[..., None, None].to(device) + shift[..., None, None].to(device)).clamp(0, 1)
 
     xy = (transform(matrix, joints) + 0.5) / size                              # pixels -> fractions
     xy = torch.where(flip[:, None, None], xy[:, FLIP], xy).float()

@@ -25,13 +25,8 @@ import torch.nn.functional as F
 from crops import coordinate_labels, heatmaps
 from models import CoordinateHead, Regression
 
-# Weights a1 .. a4. 'paper': DistilPose's, borrowed, for its 192 channels and 300 epochs. They depend on the scale of the
-# tokens: the shipped tiny teacher's have deviations of 3 (keypoint) and 6 (visual). In short runs of the tiny cc gs student
-# (1,400 steps of 32) the heatmap term alone gave 34.0 PCKh@0.5, with 0.3 L_kt beside it 33.4: no difference yet.
-WEIGHTS = {
-    "paper": dict(keypoint_tokens=5e-4, visual_tokens=5e-4, heatmap=1.0, confidence=0.01),
-    "tiny": dict(keypoint_tokens=0.1, visual_tokens=0.01, heatmap=1.0, confidence=0.01),
-}
+# Weights a1 .. a4, of standardised tokens (see Lessons). DistilPose's are 5e-4, 5e-4, 1 and 0.01, for tokens as they are.
+WEIGHTS = dict(keypoint_tokens=0.3, visual_tokens=0.1, heatmap=1.0, confidence=0.01)
 SMOOTH_L1_BETA = 1 / 64      # SmoothL1 is quadratic below one heatmap cell, linear above, in fractions of the crop
 
 
@@ -128,27 +123,54 @@ class Lesson(NamedTuple):
 
 @torch.no_grad()
 def give_lesson(teacher, images):
-    """The Lesson of images (B, 3, size, size). No gradient reaches the teacher."""
+    """The Lesson of images (B, 3, size, size), tokens as they are. No gradient reaches the teacher."""
     output = teacher(images)
     return Lesson(output.keypoint_tokens.float(), output.visual_tokens.float(), teacher.head.heatmaps(output.prediction))
 
 
-class Lessons:
-    """A teacher that is asked once for each view of each person and remembers its answers.
+class TokenScale(NamedTuple):
+    """Tokens (B, T, D) less what they are in every picture, in units of how far pictures differ, channel by channel."""
+    mean: torch.Tensor                 # (T, D), over pictures
+    deviation: torch.Tensor            # (D,), over pictures and tokens
 
-    Its forward pass costs more than a whole step of a small student. Where people are few and each is shown in the same
-    few views again and again, that is paid once: tokens are kept in float16, heatmaps in 255 steps.
+    @classmethod
+    def measure(cls, tokens):
+        mean = tokens.mean(0)
+        return cls(mean, (tokens - mean).square().mean((0, 1)).sqrt().clamp(min=1e-6))
+
+    def __call__(self, tokens):
+        return (tokens - self.mean) / self.deviation
+
+
+class Lessons:
+    """A teacher whose tokens are standardised, and who can remember its answers.
+
+    Most of what a token holds is the same in every picture (two thirds of the variance of the tiny teacher's visual tokens),
+    and its scale is whatever training left. The student is taught what differs between pictures, in units of its
+    deviation: then one set of weights suits every teacher.
+
+    images: (B, 3, size, size) of pictures to measure mean and deviation on.
+    views, people: the teacher's forward pass costs more than a whole step of a small student. Where people are few and each
+    is shown in the same few views again and again, it is paid once: tokens are kept in float16, heatmaps in 255 steps.
     """
 
-    def __init__(self, teacher, views, people):
+    def __init__(self, teacher, images, views=0, people=0):
         self.teacher = teacher
+        lessons = [give_lesson(teacher, part) for part in images.split(32)]
+        self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in list(zip(*lessons))[:2]]
         self.known = torch.zeros(views, people, dtype=torch.bool)
         self.kept = None
 
+    def give(self, images):
+        keypoint, visual, heatmaps = give_lesson(self.teacher, images)
+        return Lesson(self.scales[0](keypoint), self.scales[1](visual), heatmaps)
+
     def __call__(self, images, view, rows):
         """The Lesson of images (B, 3, size, size), which show people `rows` (B,) in this view."""
+        if not len(self.known):
+            return self.give(images)
         if not self.known[view, rows].all():
-            tokens, visual, heatmaps = give_lesson(self.teacher, images)
+            tokens, visual, heatmaps = self.give(images)
             packed = tokens.half(), visual.half(), (255 * heatmaps).round().byte()
             if self.kept is None:
                 self.kept = [torch.empty(*self.known.shape, *part.shape[1:], dtype=part.dtype) for part in packed]

@@ -21,6 +21,9 @@ Shapes: a token grid is (B, H, W, D), channels last: batch, rows, columns, chann
 a filter of ones is the identity at any size.
 """
 
+import math
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import nn
@@ -55,9 +58,7 @@ def global_filter(x, K):
     """
     H, W = x.shape[1:3]
     if tuple(K.shape[-3:-1]) != (H, W // 2 + 1):
-        raise ValueError(f"the filter has {K.shape[-3]} x {K.shape[-2]} frequencies, which do not fit a token grid of "
-                         f"{H} rows x {W} columns: that needs {H} x {W // 2 + 1}. Build the layer with "
-                         f"grid=({H}, {W}), or feed it the grid it was built for.")
+        raise misfit(K.shape, H, W)
     real = x if x.dtype in (torch.float32, torch.float64) else x.float()
     spectrum = torch.fft.rfft2(real, dim=(1, 2), norm="ortho")                 # T(X)          (B, H, W//2+1, D)
     filtered = K * spectrum                                                    # G(X) = K (.) T(X)
@@ -65,10 +66,76 @@ def global_filter(x, K):
     return out.to(x.dtype)
 
 
-def to_complex(real, imag):
-    """real + i imag in complex64, or complex128 for float64: PyTorch has no half-precision transform to feed."""
-    dtype = torch.float64 if real.dtype == torch.float64 else torch.float32
-    return torch.complex(real.to(dtype), imag.to(dtype))
+def misfit(shape, H, W):
+    return ValueError(f"the filter has {shape[-3]} x {shape[-2]} frequencies, which do not fit a token grid of "
+                      f"{H} rows x {W} columns: that needs {H} x {W // 2 + 1}. Build the layer with "
+                      f"grid=({H}, {W}), or feed it the grid it was built for.")
+
+
+# ------------------------------------------------------------------------------- the same, as matrix products
+
+def dft_matrices(H, W):
+    """The orthonormal rfft2 of an H x W grid as two real matrices: along the columns, then along the rows.
+
+        along w: (cos, -sin)(2 pi f w / W) / sqrt(W)          x -> real and imaginary part of F = W // 2 + 1 frequencies
+        along h: e^(-i 2 pi u h / H) / sqrt(H), on (real, imaginary) pairs: ((cos, sin), (-sin, cos))
+
+    Returns float64 tensors: over_w (2 F, W), over_h (2 H, 2 H), and back_w (W, 2 F), the way back along w. The way back
+    along h is the transpose of over_h; along w, too, but there all columns of the spectrum whose mirror image is not kept
+    count twice.
+    """
+    F = W // 2 + 1
+    w_angle = 2 * math.pi * torch.arange(F, dtype=torch.float64)[:, None] * torch.arange(W) / W        # (F, W)
+    h_angle = 2 * math.pi * torch.arange(H, dtype=torch.float64)[:, None] * torch.arange(H) / H        # (H, H)
+    over_w = torch.cat([w_angle.cos(), -w_angle.sin()]) / math.sqrt(W)
+    cos, sin = h_angle.cos(), h_angle.sin()
+    over_h = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], 1)               # (H, 2, H, 2)
+    times = torch.tensor([1 if f == 0 or 2 * f == W else 2 for f in range(F)], dtype=torch.float64)
+    return over_w, over_h.reshape(2 * H, 2 * H) / math.sqrt(H), over_w.T * times.repeat(2)
+
+
+class GlobalFilter(nn.Module):
+    """`global_filter` in real numbers: what the layers below compute with, in training and in use.
+
+    A token grid is small: 16 x 17 takes 5 million multiply-adds a layer as matrix products, the MLP beside it 60. They run at
+    the speed of matrix products on every device and in bfloat16, where FFTs do not exist; they compile and export. Faster
+    than the form above: see benchmarks/filters.py. grid: (H, W). No parameters.
+    """
+
+    def __init__(self, grid):
+        super().__init__()
+        self.grid = tuple(grid)
+        for name, matrix in zip(("over_w", "over_h", "back_w"), dft_matrices(*grid)):
+            self.register_buffer(name, matrix.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, x, K_real, K_imag):
+        """x (B, H, W, D), K_real and K_imag (H, W // 2 + 1, D), or one per input with a leading B -> (B, H, W, D)."""
+        B, H, W, D = x.shape
+        F = W // 2 + 1
+        if (H, W) != self.grid or tuple(K_real.shape[-3:-1]) != (H, F):
+            raise misfit(K_real.shape, H, W)
+        over_w, over_h, back_w = (m.to(x.dtype) for m in (self.over_w, self.over_h, self.back_w))
+        along_w = torch.matmul(over_w, x)                                      # (B, H, 2 F, D)
+        spectrum = torch.matmul(over_h, along_w.view(B, 2 * H, F * D))         # T(X)          (B, 2 H, F D)
+        real, imag = spectrum.view(B, H, 2, F, D).unbind(2)                    # (B, H, F, D) each
+        filtered = torch.stack([torch.addcmul(real * K_real, imag, K_imag, value=-1),
+                                torch.addcmul(real * K_imag, imag, K_real)], 2)      # G(X) = K (.) T(X)
+        filtered = filtered.to(x.dtype).view(B, 2 * H, F * D)
+        back_h = torch.matmul(over_h.T, filtered).view(B, H, 2 * F, D)
+        return torch.matmul(back_w, back_h)                                    # X' = T^-1(G(X))  (B, H, W, D)
+
+
+@contextmanager
+def by_definition(model):
+    """Inside, every filter of the model computes with `global_filter`: to test, count and time one form against the other."""
+    layers = [layer for layer in model.modules() if isinstance(layer, GlobalFilter)]
+    for layer in layers:
+        layer.forward = lambda x, K_real, K_imag: global_filter(x, torch.complex(K_real, K_imag))
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 # ------------------------------------------------------------------------------- GS
@@ -87,9 +154,10 @@ class StaticFilter(nn.Module):
         # not survive .half(), and pairs in a fourth dimension are torn apart by .to(memory_format=channels_last).
         self.K_real = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, dim))
         self.K_imag = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, dim))
+        self.filter = GlobalFilter(grid)
 
     def forward(self, x):
-        return global_filter(x, to_complex(self.K_real, self.K_imag))
+        return self.filter(x, self.K_real, self.K_imag)
 
 
 # ------------------------------------------------------------------------------- GD
@@ -103,7 +171,8 @@ class StarReLU(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, x):
-        return self.scale * x.relu().square() + self.bias
+        x = x.relu()
+        return torch.addcmul(self.bias, self.scale * x, x)
 
 
 class DynamicFilter(nn.Module):
@@ -126,6 +195,7 @@ class DynamicFilter(nn.Module):
         self.M2 = nn.Linear(hidden, BASIS_FILTERS * wide, bias=False)
         self.K_real = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, BASIS_FILTERS))
         self.K_imag = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, BASIS_FILTERS))
+        self.filter = GlobalFilter(grid)
         self.W2 = nn.Linear(wide, dim, bias=False)
 
     def mixture(self, x):
@@ -136,14 +206,10 @@ class DynamicFilter(nn.Module):
         return logits.unflatten(-1, (BASIS_FILTERS, -1)).softmax(dim=1)        # (B, F, E)
 
     def forward(self, x):
-        M = self.mixture(x).to(self.K_real.dtype)                              # (B, F, E)
-
-        def mix(K):      # a sum, not a matrix product, which autocast would round to half precision
-            return sum(K[..., f, None] * M[:, None, None, f] for f in range(BASIS_FILTERS))
-
-        K_hat = to_complex(mix(self.K_real), mix(self.K_imag))                 # K^ = K (x) M(X)  (B, H, W//2+1, E)
+        M = self.mixture(x)[:, None]                                           # (B, 1, F, E)
+        K_hat = self.K_real @ M, self.K_imag @ M                               # K^ = K (x) M(X)  (B, H, W//2+1, E) each
         x = self.act(self.W1(x))                                               # (B, H, W, E)
-        x = global_filter(x, K_hat)                                            # X' = T^-1(K^ (.) T(X))
+        x = self.filter(x, *K_hat)                                             # X' = T^-1(K^ (.) T(X))
         return self.W2(x)                                                      # (B, H, W, D)
 
 

@@ -7,10 +7,12 @@
     python train.py --student cc --filter gd --backbone w32 --data MPII --preset paper \\
                     --teacher runs/teacher-paper-MPII/best.pt --device cuda --amp
 
-Every run has a folder (--out): log.jsonl with one line an epoch, best.pt, last.pt, and predictions.png.
+Every run has a folder (--out): log.jsonl with one line an epoch, best.pt, last.pt, and, when it is through, result.json
+(arguments, scores by joint, the log) and predictions.png.
 """
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -22,9 +24,9 @@ import torch
 from tqdm import tqdm
 
 import checkpoint
-from crops import TOKENPOSE, UPRIGHT, make_batch, store, transform
+from crops import PHOTOS, TOKENPOSE, UPRIGHT, make_batch, store, transform
 from data_mpii import load_people
-from distill import WEIGHTS, Lessons, distillation_loss, give_lesson, task_loss, total
+from distill import WEIGHTS, Lessons, distillation_loss, task_loss, total
 from draw import WHITE, contact_sheet
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_people
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
@@ -33,13 +35,16 @@ from synthetic import drawn_people
 
 # 'paper': DistilPose's recipe (Adam, 300 epochs, a tenth of the rate at 200 and at 260, 500 steps of warm-up) and
 # TokenPose's batch on MPII (16 on each of 4 GPUs): borrowed, as the paper's own is not known.
-RECIPES = {"paper": dict(epochs=300, batch_size=64, lr=1e-3),
-           "tiny": dict(epochs=11, batch_size=32, lr=1e-3)}
+RECIPES = {"paper": dict(epochs=300, batch_size=64, lr=1e-3, optimiser="adam"),
+           "tiny": dict(epochs=16, batch_size=32, lr=1e-3, optimiser="muon")}
+MUON_RATE = 20           # Muon's learning rate over Adam's
 VIEWS = {"paper": None, "tiny": 2}       # in how many ways a person is shown to teacher and student; None: ever new ones
 DECAY_AT = (2 / 3, 13 / 15)              # shares of the training after which the rate is divided by ten
 WARM_UP = 500                            # steps, at most a tenth of the training
 DRAWINGS = {"student": 4000, "teacher": 40000}
 TINY_TEACHER = Path(__file__).parent / "weights" / "teacher-tiny-drawn.pt"
+AVERAGING = 0.998                        # the weights that are scored and kept: a running mean over some 500 steps
+MEASURED = 256                           # people on whom the mean and deviation of the teacher's tokens are measured
 SHOWN = 24                               # people in predictions.png
 
 
@@ -53,9 +58,13 @@ def parse_arguments():
                       help="sizes of the networks: 64 x 64 crops for two cores, or the paper's 256 x 256 (default: tiny)")
     what.add_argument("--backbone-weights", type=Path,
                       help="published HRNet weights (ImageNet or pose) for the backbone to start from (default: random)")
+    what.add_argument("--init", type=Path, help="checkpoint of the same network to start from, of any preset whose layers "
+                                                "have the same shapes: pre-training (default: random weights)")
     what.add_argument("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
     what.add_argument("--teacher", type=Path, help="teacher's checkpoint (default: the shipped tiny one, for drawn people)")
     what.add_argument("--no-distill", action="store_true", help="learn from labels alone")
+    what.add_argument("--terms", nargs="+", choices=tuple(WEIGHTS), default=list(WEIGHTS), metavar="TERM",
+                      help=f"which of the loss's four terms to learn from: {', '.join(WEIGHTS)} (default: all)")
     data = parser.add_argument_group("from what")
     data.add_argument("--data", default="drawn", help="folder in MPII's layout, or 'drawn': people drawn by synthetic.py "
                                                       "(default: drawn)")
@@ -63,9 +72,11 @@ def parse_arguments():
                                                    f"student, {DRAWINGS['teacher']} for the teacher)")
     data.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
     how = parser.add_argument_group("how")
-    how.add_argument("--epochs", type=int, help="passes over the people (default: 11 tiny, 300 paper)")
+    how.add_argument("--epochs", type=int, help="passes over the people (default: 16 tiny, 300 paper)")
     how.add_argument("--batch-size", type=int, help="people a step (default: 32 tiny, 64 paper)")
-    how.add_argument("--lr", type=float, help="highest learning rate of Adam (default: 1e-3)")
+    how.add_argument("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3); Muon's is {MUON_RATE} times that")
+    how.add_argument("--optimiser", choices=("adam", "muon"), help="adam, or muon for the matrices of the encoder and adam "
+                                                                   "for all else (default: muon tiny, adam paper)")
     how.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
     how.add_argument("--device", default=default_device(),
                      help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
@@ -114,11 +125,11 @@ def check_arguments(args):
 
 # What a run that goes on must have in common with the one that was stopped, or it would be neither. Epochs may be
 # added or taken off: the rate's decay then follows the new number.
-SETTINGS = ("data", "drawings", "distill", "batch_size", "lr", "seed", "amp")
+SETTINGS = ("data", "drawings", "distill", "terms", "batch_size", "lr", "optimiser", "seed", "amp")
 
 
-def resume(args, model, optimiser):
-    """Put the state of the run's last.pt into model and optimiser -> (next epoch, best PCKh so far)."""
+def resume(args, model, averaged, optimisers):
+    """Put the state of the run's last.pt into model, average and optimisers -> (next epoch, best PCKh so far)."""
     file = args.out / "last.pt"
     content = checkpoint.read(file)
     training = content["training"]
@@ -132,7 +143,9 @@ def resume(args, model, optimiser):
             raise BadInput(f"{file} was trained with {name} {value}, now it is {getattr(args, name)}: "
                            f"give the flags of the run that is to go on")
     model.load_state_dict(content["model"])
-    optimiser.load_state_dict(training["optimiser"])
+    averaged.load_state_dict(training["averaged"])
+    for optimiser, state in zip(optimisers, training["optimisers"]):
+        optimiser.load_state_dict(state)
     log = args.out / "log.jsonl"                 # a kill may have come between the log's line and the checkpoint
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:training["epoch"]]))
     return training["epoch"], training["best"]
@@ -143,10 +156,29 @@ def generator(*numbers):
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
-def learning_rate(step, steps, highest):
-    """Linear warm-up, then the highest rate, divided by ten at each of DECAY_AT."""
+def build_optimisers(model, name, lr):
+    """Adam for every weight that learns, or Muon for the matrices of the encoder's blocks and Adam for all else."""
+    learning = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
+    if name == "adam":
+        return [torch.optim.Adam(learning.values(), lr=lr, fused=True)]
+    matrices = [key for key, weight in learning.items() if ".blocks." in key and weight.ndim == 2]
+    others = [key for key in learning if key not in matrices]
+    return [torch.optim.Muon([learning[key] for key in matrices], lr=MUON_RATE * lr, weight_decay=0),
+            torch.optim.Adam([learning[key] for key in others], lr=lr, fused=True)]
+
+
+def rate_share(step, steps):
+    """Learning rate over its highest: linear warm-up, then 1, divided by ten at each of DECAY_AT."""
     warm = min(1, (step + 1) / min(WARM_UP, max(1, steps // 10)))
-    return highest * warm * 0.1 ** sum(step >= share * steps for share in DECAY_AT)
+    return warm * 0.1 ** sum(step >= share * steps for share in DECAY_AT)
+
+
+@torch.no_grad()
+def average(averaged, model, step):
+    """averaged <- averaged + w (model - averaged), w = max(1 / (step + 1), 1 - AVERAGING): a plain mean at first."""
+    pairs = [(mean, now) for mean, now in zip(averaged.state_dict().values(), model.state_dict().values())
+             if mean.is_floating_point()]
+    torch._foreach_lerp_(*map(list, zip(*pairs)), max(1 / (step + 1), 1 - AVERAGING))
 
 
 def load_data(args, size):
@@ -199,15 +231,21 @@ def main():
         model.head.scored = args.distill
     if args.backbone_weights:
         print(checkpoint.load_backbone(model.backbone, args.backbone_weights))
+    if args.init:
+        print(checkpoint.start_from(model, args.init))
     model.to(args.device, memory_format=torch.channels_last)      # what convolutions like best, filters do not mind
-    optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=args.lr)
-    first, best = resume(args, model, optimiser) if args.resume else (0, -1.0)
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    optimisers = build_optimisers(model, args.optimiser, args.lr)
+    highest = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
+    first, best = resume(args, model, averaged, optimisers) if args.resume else (0, -1.0)
 
     train, valid, train_crops, valid_crops = load_data(args, model.size)
-    views = VIEWS[args.preset] if args.distill else None
+    views = None if args.train_teacher else VIEWS[args.preset]    # the same with a teacher and without
     teacher = load_teacher(args, train, valid, valid_crops) if args.distill else None
-    lessons = Lessons(teacher, views, len(train)) if views else None
-    augmentation = UPRIGHT if args.data == "drawn" else TOKENPOSE
+    if teacher:
+        measured = make_batch(train, train_crops, range(min(MEASURED, len(train))), model.size, args.device)
+        lessons = Lessons(teacher, measured.images, views or 0, len(train))
+    augmentation = UPRIGHT if args.data == "drawn" else TOKENPOSE if args.preset == "paper" else PHOTOS
     per_epoch = max(1, len(train) // args.batch_size)             # steps; what is left over comes in another epoch
     args.out.mkdir(parents=True, exist_ok=True)
     log = (args.out / "log.jsonl").open("a" if args.resume else "w")
@@ -223,27 +261,31 @@ def main():
         bar = tqdm(total=per_epoch * args.batch_size, desc=f"epoch {epoch + 1}/{args.epochs}", unit=" images",
                    leave=False, disable=None)
         for i in range(per_epoch):
-            rate = learning_rate(epoch * per_epoch + i, args.epochs * per_epoch, args.lr)
-            optimiser.param_groups[0]["lr"] = rate
+            share = rate_share(epoch * per_epoch + i, args.epochs * per_epoch)
+            for optimiser, rate in zip(optimisers, highest):
+                optimiser.param_groups[0]["lr"] = rate * share
             rows = order[i * args.batch_size:(i + 1) * args.batch_size].sort().values
             batch = make_batch(train, train_crops, rows, model.size, args.device, variation)
 
             with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.amp):
                 output = model(batch.images)
                 if teacher:
-                    lesson = lessons(batch.images, view, rows) if lessons else give_lesson(teacher, batch.images)
+                    lesson = lessons(batch.images, view, rows)
             if teacher:
                 terms = distillation_loss(model.head, output, lesson, batch.xy, batch.visible)
-                loss = total(terms, WEIGHTS[args.preset])
+                loss = total(terms, {name: WEIGHTS[name] for name in args.terms})
             else:
                 terms = {"task": task_loss(model.head, output.prediction, batch.xy, batch.visible)}
                 loss = terms["task"]
             terms = {name: term.item() for name, term in {**terms, "loss": loss}.items()}
             if not math.isfinite(terms["loss"]):
                 raise BadInput(f"the loss is not finite at epoch {epoch + 1}, step {i + 1} ({terms}): lower --lr")
-            optimiser.zero_grad()
+            for optimiser in optimisers:
+                optimiser.zero_grad()
             loss.backward()
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
+            average(averaged, model, epoch * per_epoch + i)
 
             sums = {name: sums.get(name, 0) + term for name, term in terms.items()}
             bar.set_postfix({name: f"{value / (i + 1):.3g}" for name, value in sums.items()}, refresh=False)
@@ -251,22 +293,27 @@ def main():
         bar.close()
 
         seconds = time.perf_counter() - began
-        scores = {name: values["mean"] for name, values in evaluate(model, valid, valid_crops, args.device).items()}
-        line = {"epoch": epoch + 1, "lr": rate, **{name: value / per_epoch for name, value in sums.items()}, **scores,
+        scores = {name: values["mean"] for name, values in evaluate(averaged, valid, valid_crops, args.device).items()}
+        line = {"epoch": epoch + 1, "lr": args.lr * share, **{name: value / per_epoch for name, value in sums.items()}, **scores,
                 "images_per_second": per_epoch * args.batch_size / seconds}
         print("  ".join(f"{name} {value:.4g}" for name, value in line.items()), flush=True)
         print(json.dumps(line), file=log, flush=True)
         facts = dict(data=train.name, people=len(train), epoch=epoch + 1, seed=args.seed, **scores)
         if scores["pckh@0.5"] > best:
             best = scores["pckh@0.5"]
-            checkpoint.save(args.out / "best.pt", model, facts)
+            checkpoint.save(args.out / "best.pt", averaged, facts)
         settings = {name: getattr(args, name) for name in SETTINGS}
         checkpoint.save(args.out / "last.pt", model, facts, training=dict(
-            optimiser=optimiser.state_dict(), epoch=epoch + 1, best=best, settings=settings))
+            averaged=averaged.state_dict(), optimisers=[each.state_dict() for each in optimisers], epoch=epoch + 1, best=best, settings=settings))
 
     model, facts = checkpoint.load(args.out / "best.pt", args.device)
     print(f"best epoch: {facts['epoch']}; PCKh on {len(valid):,} people of {valid.name}")
-    print_score(evaluate(model, valid, valid_crops, args.device))
+    scores = evaluate(model, valid, valid_crops, args.device)
+    print_score(scores)
+    result = dict(arguments={name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+                  network=checkpoint.describe(model.config), facts=facts, scores=scores, torch=torch.__version__,
+                  log=[json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()])
+    (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     save_predictions(args.out / "predictions.png", model, valid, valid_crops, args.device)
     print(f"drawn: {args.out / 'predictions.png'}\nnext: python evaluate.py --checkpoint {args.out / 'best.pt'}"
           + ("" if args.data == "drawn" else f" --data {args.data}"))

@@ -20,7 +20,7 @@ from distill import heatmap_task, over_visible  # noqa: E402
 from evaluate import evaluate  # noqa: E402
 from models import build_teacher  # noqa: E402
 from synthetic import drawn_people  # noqa: E402
-from train import learning_rate  # noqa: E402
+from train import rate_share  # noqa: E402
 
 BATCH, RATE, PEOPLE = 32, 1e-3, 8000
 
@@ -52,7 +52,7 @@ def main():
         optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=RATE)
         random = torch.Generator().manual_seed(args.seed)
         for step in range(args.steps):
-            optimiser.param_groups[0]["lr"] = learning_rate(step, args.steps, RATE)
+            optimiser.param_groups[0]["lr"] = RATE * rate_share(step, args.steps)
             rows = torch.randint(len(train), (BATCH,), generator=random).numpy()
             batch = make_batch(train, crops, rows, model.size, variation=UPRIGHT.draw(PEOPLE, random))
             with torch.autocast("cpu", torch.bfloat16):

@@ -117,8 +117,8 @@ def test_no_gradient_reaches_the_teacher_and_invisible_joints_are_silent(student
     visible = torch.arange(16).expand(2, 16) < 9
     output, lesson = model(images), give_lesson(teacher, images)     # with gradients on, on purpose
     terms = distillation_loss(model.head, output, lesson, xy, visible)
-    assert set(terms) == {"task", *WEIGHTS["paper"]}
-    total(terms, {name: 1.0 for name in WEIGHTS["paper"]}).backward()
+    assert set(terms) == {"task", *WEIGHTS}
+    total(terms, {name: 1.0 for name in WEIGHTS}).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert model.encoder.keypoint_tokens.grad.abs().sum() > 0
 
@@ -132,9 +132,22 @@ def test_no_gradient_reaches_the_teacher_and_invisible_joints_are_silent(student
         torch.testing.assert_close(again[name], terms[name], msg=name)
 
 
+def test_tokens_are_standardised_on_the_pictures_they_were_measured_on(teacher):
+    """Each channel: mean 0 in every token, mean square 1 over pictures and tokens; heatmaps are left as they are."""
+    images = torch.rand(40, 3, 64, 64)
+    lesson, raw = Lessons(teacher, images).give(images), give_lesson(teacher, images)
+    for tokens, own in zip(lesson[:2], raw[:2]):
+        torch.testing.assert_close(tokens.mean(0), torch.zeros_like(tokens[0]), atol=1e-3, rtol=0)
+        torch.testing.assert_close(tokens.square().mean((0, 1)), torch.ones(tokens.shape[-1]), atol=1e-2, rtol=0)
+        ratio = (tokens[0] - tokens[1]) / (own[0] - own[1])                  # one factor a channel, the same for all tokens
+        torch.testing.assert_close(ratio[1], ratio[0], rtol=1e-2, atol=0)
+    assert torch.equal(lesson.heatmaps, raw.heatmaps)
+
+
 def test_remembered_lessons_are_the_teachers_own(teacher):
     images, rows = torch.rand(3, 3, 64, 64), torch.tensor([4, 0, 2])
-    fresh, lessons = give_lesson(teacher, images), Lessons(teacher, views=2, people=5)
+    measured = torch.rand(8, 3, 64, 64)
+    fresh, lessons = Lessons(teacher, measured)(images, 1, rows), Lessons(teacher, measured, views=2, people=5)
     for lesson in (lessons(images, 1, rows), lessons(torch.zeros_like(images), 1, rows)):      # asked, then remembered
         for kept, own, step in zip(lesson, fresh, (2e-3, 2e-3, 0.5 / 255)):
             torch.testing.assert_close(kept, own, atol=step, rtol=1e-3)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from gfl import (BASIS_FILTERS, DynamicFilter, GlobalDynamicFilter, StaticFilter, global_filter, global_filter_numpy,
-                 to_complex)
+from gfl import (BASIS_FILTERS, DynamicFilter, GlobalDynamicFilter, GlobalFilter, StaticFilter, by_definition,
+                 dft_matrices, global_filter, global_filter_numpy)
 
 PAPER_GRID = (16, 17)
 SHAPES = [(1, *PAPER_GRID, 192), (2, 8, 10, 96), (3, 1, 1, 1), (2, 1, 7, 3), (2, 7, 1, 3), (1, 5, 9, 4), (2, 6, 4, 5)]
@@ -15,25 +15,38 @@ SHAPES += [tuple(random.integers(1, high) for high in (4, 20, 20, 8)) for _ in r
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
-def random_filter(H, W, D, dtype=torch.float64, batch=()):
-    return to_complex(torch.randn(*batch, H, W // 2 + 1, D, dtype=dtype), torch.randn(*batch, H, W // 2 + 1, D, dtype=dtype))
+def random_filter(H, W, D, dtype=torch.float64):
+    return torch.complex(torch.randn(H, W // 2 + 1, D, dtype=dtype), torch.randn(H, W // 2 + 1, D, dtype=dtype))
+
+
+def matrix_filter(x, K):
+    """The form in matrix products, with the definition's arguments."""
+    layer = GlobalFilter(x.shape[1:3])
+    for name, matrix in zip(("over_w", "over_h", "back_w"), dft_matrices(*x.shape[1:3])):
+        setattr(layer, name, matrix.to(x.dtype))
+    return layer(x, K.real, K.imag)
+
+
+FORMS = pytest.mark.parametrize("form", [global_filter, matrix_filter])
 
 
 def relative_error(result, expected):
     return np.linalg.norm(result - expected) / np.linalg.norm(expected)
 
 
+@FORMS
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_agrees_with_numpy(shape, dtype):
+def test_agrees_with_numpy(shape, dtype, form):
     torch.manual_seed(0)
     x, K = torch.randn(shape, dtype=dtype), random_filter(*shape[1:], dtype)
     expected = global_filter_numpy(x.double().numpy(), K.numpy().astype(np.complex128))
-    assert relative_error(global_filter(x, K).double().numpy(), expected) <= TOLERANCE[dtype]
+    assert relative_error(form(x, K).double().numpy(), expected) <= TOLERANCE[dtype]
 
 
+@FORMS
 @pytest.mark.parametrize("shape", [(2, 5, 7, 3), (1, 4, 6, 2), (2, 3, 3, 1), (1, *PAPER_GRID, 2)])
-def test_is_a_depth_wise_circular_convolution(shape):
+def test_is_a_depth_wise_circular_convolution(shape, form):
     """out[i, j] = sum over m, n of kernel[m, n] * x[i - m, j - n], indices modulo the grid, channel by channel."""
     B, H, W, D = shape
     kernel, x = random.standard_normal((H, W, D)), random.standard_normal(shape)
@@ -42,7 +55,7 @@ def test_is_a_depth_wise_circular_convolution(shape):
         for n in range(W):
             expected += kernel[m, n] * np.roll(x, (m, n), axis=(1, 2))
     spectrum = np.fft.rfft2(kernel, axes=(0, 1))      # the orthonormal transforms leave no factor in the product
-    result = global_filter(torch.from_numpy(x), torch.from_numpy(spectrum)).numpy()
+    result = form(torch.from_numpy(x), torch.from_numpy(spectrum)).numpy()
     assert relative_error(result, expected) < 1e-12
 
 
@@ -67,18 +80,26 @@ def test_linear_in_the_tokens():
     torch.testing.assert_close(layer(2 * x - 3 * y), 2 * layer(x) - 3 * layer(y), rtol=1e-12, atol=1e-12)
 
 
+@FORMS
 @pytest.mark.parametrize("grid", [(6, 7), (5, 4), (1, 1)])
-def test_a_filter_of_ones_changes_nothing(grid):
+def test_a_filter_of_ones_changes_nothing(grid, form):
     x = torch.randn(2, *grid, 3, dtype=torch.float64)
     ones = torch.ones(grid[0], grid[1] // 2 + 1, 3, dtype=torch.complex128)
-    torch.testing.assert_close(global_filter(x, ones), x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(form(x, ones), x, rtol=1e-12, atol=1e-12)
 
 
-def test_dynamic_filter_mixes_its_basis_by_the_equation():
+@pytest.fixture
+def in_float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_dynamic_filter_mixes_its_basis_by_the_equation(in_float64):
     """The module against its equation, channel by channel and filter by filter, in NumPy."""
     torch.manual_seed(0)
     H, W, D = 5, 6, 4
-    layer = DynamicFilter((H, W), D).double()
+    layer = DynamicFilter((H, W), D)
     with torch.no_grad():
         layer.act.scale.fill_(0.9), layer.act.bias.fill_(-0.4)
         layer.M2.weight.mul_(30)                       # else the mixtures stay too even to tell inputs apart
@@ -118,6 +139,27 @@ def test_parameter_counts_of_the_paper():
 
     assert count(StaticFilter(PAPER_GRID, 192)) == 55_296
     assert count(GlobalDynamicFilter(PAPER_GRID, 192)) == 55_296 + 231_554
+
+
+@pytest.mark.parametrize("layer", [StaticFilter, DynamicFilter, GlobalDynamicFilter])
+def test_layers_compute_their_definition_in_training_too(layer):
+    """Output and every gradient of the matrix form against the rfft2 form, which really is another computation."""
+    torch.manual_seed(0)
+    layer = layer(PAPER_GRID, 24)
+    x = torch.randn(2, *PAPER_GRID, 24)
+
+    def results():
+        layer.zero_grad()
+        out = layer(x)
+        out.square().sum().backward()
+        return [out.detach(), *(parameter.grad.clone() for parameter in layer.parameters())]
+
+    fast = results()
+    with by_definition(layer):
+        plain = results()
+    assert not torch.equal(fast[0], plain[0])
+    for one, other in zip(fast, plain):
+        assert relative_error(one.numpy(), other.numpy()) < 1e-5
 
 
 @pytest.mark.parametrize("layer", [StaticFilter, GlobalDynamicFilter])

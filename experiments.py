@@ -1,0 +1,204 @@
+"""The experiments behind the README's tables: run, stopped, continued, and pasted into the README.
+
+    python experiments.py drawn                          # 36 students of drawn people, and the loss taken apart: hours
+    python experiments.py drawn --seeds 0 --jobs 2       # a third of it, two at a time
+    python experiments.py photos --data DATA             # teacher and students on real photos in MPII's layout
+    python experiments.py tables                         # write the README's tables from results/
+
+A run that is done has a file in results/ (arguments, scores by joint, the log of its epochs) and is skipped; one that was
+stopped goes on from its last epoch.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+from costs import PAPER
+from distill import WEIGHTS
+from inputs import BadInput, main_with_clear_errors
+from models import FILTERS, STUDENTS
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"           # in the repository
+RUNS = Path("runs") / "experiments"
+SEEDS = (0, 1, 2)
+TAKEN_APART = ("cc", "gs")           # the student that learns from each term of the loss alone
+PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
+
+
+# ------------------------------------------------------------------------------- what to run: name -> flags of train.py
+
+def name_of(student, filter, distill, seed):
+    return f"{student}-{filter}-{'distilled' if distill else 'alone'}-{seed}"
+
+
+def drawn_runs(seeds):
+    """The tiny students on the embedded data: both sides see the same pictures in the same order for the same steps."""
+    runs = {}
+    for seed, student, filter, distill in product(seeds, STUDENTS, FILTERS, (True, False)):
+        runs["drawn-" + name_of(student, filter, distill, seed)] = \
+            ["--student", student, "--filter", filter, "--seed", seed] + ["--no-distill"] * (not distill)
+    for term, seed in product(WEIGHTS, seeds):
+        student, filter = TAKEN_APART
+        runs[f"drawn-{student}-{filter}-{term}-{seed}"] = \
+            ["--student", student, "--filter", filter, "--seed", seed, "--terms", term]
+    return runs
+
+
+def photo_runs(data, init):
+    """The same networks on photos: the teacher first, then its students."""
+    common = ["--data", data, "--preset", "tiny"]
+    teacher = RUNS / "photos-teacher" / "best.pt"
+    runs = {"photos-teacher": common + ["--train-teacher", "--amp", "--init", init]}
+    for (student, filter), distill in product(PHOTO_STUDENTS, (True, False)):
+        runs["photos-" + name_of(student, filter, distill, 0)] = common + ["--student", student, "--filter", filter] + (
+            ["--teacher", teacher] if distill else ["--no-distill"])
+    return runs
+
+
+def run(name, flags, threads):
+    """One run of train.py in a process of its own; its result is kept in results/."""
+    kept, out = RESULTS / f"{name}.json", RUNS / name
+    if kept.exists():
+        return
+    resume = ["--resume"] * (out / "last.pt").exists()
+    command = [sys.executable, HERE / "train.py", *flags, *resume, "--out", out]
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    with open(out / "said.txt", "a") as said:
+        done = subprocess.run([str(part) for part in command], stdout=said, stderr=subprocess.STDOUT,
+                              env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    if done.returncode:
+        raise BadInput(f"{name} ended with status {done.returncode}: {out / 'said.txt'} says why")
+    RESULTS.mkdir(exist_ok=True)
+    shutil.copy(out / "result.json", kept)
+    print(f"{name}: PCKh@0.5 {json.loads(kept.read_text())['scores']['pckh@0.5']['mean']:.2f} "
+          f"({(time.perf_counter() - began) / 60:.1f} minutes)", flush=True)
+
+
+# ------------------------------------------------------------------------------- tables
+
+def result(name):
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def scores(names, threshold):
+    """PCKh of those of the runs that are done."""
+    return [found["scores"][f"pckh@{threshold}"]["mean"] for found in map(result, names) if found]
+
+
+def mean_and_spread(values):
+    """'54.3 ± 0.8': mean and standard deviation; blank where nothing was run."""
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def table(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def drawn_table():
+    """Six students, without and with the teacher."""
+    rows = []
+    for student, filter in product(STUDENTS, FILTERS):
+        cells = []
+        for threshold in (0.5, 0.1):
+            alone, distilled = (scores([f"drawn-{name_of(student, filter, distill, seed)}" for seed in SEEDS], threshold)
+                                for distill in (False, True))
+            gain = f"{statistics.mean(distilled) - statistics.mean(alone):+.1f}" if alone and distilled else ""
+            cells += [mean_and_spread(alone), mean_and_spread(distilled), gain]
+        paper = next(row for row in PAPER if row[:3] == (student, filter, "none"))
+        rows.append([student, filter, *cells, f"{paper[3]:g} → {paper[4]:g}"])
+    return table(["student", "filter", "@0.5 alone", "distilled", "gain", "@0.1 alone", "distilled", "gain",
+                  "the paper's @0.5, on MPII"], rows)
+
+
+def terms_table():
+    """One student and the terms of its loss."""
+    prefix = "drawn-" + "-".join(TAKEN_APART)
+    rows = [[title, *(mean_and_spread(scores([f"{prefix}-{what}-{seed}" for seed in SEEDS], threshold))
+                      for threshold in (0.5, 0.1))]
+            for title, what in (("labels alone", "alone"), *((f"labels and {term.replace('_', ' ')}", term) for term in WEIGHTS),
+                                ("labels and all four", "distilled"))]
+    return table([f"{' '.join(TAKEN_APART)} learns from", "PCKh@0.5", "PCKh@0.1"], rows)
+
+
+def photo_table():
+    """Teacher and students on photos, joint by joint."""
+    titles = [("teacher", "photos-teacher")]
+    for (student, filter), distill in product(PHOTO_STUDENTS, (False, True)):
+        titles.append((f"{student} {filter} {'distilled' if distill else 'alone'}",
+                       "photos-" + name_of(student, filter, distill, 0)))
+    rows, joints = [], ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean")
+    for title, name in titles:
+        found = result(name)
+        rows.append([title, *(f"{found['scores']['pckh@0.5'][joint]:.1f}" if found else "" for joint in joints),
+                     f"{found['scores']['pckh@0.1']['mean']:.1f}" if found else ""])
+    return table(["network", *joints, "mean @0.1"], rows)
+
+
+def paper_table():
+    """The paper's 16 rows beside what was measured here: costs.json is what evaluate.py --costs --json wrote."""
+    costs = json.loads((RESULTS / "costs.json").read_text()) if (RESULTS / "costs.json").exists() else None
+    rows = []
+    for i, (student, filter, backbone, alone, distilled, parameters, gflops, fps) in enumerate(PAPER):
+        mpii = [scores([f"mpii-{student}-{filter}-{backbone}-{side}"], 0.5) for side in ("alone", "distilled")]
+        here = costs["rows"][i] if costs else None
+        rows.append([student, filter, backbone, f"{alone:g} → {distilled:g}", " → ".join(map(mean_and_spread, mpii)).strip(" →"),
+                     f"{parameters:g}", f"{here['parameters'] / 1e6:.3f}" if here else "",
+                     f"{gflops:g}", f"{here['multiply_adds'] / 1e9:.3f}" if here else "",
+                     f"{fps}", f"{here['fps']:.1f}" if here else ""])
+    return table(["student", "filter", "backbone", "PCKh, paper", "PCKh, here", "M parameters, paper", "here",
+                  "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
+
+
+TABLES = {"drawn": drawn_table, "terms": terms_table, "photos": photo_table, "paper": paper_table}
+
+
+def write_tables(readme):
+    """Replace what stands between <!-- table NAME --> and <!-- end --> in the README."""
+    text = readme.read_text()
+    for name, make in TABLES.items():
+        head, mark, rest = text.partition(f"<!-- table {name} -->\n")
+        if not mark or "<!-- end -->" not in rest:
+            raise BadInput(f"{readme} has no place for the table '{name}': lines <!-- table {name} --> and <!-- end -->")
+        text = head + mark + "\n" + make() + "\n\n" + rest[rest.index("<!-- end -->"):]
+    readme.write_text(text)
+    print(f"{readme}: {', '.join(TABLES)} written from {len(list(RESULTS.glob('*.json')))} files of {RESULTS.name}/")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("drawn", "photos", "tables"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the drawn runs (default: 0 1 2)")
+    parser.add_argument("--data", type=Path, help="folder of photos in MPII's layout")
+    parser.add_argument("--init", type=Path, default=HERE / "weights" / "teacher-tiny-drawn.pt",
+                        help="what the photos' teacher starts from (default: the shipped teacher of drawn people)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default: 1)")
+    args = parser.parse_args()
+    if args.what == "tables":
+        return write_tables(HERE / "README.md")
+    if args.what == "photos" and not args.data:
+        raise BadInput("photos need --data, a folder in MPII's layout")
+    runs = drawn_runs(args.seeds) if args.what == "drawn" else photo_runs(args.data, args.init)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    teacher = {name: flags for name, flags in runs.items() if "--train-teacher" in flags}
+    for batch in (teacher, {name: flags for name, flags in runs.items() if name not in teacher}):
+        with ThreadPoolExecutor(args.jobs) as pool:      # threads that wait for processes
+            list(pool.map(lambda item: run(*item, threads), batch.items()))
+    print("next: python experiments.py tables")
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)

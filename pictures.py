@@ -1,0 +1,141 @@
+"""Pictures for people who would rather look than read; matplotlib is needed (requirements-extra.txt).
+
+    python pictures.py curves                                              # PCKh by epoch, with and without the teacher
+    python pictures.py filters --checkpoint GS.pt GD.pt                    # what the filters let through, layer by layer
+    python pictures.py predictions --checkpoint FILE [--data DATA]         # best, middling and worst held-out people
+
+Each writes one file into --out (default: docs/).
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import checkpoint
+from crops import make_batch, store, transform
+from draw import WHITE, contact_sheet
+from evaluate import SCORED, predict, validation_people
+from experiments import SEEDS, name_of, result
+from gfl import GlobalDynamicFilter, StaticFilter
+from inputs import BadInput, main_with_clear_errors
+from models import FILTERS, STUDENTS
+
+COLUMNS = 6                  # people in each row of the predictions: best, middling, worst
+
+
+def pyplot():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise BadInput("matplotlib is not installed: python -m pip install -r requirements-extra.txt") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    return plt
+
+
+def curves(args):
+    """PCKh@0.5 by epoch: a thin line a seed, with the teacher and without, a panel for each student."""
+    plt = pyplot()
+    figure, panels = plt.subplots(len(STUDENTS), len(FILTERS), figsize=(10, 5.5), sharex=True, sharey=True)
+    for student, row in zip(STUDENTS, panels):
+        for filter, panel in zip(FILTERS, row):
+            for distill, colour in ((True, "tab:blue"), (False, "tab:orange")):
+                found = (result(f"drawn-{name_of(student, filter, distill, seed)}") for seed in SEEDS)
+                for log in (run["log"] for run in found if run):
+                    panel.plot([line["epoch"] for line in log], [line["pckh@0.5"] for line in log], colour,
+                               lw=1, label="distilled" if distill else "labels alone")
+            panel.set_title(f"{student} {filter}", fontsize=10)
+            panel.grid(alpha=0.3)
+    labels = dict(zip(*reversed(panels[0][0].get_legend_handles_labels())))
+    panels[0][0].legend(labels.values(), labels.keys(), fontsize=8)
+    figure.supxlabel("epoch")
+    figure.supylabel("PCKh@0.5 on 1,000 held-out drawings")
+    figure.tight_layout()
+    figure.savefig(args.out / "curves.png", dpi=110)
+    return args.out / "curves.png"
+
+
+def response(real, imag):
+    """Half a spectrum's filter (H, F, D) -> its mean magnitude, whole, frequency 0 in the middle."""
+    half = torch.hypot(real, imag).mean(-1)                                    # (H, F)
+    H, F = half.shape
+    mirror = half[(-torch.arange(H)) % H][:, 1:].flip(1)                       # |K(-u, -f)| = |K(u, f)|
+    return torch.cat([torch.roll(mirror, H // 2, 0), torch.roll(half, H // 2, 0)], 1)
+
+
+@torch.inference_mode()
+def filters(args):
+    """A row for each network's static filters; for GD two more: its dynamic filter for two different people."""
+    plt = pyplot()
+    rows = []
+    for path in args.checkpoint:
+        model, _ = checkpoint.load(path)
+        people = validation_people(args.data or "drawn", model.size).first(2)
+        batch = make_batch(people, store(people, model.size), np.arange(2), model.size)
+        static = [m for m in model.modules() if isinstance(m, StaticFilter)]
+        if not static:
+            raise BadInput(f"{path} ({checkpoint.describe(model.config)}) holds no filters to look at: name a gs or gd student")
+        rows.append((f"{checkpoint.describe(model.config)}\nstatic", [response(m.K_real, m.K_imag) for m in static], None))
+        dynamic = [m.dynamic for m in model.modules() if isinstance(m, GlobalDynamicFilter)]
+        mixtures = []
+        hooks = [m.register_forward_pre_hook(lambda m, inputs: mixtures.append(m.mixture(inputs[0]))) for m in dynamic]
+        model(batch.images)
+        for hook in hooks:
+            hook.remove()
+        for one in range(len(people) if dynamic else 0):
+            seen = [response(m.K_real @ M[one], m.K_imag @ M[one]) for m, M in zip(dynamic, mixtures)]
+            rows.append((f"dynamic,\nperson {one + 1}", seen, batch.images[one].permute(1, 2, 0)))
+    columns = 1 + max(len(maps) for _, maps, _ in rows)
+    figure, panels = plt.subplots(len(rows), columns, figsize=(1.5 * columns, 1.6 * len(rows)), squeeze=False)
+    for (title, maps, picture), row in zip(rows, panels):
+        for panel in row:
+            panel.axis("off")
+        if picture is not None:
+            row[0].imshow(picture)
+        row[0].set_title(title, fontsize=8)
+        for n, (panel, seen) in enumerate(zip(row[1:], maps)):
+            panel.imshow(seen.log(), cmap="magma")
+            panel.set_title(f"layer {n + 1}", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(args.out / "filters.png", dpi=110)
+    return args.out / "filters.png"
+
+
+def predictions(args):
+    """Held-out people by their mean error: the best row, one around the median, and the worst; labels are white."""
+    model, _ = checkpoint.load(args.checkpoint[0])
+    people = validation_people(args.data or "drawn", model.size)
+    stored = store(people, model.size)
+    joints, _ = predict(model, people, stored)
+    error = np.linalg.norm(joints - people.joints, axis=-1) / people.head_size[:, None]
+    error = np.where(people.visible, error, np.nan)[:, SCORED]
+    order = np.argsort(np.nanmean(error, axis=1))
+    middle = (len(order) - COLUMNS) // 2
+    chosen = np.concatenate([order[:COLUMNS], order[middle:middle + COLUMNS], order[-COLUMNS:]])
+    batch = make_batch(people, stored, chosen, model.size)
+    crops = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
+    labels, found = (transform(batch.matrix, torch.from_numpy(where[chosen])) for where in (people.joints, joints))
+    visible = people.visible[chosen]
+    name = f"predictions-{Path(args.data or 'drawn').resolve().name if args.data else 'drawn'}.jpg"
+    contact_sheet(crops, (labels, visible, WHITE), (found, np.ones_like(visible)), columns=COLUMNS, side=160).save(
+        args.out / name, quality=85)
+    return args.out / name
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("curves", "filters", "predictions"))
+    parser.add_argument("--checkpoint", type=Path, nargs="+", help="networks to look at")
+    parser.add_argument("--data", type=Path, help="folder in MPII's layout (default: drawn people)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "docs", help="folder (default: docs/)")
+    args = parser.parse_args()
+    if args.what != "curves" and not args.checkpoint:
+        raise BadInput(f"{args.what} need --checkpoint: which network to look at")
+    args.out.mkdir(parents=True, exist_ok=True)
+    print({"curves": curves, "filters": filters, "predictions": predictions}[args.what](args))
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)
