@@ -22,7 +22,7 @@ from itertools import product
 from pathlib import Path
 
 from costs import PAPER
-from distill import WEIGHTS
+from distill import TERMS
 from inputs import BadInput, main_with_clear_errors
 from models import FILTERS, STUDENTS
 
@@ -43,10 +43,10 @@ def name_of(student, filter, distill, seed):
 def drawn_runs(seeds):
     """The tiny students on the embedded data: both sides see the same pictures in the same order for the same steps."""
     runs = {}
-    for seed, student, filter, distill in product(seeds, STUDENTS, FILTERS, (True, False)):
+    for seed, filter, student, distill in product(seeds, FILTERS, STUDENTS, (True, False)):
         runs["drawn-" + name_of(student, filter, distill, seed)] = \
             ["--student", student, "--filter", filter, "--seed", seed] + ["--no-distill"] * (not distill)
-    for term, seed in product(WEIGHTS, seeds):
+    for term, seed in product(TERMS, seeds):
         student, filter = TAKEN_APART
         runs[f"drawn-{student}-{filter}-{term}-{seed}"] = \
             ["--student", student, "--filter", filter, "--seed", seed, "--terms", term]
@@ -129,7 +129,7 @@ def terms_table():
     prefix = "drawn-" + "-".join(TAKEN_APART)
     rows = [[title, *(mean_and_spread(scores([f"{prefix}-{what}-{seed}" for seed in SEEDS], threshold))
                       for threshold in (0.5, 0.1))]
-            for title, what in (("labels alone", "alone"), *((f"labels and {term.replace('_', ' ')}", term) for term in WEIGHTS),
+            for title, what in (("labels alone", "alone"), *((f"labels and {term.replace('_', ' ')}", term) for term in TERMS),
                                 ("labels and all four", "distilled"))]
     return table([f"{' '.join(TAKEN_APART)} learns from", "PCKh@0.5", "PCKh@0.1"], rows)
 
@@ -192,7 +192,7 @@ def main():
     if args.what == "photos" and not args.data:
         raise BadInput("photos need --data, a folder in MPII's layout")
     runs = drawn_runs(args.seeds) if args.what == "drawn" else photo_runs(args.data, args.init)
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // args.jobs)
     teacher = {name: flags for name, flags in runs.items() if "--train-teacher" in flags}
     for batch in (teacher, {name: flags for name, flags in runs.items() if name not in teacher}):
         with ThreadPoolExecutor(args.jobs) as pool:      # threads that wait for processes

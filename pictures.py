@@ -43,7 +43,7 @@ def curves(args):
         for filter, panel in zip(FILTERS, row):
             for distill, colour in ((True, "tab:blue"), (False, "tab:orange")):
                 found = (result(f"drawn-{name_of(student, filter, distill, seed)}") for seed in SEEDS)
-                for log in (run["log"] for run in found if run):
+                for log in ([line for line in run["log"] if "pckh@0.5" in line] for run in found if run):
                     panel.plot([line["epoch"] for line in log], [line["pckh@0.5"] for line in log], colour,
                                lw=1, label="distilled" if distill else "labels alone")
             panel.set_title(f"{student} {filter}", fontsize=10)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 import checkpoint
 from crops import PHOTOS, TOKENPOSE, UPRIGHT, make_batch, store, transform
 from data_mpii import load_people
-from distill import WEIGHTS, Lessons, distillation_loss, task_loss, total
+from distill import TERMS, WEIGHTS, Lessons, distillation_loss, task_loss, total
 from draw import WHITE, contact_sheet
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_people
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
@@ -37,6 +37,7 @@ from synthetic import drawn_people
 # TokenPose's batch on MPII (16 on each of 4 GPUs): borrowed, as the paper's own is not known.
 RECIPES = {"paper": dict(epochs=300, batch_size=64, lr=1e-3, optimiser="adam"),
            "tiny": dict(epochs=16, batch_size=32, lr=1e-3, optimiser="muon")}
+SCORE_EVERY = {"paper": 5, "tiny": 2}    # epochs; and after the last
 MUON_RATE = 20           # Muon's learning rate over Adam's
 VIEWS = {"paper": None, "tiny": 2}       # in how many ways a person is shown to teacher and student; None: ever new ones
 DECAY_AT = (2 / 3, 13 / 15)              # shares of the training after which the rate is divided by ten
@@ -63,8 +64,8 @@ def parse_arguments():
     what.add_argument("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
     what.add_argument("--teacher", type=Path, help="teacher's checkpoint (default: the shipped tiny one, for drawn people)")
     what.add_argument("--no-distill", action="store_true", help="learn from labels alone")
-    what.add_argument("--terms", nargs="+", choices=tuple(WEIGHTS), default=list(WEIGHTS), metavar="TERM",
-                      help=f"which of the loss's four terms to learn from: {', '.join(WEIGHTS)} (default: all)")
+    what.add_argument("--terms", nargs="+", choices=TERMS, default=list(TERMS), metavar="TERM",
+                      help=f"which of the loss's four terms to learn from: {', '.join(TERMS)} (default: all)")
     data = parser.add_argument_group("from what")
     data.add_argument("--data", default="drawn", help="folder in MPII's layout, or 'drawn': people drawn by synthetic.py "
                                                       "(default: drawn)")
@@ -273,7 +274,7 @@ def main():
                     lesson = lessons(batch.images, view, rows)
             if teacher:
                 terms = distillation_loss(model.head, output, lesson, batch.xy, batch.visible)
-                loss = total(terms, {name: WEIGHTS[name] for name in args.terms})
+                loss = total(terms, {name: WEIGHTS[args.student][name] for name in args.terms})
             else:
                 terms = {"task": task_loss(model.head, output.prediction, batch.xy, batch.visible)}
                 loss = terms["task"]
@@ -293,15 +294,17 @@ def main():
         bar.close()
 
         seconds = time.perf_counter() - began
-        scores = {name: values["mean"] for name, values in evaluate(averaged, valid, valid_crops, args.device).items()}
-        line = {"epoch": epoch + 1, "lr": args.lr * share, **{name: value / per_epoch for name, value in sums.items()}, **scores,
+        line = {"epoch": epoch + 1, "lr": args.lr * share, **{name: value / per_epoch for name, value in sums.items()},
                 "images_per_second": per_epoch * args.batch_size / seconds}
+        facts = dict(data=train.name, people=len(train), epoch=epoch + 1, seed=args.seed)
+        if (epoch + 1) % SCORE_EVERY[args.preset] == 0 or epoch + 1 == args.epochs:
+            scores = {name: values["mean"] for name, values in evaluate(averaged, valid, valid_crops, args.device).items()}
+            line |= scores
+            if scores["pckh@0.5"] > best:
+                best = scores["pckh@0.5"]
+                checkpoint.save(args.out / "best.pt", averaged, facts | scores)
         print("  ".join(f"{name} {value:.4g}" for name, value in line.items()), flush=True)
         print(json.dumps(line), file=log, flush=True)
-        facts = dict(data=train.name, people=len(train), epoch=epoch + 1, seed=args.seed, **scores)
-        if scores["pckh@0.5"] > best:
-            best = scores["pckh@0.5"]
-            checkpoint.save(args.out / "best.pt", averaged, facts)
         settings = {name: getattr(args, name) for name in SETTINGS}
         checkpoint.save(args.out / "last.pt", model, facts, training=dict(
             averaged=averaged.state_dict(), optimisers=[each.state_dict() for each in optimisers], epoch=epoch + 1, best=best, settings=settings))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from crops import (FLIP, TOKENPOSE, compose, coordinate_labels, crop_matrix, cut, gaussian, heatmaps, invert, make_batch,
+from crops import (FLIP, PHOTOS, TOKENPOSE, compose, coordinate_labels, crop_matrix, cut, gaussian, heatmaps, invert, make_batch,
                    store, stored_size, transform, warp)
 from data_mpii import People
 
@@ -162,3 +162,10 @@ def test_coordinate_labels_sum_to_one():
     torch.testing.assert_close(x.sum(-1), torch.ones(2, 16))
     inside, _ = coordinate_labels(torch.full((1, 1, 2), 0.5), 6.0, 512)
     assert inside.max() == pytest.approx(1 / (6 * math.sqrt(2 * math.pi)), rel=1e-2)
+
+
+def test_colours_vary_within_their_range_and_only_where_asked():
+    gain, shift = PHOTOS.draw(10_000, torch.Generator().manual_seed(0))[3:]
+    assert 0.75 <= gain.min() < 0.76 and 1.24 < gain.max() <= 1.25 and -0.125 <= shift.min() < -0.12 < 0.12 < shift.max()
+    plain = TOKENPOSE.draw(100, torch.Generator().manual_seed(0))
+    assert (plain.gain == 1).all() and (plain.shift == 0).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crops import coordinate_labels, heatmaps
-from distill import (WEIGHTS, Lessons, confidence_loss, coordinate_task, distillation_loss, heatmap_loss_coordinates,
+from distill import (TERMS, Lessons, confidence_loss, coordinate_task, distillation_loss, heatmap_loss_coordinates,
                      give_lesson, heatmap_loss_regression, heatmap_task, keypoint_token_loss, kl_divergence, marginals,
                      regression_task, total, visual_token_loss)
 from models import Regression, build_student, build_teacher
@@ -117,8 +117,8 @@ def test_no_gradient_reaches_the_teacher_and_invisible_joints_are_silent(student
     visible = torch.arange(16).expand(2, 16) < 9
     output, lesson = model(images), give_lesson(teacher, images)     # with gradients on, on purpose
     terms = distillation_loss(model.head, output, lesson, xy, visible)
-    assert set(terms) == {"task", *WEIGHTS}
-    total(terms, {name: 1.0 for name in WEIGHTS}).backward()
+    assert set(terms) == {"task", *TERMS}
+    total(terms, {name: 1.0 for name in TERMS}).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert model.encoder.keypoint_tokens.grad.abs().sum() > 0
 

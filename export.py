@@ -1,0 +1,128 @@
+"""A student as one file for other machines: ONNX, or a program of torch.export.
+
+    python export.py student.onnx                              # the shipped student for photos, checked, with its speed
+    python export.py student.onnx --checkpoint runs/cc-gd-none-tiny-drawn/best.pt
+    python export.py student.pt2                               # torch.export.load(...).module() runs it
+
+The graph holds everything but the cutting: crops go in as a camera has them, joints come out.
+
+    crops        uint8 (B, size, size, 3), RGB, any B        around one person each (predict.box_matrix says how)
+    joints       float32 (B, 16, 2), x and y in pixels of the crop, the centre of the first pixel at 0
+    confidence   float32 (B, 16), 0 to 1
+
+No FFT and no complex numbers are in it: the filters are products with DFT matrices (gfl.GlobalFilter). ONNX needs the
+packages of requirements-extra.txt.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import checkpoint
+from crops import make_batch, store
+from data_mpii import JOINTS
+from evaluate import validation_people
+from inputs import BadInput, main_with_clear_errors
+from predict import WEIGHTS
+
+OPSET = 18
+CHECKED = 64                 # drawn people on whom both are compared
+CLOSE = 0.05                 # pixels between a joint of PyTorch's and one of the exported graph
+RUNS = 10
+
+
+class CropsToJoints(nn.Module):
+    """A PoseNet with what stands before and after it: uint8 crops (B, size, size, 3) to joints and confidences."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model.eval()
+
+    def forward(self, crops):
+        return self.model.decode(self.model(crops.permute(0, 3, 1, 2).float() / 255))
+
+
+def program(model):
+    """The torch.export program of a network, for any batch."""
+    example = torch.zeros(2, model.size, model.size, 3, dtype=torch.uint8)
+    with torch.no_grad():
+        return torch.export.export(CropsToJoints(model), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def export_onnx(model, path, source):
+    """Write the network as ONNX, checked by ONNX's own checker; metadata names joints, input size and source."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401, what torch.onnx translates with
+    except ImportError as error:
+        raise BadInput(f"{error.name} is not installed: python -m pip install -r requirements-extra.txt") from error
+    exported = torch.onnx.export(program(model), dynamo=True, opset_version=OPSET, verbose=False,
+                                 input_names=["crops"], output_names=["joints", "confidence"])
+    exported.model.metadata_props.update({"joints": ", ".join(JOINTS), "input_size": str(model.size),
+                                          "network": checkpoint.describe(model.config), "source": source})
+    exported.save(path)
+    onnx.checker.check_model(path, full_check=True)
+
+
+def runner(path):
+    """The written file as a function: crops (B, size, size, 3) uint8 NumPy -> joints, confidence."""
+    if Path(path).suffix == ".pt2":
+        module = torch.export.load(path).module()
+        return lambda crops: tuple(part.detach().numpy() for part in module(torch.from_numpy(crops)))
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BadInput("onnxruntime is not installed: python -m pip install -r requirements-extra.txt") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda crops: session.run(None, {"crops": crops})
+
+
+def crops_a_second(run, crops):
+    """Median of RUNS after one to warm up."""
+    run(crops)
+    seconds = []
+    for _ in range(RUNS):
+        began = time.perf_counter()
+        run(crops)
+        seconds.append(time.perf_counter() - began)
+    return len(crops) / float(np.median(seconds))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="file to write: .onnx or .pt2")
+    parser.add_argument("--checkpoint", type=Path, default=WEIGHTS,
+                        help=f"network (default: {WEIGHTS.parent.name}/{WEIGHTS.name})")
+    args = parser.parse_args()
+    if args.out.suffix not in (".onnx", ".pt2"):
+        raise BadInput(f"{args.out}: name a file that ends in .onnx or .pt2")
+    model, facts = checkpoint.load(args.checkpoint)
+    if args.out.suffix == ".onnx":
+        export_onnx(model, args.out, f"{args.checkpoint.name}, learned from {facts.get('data')}")
+    else:
+        torch.export.save(program(model), args.out)
+
+    people = validation_people("drawn", model.size).first(CHECKED)
+    images = make_batch(people, store(people, model.size), np.arange(len(people)), model.size).images
+    crops = (255 * images.permute(0, 2, 3, 1)).round().byte().numpy()
+    whole, written = CropsToJoints(model), runner(args.out)
+    with torch.inference_mode():
+        joints, confidence = (part.numpy() for part in whole(torch.from_numpy(crops)))
+        found, sure = written(crops)
+        off = float(np.abs(found - joints).max())
+        if not (off < CLOSE and np.abs(sure - confidence).max() < 0.01):
+            raise BadInput(f"{args.out} differs from PyTorch by {off:.3f} pixels on {CHECKED} drawn people: do not use it")
+        here, there = crops_a_second(lambda c: whole(torch.from_numpy(c)), crops), crops_a_second(written, crops)
+    print(f"{args.out}: {checkpoint.describe(model.config)}, {args.out.stat().st_size / 1e6:.1f} MB, joints within "
+          f"{off:.5f} pixels of PyTorch's on {CHECKED} drawn people\n"
+          f"crops a second, batch {CHECKED}, {torch.get_num_threads()} threads: PyTorch {here:.0f}, this file {there:.0f}")
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)

@@ -1,0 +1,268 @@
+"""Joints of the people in your own pictures.
+
+    python predict.py photo.jpg                            # the whole picture is the person's box -> predictions/photo-pose.jpg
+    python predict.py holiday/ --json joints.json          # every picture of a folder; joints in each picture's own pixels
+    python predict.py team.jpg --box 40 30 200 480 --box 260 25 210 490       # two people: x y width height, in pixels
+    python predict.py --camera 0                           # a webcam, or name a video (OpenCV, requirements-extra.txt)
+
+A network sees one person: a square crop around a box. Right is orange, left blue (the person's own), faint is unsure.
+"""
+
+import argparse
+import json
+import sys
+import time
+from itertools import chain, count
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+import checkpoint
+from crops import crop_matrix, cut, invert, transform
+from data_mpii import BOX_ENLARGEMENT, JOINTS
+from draw import draw_skeleton
+from inputs import BadInput, check_device, default_device, main_with_clear_errors
+
+WEIGHTS = Path(__file__).parent / "weights" / "student-cc-gd-photos.pt"
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
+MOST_PIXELS = 200_000_000            # a larger picture is refused before it is decoded
+LONGEST = 4096                       # JPEGs with a longer side are decoded at 1/2, 1/4 or 1/8
+BATCH_CROPS, BATCH_PIXELS = 32, 50_000_000      # a batch is as many people as this, or pictures with as many pixels
+
+
+class Found(NamedTuple):
+    """One person in one picture."""
+    box: list                        # x, y, width, height, pixels of the picture
+    joints: np.ndarray               # (16, 2) x, y, pixels of the picture
+    confidence: np.ndarray           # (16,) in [0, 1]
+
+
+# ------------------------------------------------------------------------------- pictures
+
+def read_picture(path):
+    """-> (RGB picture, upright as its Exif says; its pixels over those of the file: 1, or less where that is huge).
+
+    Grey, palette, transparent (on black) and CMYK pictures become RGB, 16 bits 8, an animation its first frame.
+    BadInput where the file is no picture.
+    """
+    Image.MAX_IMAGE_PIXELS = None    # our own limit below, in one line
+    try:
+        picture = Image.open(path)
+        width, height = picture.size
+        if width * height > MOST_PIXELS:
+            raise BadInput(f"{path} has {width} x {height} pixels, more than {MOST_PIXELS // 10 ** 6} million: make it smaller")
+        shrink = max(width, height) / LONGEST
+        if shrink > 1:
+            picture.draft("RGB", (int(width / shrink), int(height / shrink)))     # what a JPEG can do while decoding
+        scale = picture.size[0] / width
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I;16"):
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        elif picture.mode in ("I", "F"):
+            values = np.asarray(picture, np.float64)
+            picture = Image.fromarray((values * (255 / max(values.max(), 1))).clip(0, 255).astype(np.uint8))
+        elif picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
+        return picture.convert("RGB"), scale
+    except BadInput:
+        raise
+    except Exception as error:       # Pillow raises a dozen kinds on damaged files
+        raise BadInput(f"{path} cannot be read as a picture ({' '.join(str(error).split())[:120]})") from error
+
+
+def list_pictures(paths):
+    """-> (file, name of its output) of files as they are named, and of the pictures of folders in order of their names."""
+    listed = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES and file.is_file())
+            if not inside:
+                raise BadInput(f"{path} holds no pictures ({', '.join(sorted(PICTURES))})")
+            listed += [(file, file.relative_to(path)) for file in inside]
+        else:
+            listed.append((path, Path(path.name)))
+    named, taken = [], set()
+    for file, name in listed:
+        outputs = (name.with_name(f"{name.stem}{number}-pose.jpg") for number in chain([""], (f"-{n}" for n in count(2))))
+        output = next(output for output in outputs if output not in taken)       # a.jpg and a.png, or one name in two folders
+        taken.add(output)
+        named.append((file, output))
+    return named
+
+
+def read_boxes(file):
+    """--boxes: {"photo.jpg": [[x, y, width, height], ...], ...} by the name of the file."""
+    try:
+        boxes = json.loads(Path(file).read_text())
+        return {name: [check_box(box) for box in of] for name, of in boxes.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise BadInput(f"--boxes {file}: {' '.join(str(error).split())[:160]}; it must be json such as "
+                       f'{{"photo.jpg": [[x, y, width, height]]}}') from error
+
+
+def check_box(box):
+    x, y, width, height = (float(number) for number in box)
+    if not (np.isfinite([x, y, width, height]).all() and width > 0 and height > 0):
+        raise ValueError(f"the box {box} is not x y width height with a size above 0")
+    return [x, y, width, height]
+
+
+# ------------------------------------------------------------------------------- people
+
+def box_matrix(box, size, tight):
+    """Picture -> crop (2, 3): a square around the middle of the box; around a tight box of a person with MPII's margin."""
+    x, y, width, height = box
+    side = max(width, height) * (BOX_ENLARGEMENT if tight else 1)
+    return crop_matrix([[x + (width - 1) / 2, y + (height - 1) / 2]], [side], size)[0]
+
+
+@torch.inference_mode()
+def find(model, pictures, boxes, device="cpu"):
+    """The people of pictures, boxes of each (None: one person, the whole picture): a list of Found for each picture."""
+    tight = [of is not None for of in boxes]
+    boxes = [of or [[0, 0, *picture.size]] for picture, of in zip(pictures, boxes)]
+    matrices = torch.stack([box_matrix(box, model.size, is_tight) for of, is_tight in zip(boxes, tight) for box in of])
+    owners = [picture for picture, of in zip(pictures, boxes) for _ in of]
+    crops = np.stack([cut(picture, matrix, model.size) for picture, matrix in zip(owners, matrices)])
+    places, confidences = [], []
+    for part in torch.from_numpy(crops).split(BATCH_CROPS):
+        joints, confidence = model.decode(model(part.to(device).permute(0, 3, 1, 2).float() / 255))
+        places.append(joints.cpu()), confidences.append(confidence.cpu())
+    joints = transform(invert(matrices), torch.cat(places)).numpy()                      # crop -> picture
+    people = iter(zip(joints, torch.cat(confidences).numpy()))
+    return [[Found(box, *next(people)) for box in of] for of in boxes]
+
+
+def draw_people(picture, people):
+    width = max(1, round(max(picture.size) / 250))
+    for person in people:
+        draw_skeleton(picture, person.joints, np.ones(len(JOINTS), bool), width=width, confidence=person.confidence)
+    return picture
+
+
+def record(path, people, scale):
+    """What --json says of a picture, in the pixels of the file as it is shown upright."""
+    return {"file": str(path), "people": [
+        {"box": [round(number / scale, 2) for number in person.box],
+         "joints": {name: [round(float(x / scale), 2), round(float(y / scale), 2), round(float(sure), 4)]
+                    for name, (x, y), sure in zip(JOINTS, person.joints, person.confidence)}} for person in people]}
+
+
+def predict_pictures(args, model):
+    """-> number of pictures that could not be read; each is told in a line, and the rest go on."""
+    listed, failed, records = list_pictures(args.pictures), 0, []
+    boxes = read_boxes(args.boxes) if args.boxes else {}
+    if unknown := boxes.keys() - {path.name for path, _ in listed}:
+        raise BadInput(f"--boxes {args.boxes} names {sorted(unknown)[0]}, which is not among the pictures")
+    waiting = []
+
+    def flush():
+        if waiting:
+            found = find(model, [picture for _, _, picture, _, _ in waiting], [of for *_, of in waiting], args.device)
+            for (path, name, picture, scale, _), people in zip(waiting, found):
+                target = args.out / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                draw_people(picture, people).save(target, quality=92)
+                records.append(record(path, people, scale))
+            waiting.clear()
+
+    for path, name in tqdm(listed, desc="pictures", unit="", leave=False, disable=None if len(listed) > 1 else True):
+        try:
+            picture, scale = read_picture(path)
+        except BadInput as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        of = boxes.get(path.name) or args.box
+        waiting.append((path, name, picture, scale, of and [[scale * number for number in box] for box in of]))
+        if len(waiting) >= BATCH_CROPS or sum(p.size[0] * p.size[1] for _, _, p, _, _ in waiting) > BATCH_PIXELS:
+            flush()
+    flush()
+    if args.json:
+        args.json.write_text(json.dumps({"joints": JOINTS, "pictures": records}, indent=1) + "\n")
+    print(f"{len(records)} of {len(listed)} pictures: {args.out}/*-pose.jpg" + (f", {args.json}" if args.json else ""))
+    return failed
+
+
+def predict_video(args, model, source):
+    """Frames of a video file or camera, drawn into --out; q in the window ends a camera."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise BadInput("video needs OpenCV: python -m pip install -r requirements-extra.txt") from error
+    stream = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+    if not stream.isOpened():
+        raise BadInput(f"OpenCV cannot open {'camera ' if isinstance(source, int) else ''}{source}")
+    target = args.out / f"{'camera' if isinstance(source, int) else Path(source).stem}-pose.mp4"
+    args.out.mkdir(parents=True, exist_ok=True)
+    writer, frames, began = None, 0, time.perf_counter()
+    try:
+        while (read := stream.read())[0]:
+            picture = Image.fromarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
+            people, = find(model, [picture], [args.box], args.device)
+            frame = cv2.cvtColor(np.asarray(draw_people(picture, people)), cv2.COLOR_RGB2BGR)
+            if writer is None:
+                rate = stream.get(cv2.CAP_PROP_FPS) or 25
+                writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, picture.size)
+            writer.write(frame)
+            frames += 1
+            print(f"\r{frames} frames, {frames / (time.perf_counter() - began):.1f} a second", end="", flush=True)
+    except KeyboardInterrupt:        # how one leaves a camera
+        pass
+    finally:
+        stream.release()
+        if writer is not None:
+            writer.release()
+    print(f"\n{target}: {frames} frames")
+    return frames == 0
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", nargs="*", type=Path, help="pictures, folders of pictures, or a video")
+    parser.add_argument("--camera", type=int, metavar="N", help="number of a camera")
+    parser.add_argument("--checkpoint", type=Path, default=WEIGHTS, help=f"network (default: {WEIGHTS.parent.name}/{WEIGHTS.name})")
+    parser.add_argument("--box", type=float, nargs=4, action="append", metavar=("X", "Y", "WIDTH", "HEIGHT"),
+                        help="tight box around a person, in pixels; once for each person (default: the whole picture)")
+    parser.add_argument("--boxes", type=Path, help='json file of boxes: {"photo.jpg": [[x, y, width, height], ...], ...}')
+    parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder (default: predictions/)")
+    parser.add_argument("--json", type=Path, help="write joints and confidences to this file, too")
+    parser.add_argument("--device", default=default_device(),
+                        help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    check_device(args.device)
+    if not args.pictures and args.camera is None:
+        raise BadInput("name pictures, a folder, a video, or --camera N")
+    if args.json and not args.json.resolve().parent.is_dir():
+        raise BadInput(f"--json {args.json}: there is no folder {args.json.parent} to write into: make it first")
+    if args.box:
+        try:
+            args.box = [check_box(box) for box in args.box]
+        except ValueError as error:
+            raise BadInput(f"--box: {error}") from error
+    model, facts = checkpoint.load(args.checkpoint, args.device)
+    print(f"{args.checkpoint.name}: {checkpoint.describe(model.config)}, learned from {facts.get('data')}, "
+          f"PCKh@0.5 {facts.get('pckh@0.5', float('nan')):.1f} there")
+    videos = [path for path in args.pictures if path.suffix.lower() in VIDEOS]
+    failed = 0
+    for source in videos + [args.camera] * (args.camera is not None):
+        failed += predict_video(args, model, source)
+    args.pictures = [path for path in args.pictures if path not in videos]
+    if args.pictures:
+        failed += predict_pictures(args, model)
+    if failed:
+        raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)

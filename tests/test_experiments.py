@@ -1,0 +1,80 @@
+"""Tables are what the results say, blank where nothing was run; runs that are done are not run again."""
+
+import json
+
+import pytest
+
+import experiments
+from inputs import BadInput
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+
+    def put(name, half, tenth, **more):
+        joints = ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean")
+        (tmp_path / f"{name}.json").write_text(json.dumps(
+            {"scores": {"pckh@0.5": dict.fromkeys(joints, half), "pckh@0.1": {"mean": tenth}}, **more}))
+
+    return put
+
+
+def cells(text, *beginning):
+    """The cells of the one row that begins so."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    found, = [row for row in rows if tuple(row[:len(beginning)]) == beginning]
+    return found[len(beginning):]
+
+
+def test_mean_spread_and_gain(results):
+    for seed, value in enumerate((50, 52, 54)):
+        results(f"drawn-cc-gd-distilled-{seed}", value, 5)
+    results("drawn-cc-gd-alone-0", 40, 3)
+    assert cells(experiments.drawn_table(), "cc", "gd")[:6] == ["40.0", "52.0 ± 2.0", "+12.0", "3.0", "5.0 ± 0.0", "+2.0"]
+
+
+def test_blank_where_nothing_was_run(results):
+    assert cells(experiments.drawn_table(), "reg", "gs")[:6] == [""] * 6
+    assert set(cells(experiments.photo_table(), "teacher")) == {""}
+    assert cells(experiments.terms_table(), "labels and all four") == ["", ""]
+    row = cells(experiments.paper_table(), "cc", "gd", "w32")
+    assert row[0] == "87.67 → 89.25" and row[1] == "" and row[3] == ""
+
+
+def test_tables_are_written_between_their_marks(results, tmp_path):
+    results("photos-teacher", 55.55, 7)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n" + "".join(f"<!-- table {name} -->\nold\n<!-- end -->\nafter {name}\n"
+                                           for name in experiments.TABLES))
+    experiments.write_tables(readme)
+    once = readme.read_text()
+    assert "old" not in once and "| teacher | 55.5" in once and once.startswith("before\n")
+    assert all(f"after {name}" in once for name in experiments.TABLES)
+    experiments.write_tables(readme)
+    assert readme.read_text() == once
+    readme.write_text("no marks")
+    with pytest.raises(BadInput, match="has no place for the table 'drawn'"):
+        experiments.write_tables(readme)
+
+
+def test_the_readme_holds_what_the_results_say():
+    text = (experiments.HERE / "README.md").read_text()
+    assert all(make() in text for make in experiments.TABLES.values()), "run: python experiments.py tables"
+
+
+def test_done_is_not_run_again_and_failure_is_told(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "RUNS", tmp_path / "runs")
+    results("drawn-x", 1, 1)
+    experiments.run("drawn-x", ["--no-such-flag"], 1)
+    with pytest.raises(BadInput, match="drawn-y ended with status 2: .*said.txt says why"):
+        experiments.run("drawn-y", ["--no-such-flag"], 1)
+    assert "no-such-flag" in (tmp_path / "runs/drawn-y/said.txt").read_text()
+
+
+def test_both_sides_of_a_pair_differ_by_the_teacher_alone():
+    runs = experiments.drawn_runs((0, 1))
+    assert len(runs) == 2 * (2 * 3 * 2 + 4)
+    for name, flags in runs.items():
+        if "-distilled-" in name:
+            assert runs[name.replace("-distilled-", "-alone-")] == [*flags, "--no-distill"]

@@ -1,0 +1,51 @@
+"""Every configuration as ONNX: checked, run by ONNX Runtime, and compared with PyTorch on pictures."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from export import CLOSE, CropsToJoints, export_onnx, program, runner
+from models import BACKBONES, FILTERS, STUDENTS, build_student
+
+ROWS = [row for row in product(STUDENTS, FILTERS, BACKBONES) if row[1:] != ("gd", "w48")]          # the paper's 16
+
+
+def compare(model, run, crops):
+    with torch.inference_mode():
+        joints, confidence = CropsToJoints(model)(torch.from_numpy(crops))
+    found, sure = run(crops)
+    assert np.abs(found - joints.numpy()).max() < CLOSE
+    assert np.abs(sure - confidence.numpy()).max() < 0.01
+
+
+def random_crops(batch, size):
+    """Blurred noise: neighbouring pixels resemble each other, as in photos."""
+    rough = torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    crops = torch.nn.functional.interpolate(rough, size=size, mode="bicubic").clamp(0, 1)
+    return (255 * crops.permute(0, 2, 3, 1)).byte().numpy().copy()
+
+
+@pytest.mark.parametrize("row", ROWS, ids="-".join)
+def test_onnx(row, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed (requirements-extra.txt)")
+    pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = build_student(*row, preset="paper").eval()
+    export_onnx(model, tmp_path / "x.onnx", "a test")
+    run = runner(tmp_path / "x.onnx")
+    for batch in (1, 3):                                     # the graph was traced with 2
+        compare(model, run, random_crops(batch, 256))
+    graph = onnx.load(tmp_path / "x.onnx")
+    known = {item.key: item.value for item in graph.metadata_props}
+    assert known["input_size"] == "256" and known["source"] == "a test" and known["joints"].startswith("r-ankle, r-knee")
+    assert {domain.domain for domain in graph.opset_import} <= {"", "ai.onnx"}, "standard operators only"
+    assert not any("DFT" in node.op_type for node in graph.graph.node)
+
+
+def test_torch_export(tmp_path):
+    torch.manual_seed(0)
+    model = build_student("reg", "gd", preset="tiny").eval()
+    torch.export.save(program(model), tmp_path / "x.pt2")
+    compare(model, runner(tmp_path / "x.pt2"), random_crops(5, 64))

@@ -1,0 +1,142 @@
+"""Any picture a person may have, boxes, outputs, and one clear line for what cannot be read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from draw import draw_skeleton
+from inputs import BadInput
+from models import build_student
+from predict import box_matrix, find, list_pictures, read_boxes, read_picture
+
+ROOT = Path(__file__).resolve().parents[1]
+random = np.random.default_rng(0)
+
+
+@pytest.fixture
+def picture():
+    """Smooth, so that JPEG and palettes change little; red grows to the right, green downwards."""
+    y, x = np.mgrid[:60, :90]
+    return Image.fromarray(np.stack([2 * x, 4 * y, np.full_like(x, 128)], -1).astype(np.uint8))
+
+
+def test_every_kind_of_picture_becomes_rgb(picture, tmp_path):
+    grey16 = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+    kinds = {"grey.png": picture.convert("L"), "palette.png": picture.quantize(256), "cmyk.jpg": picture.convert("CMYK"),
+             "sixteen.png": Image.fromarray(grey16), "plain.jpg": picture, "alpha.png": picture.convert("RGBA"),
+             "la.png": picture.convert("LA"), "float.tif": Image.fromarray(np.asarray(picture.convert("L")).astype(np.float32))}
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+        found, scale = read_picture(tmp_path / name)
+        assert found.mode == "RGB" and found.size == (90, 60) and scale == 1, name
+        expected = picture if name[:3] in ("pla", "pal", "cmy", "alp") else picture.convert("L").convert("RGB")
+        ratio = 255 / np.asarray(expected).max() if name == "float.tif" else 1          # floats are stretched to white
+        assert np.abs(np.asarray(found, float) - ratio * np.asarray(expected, float)).mean() < 6, name
+    Image.new("RGBA", (4, 4), (255, 255, 255, 0)).save(tmp_path / "clear.png")
+    assert np.asarray(read_picture(tmp_path / "clear.png")[0]).max() == 0
+    picture.quantize(8).save(tmp_path / "moving.gif", save_all=True, append_images=[Image.new("P", (90, 60))] * 2)
+    assert read_picture(tmp_path / "moving.gif")[0].size == (90, 60)
+
+
+def test_exif_orientation_is_honoured(picture, tmp_path):
+    exif = picture.getexif()
+    exif[274] = 6                                    # turned by 90 degrees: a camera held upright
+    picture.save(tmp_path / "up.jpg", exif=exif, quality=95)
+    found, _ = read_picture(tmp_path / "up.jpg")
+    assert found.size == (60, 90)
+    turned = np.asarray(picture.transpose(Image.Transpose.ROTATE_270), float)
+    assert np.abs(np.asarray(found, float) - turned).mean() < 3
+
+
+def test_huge_jpegs_are_decoded_small_and_joints_come_back_large(tmp_path):
+    Image.new("RGB", (9000, 6000), (90, 120, 60)).save(tmp_path / "huge.jpg")
+    found, scale = read_picture(tmp_path / "huge.jpg")
+    assert found.size == (4500, 3000) and scale == 0.5
+    Image.new("1", (20001, 10000)).save(tmp_path / "bomb.png")
+    with pytest.raises(BadInput, match="20001 x 10000 pixels, more than 200 million"):
+        read_picture(tmp_path / "bomb.png")
+
+
+def test_unreadable_files_are_named(picture, tmp_path):
+    picture.save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    for name, content in (("cut.jpg", whole[:len(whole) // 2]), ("text.jpg", b"hello"), ("empty.png", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadInput, match=f"{name} cannot be read as a picture"):
+            read_picture(tmp_path / name)
+    with pytest.raises(BadInput, match="none.jpg cannot be read"):
+        read_picture(tmp_path / "none.jpg")
+
+
+def test_no_two_pictures_share_an_output(tmp_path):
+    for name in ("a/x.jpg", "b/x.jpg", "a/x.png", "a/deep/y.jpg", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listed = list_pictures([tmp_path / "a", tmp_path / "b", tmp_path / "a/x.jpg"])
+    assert [str(output) for _, output in listed] == ["deep/y-pose.jpg", "x-pose.jpg", "x-2-pose.jpg", "x-3-pose.jpg",
+                                                     "x-4-pose.jpg"]
+
+
+def test_boxes():
+    whole, tight = (box_matrix([10, 20, 101, 51], 64, is_tight) for is_tight in (False, True))
+    middle = torch.tensor([60.0, 45.0, 1], dtype=torch.float64)                  # of the pixels 10 .. 110 and 20 .. 70
+    for matrix, side in ((whole, 101), (tight, 1.25 * 101)):
+        torch.testing.assert_close(matrix @ middle, torch.full((2,), 31.5, dtype=torch.float64))
+        assert matrix[0, 0].item() == pytest.approx(64 / side)
+
+
+@pytest.mark.parametrize("text,message", [
+    ("[", "Expecting"), ("[1]", "must be json such as"), ('{"a.jpg": [[1, 2, 3]]}', "must be json such as"),
+    ('{"a.jpg": [[1, 2, 0, 4]]}', "size above 0"), ('{"a.jpg": [[1, 2, NaN, 4]]}', "size above 0")])
+def test_bad_box_files(text, message, tmp_path):
+    (tmp_path / "boxes.json").write_text(text)
+    with pytest.raises(BadInput, match=message):
+        read_boxes(tmp_path / "boxes.json")
+
+
+def test_batches_do_not_mix_people_up():
+    """Two pictures at once, one with two boxes: the same as one by one."""
+    torch.manual_seed(0)
+    model = build_student("cc", "gs", "none", "tiny").eval()
+    pictures = [Image.fromarray(random.integers(0, 255, (80, 50, 3), dtype=np.uint8)) for _ in range(2)]
+    boxes = [None, [[0, 0, 30, 60], [10, 20, 40, 60]]]
+    together = find(model, pictures, boxes)
+    assert [len(people) for people in together] == [1, 2]
+    for picture, of, people in zip(pictures, boxes, together):
+        for n, person in enumerate(people):
+            alone = find(model, [picture], [of and [of[n]]])[0][0]
+            np.testing.assert_allclose(person.joints, alone.joints, atol=1e-6)
+            np.testing.assert_allclose(person.confidence, alone.confidence, rtol=1e-4)
+
+
+def test_unsure_joints_are_faint():
+    joints, seen = np.tile([[10.0, 10.0]], (16, 1)), np.ones(16, bool)
+    sure, unsure = (np.asarray(draw_skeleton(Image.new("RGB", (20, 20)), joints, seen, confidence=np.full(16, value)), float)
+                    for value in (1.0, 0.0))
+    assert 0 < unsure.max() < sure.max() and sure[10, 10].min() == 255
+
+
+def test_the_command(picture, tmp_path):
+    (tmp_path / "my photos").mkdir()
+    picture.save(tmp_path / "my photos/é.jpg")
+    (tmp_path / "my photos/text.jpg").write_text("hello")
+    weights = ROOT / "weights/teacher-tiny-drawn.pt"
+    done = subprocess.run([sys.executable, ROOT / "predict.py", "my photos", "--json", "joints.json", "--checkpoint", weights,
+                           "--device", "cpu"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "1 of 2 pictures" in done.stdout
+    line, = done.stderr.strip().splitlines()
+    assert line.startswith("error: my photos/text.jpg cannot be read as a picture")
+    assert Image.open(tmp_path / "predictions/é-pose.jpg").size == (90, 60)
+    found = json.loads((tmp_path / "joints.json").read_text())
+    assert len(found["pictures"][0]["people"][0]["joints"]) == 16
+    for arguments, message in (([], "name pictures"), (["my photos", "--boxes", "joints.json"], "--boxes joints.json"),
+                               (["my photos", "--box", "1", "2", "0", "3"], "size above 0")):
+        done = subprocess.run([sys.executable, ROOT / "predict.py", *arguments, "--checkpoint", weights],
+                              capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr

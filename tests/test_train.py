@@ -1,0 +1,58 @@
+"""The loop's parts by hand: rates, the running mean of weights, who optimises what, where a run starts from."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import checkpoint
+from inputs import BadInput
+from models import build_student, build_teacher
+from train import AVERAGING, average, build_optimisers, rate_share
+
+
+def test_rate_rises_and_falls_by_tenths():
+    shares = [rate_share(step, 300) for step in range(300)]
+    assert shares[:3] == pytest.approx([1 / 30, 2 / 30, 3 / 30]) and shares[29] == shares[199] == 1
+    assert shares[200] == shares[259] == pytest.approx(0.1) and shares[260] == shares[299] == pytest.approx(0.01)
+
+
+def test_running_mean_of_weights():
+    """A plain mean at first; later each step counts 1 - AVERAGING; counters are left alone."""
+    model = nn.BatchNorm1d(1)
+    averaged = copy.deepcopy(model)
+    for step, value in enumerate((1.0, 2.0, 6.0)):
+        nn.init.constant_(model.weight, value)
+        model.num_batches_tracked += 1
+        average(averaged, model, step)
+    assert averaged.weight.item() == pytest.approx(3) and averaged.num_batches_tracked == 0
+    nn.init.constant_(model.weight, 103.0)
+    average(averaged, model, 10 ** 6)
+    assert averaged.weight.item() == pytest.approx(3 + 100 * (1 - AVERAGING))
+
+
+@pytest.mark.parametrize("build", [lambda: build_student("cc", "gd", preset="tiny"), lambda: build_teacher("tiny")])
+def test_every_learning_weight_has_one_optimiser(build):
+    model = build()
+    learning = {id(p): p for p in model.parameters() if p.requires_grad}
+    for name in ("adam", "muon"):
+        held = [p for optimiser in build_optimisers(model, name, 1e-3) for group in optimiser.param_groups
+                for p in group["params"]]
+        assert len(held) == len(learning) and {id(p) for p in held} == learning.keys()
+    muon, adam = build_optimisers(model, "muon", 1e-3)
+    assert all(p.ndim == 2 for p in muon.param_groups[0]["params"]) and muon.param_groups[0]["lr"] == pytest.approx(0.02)
+    assert any(p is model.head.parameters().__next__() for p in adam.param_groups[0]["params"])
+
+
+def test_a_run_starts_from_another(tmp_path):
+    torch.manual_seed(0)
+    source, model = build_teacher("tiny"), build_teacher("tiny")
+    checkpoint.save(tmp_path / "source.pt", source, dict(data="drawn/teacher"))
+    model.encoder.position.data += 1
+    assert "drawn/teacher" in checkpoint.start_from(model, tmp_path / "source.pt")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, source.state_dict()[name] + (name == "encoder.position")), name
+    for other in (build_student("cc", "gd", preset="tiny"), build_teacher("paper")):
+        with pytest.raises(BadInput, match="source.pt is teacher tiny and cannot start"):
+            checkpoint.start_from(other, tmp_path / "source.pt")
