@@ -10,12 +10,14 @@ far, settings). Loading executes nothing: weights_only=True.
 import argparse
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import torch
 
 from inputs import BadInput, main_with_clear_errors
 from models import RegressionHead, build_student, build_teacher
+from official import fill_backbone, is_teacher, published_teacher
 
 FORMAT = 1
 
@@ -41,14 +43,23 @@ def save(path, model, facts, training=None, half=False):
     os.replace(temporary, path)
 
 
-def read(path):
-    """The dictionary of a checkpoint; BadInput where the file is none."""
+def read_safely(path):
+    """What torch.save wrote, tensors and plain values alone; BadInput for anything else. Nothing in the file is executed."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BadInput(f"there is no checkpoint {path}: train.py writes one, or give another path") from error
     except Exception as error:          # torch raises a dozen kinds on damaged files
-        raise BadInput(f"{path} is not a checkpoint that can be read safely ({one_line(error)})") from error
+        if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise BadInput(f"{path} cannot be read safely: it holds more than tensors ({wanted[1]}), and loading such objects "
+                           f"can run any command. Where you trust the file, save its tensors alone: "
+                           f"torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)") from error
+        raise BadInput(f"{path} is not a checkpoint that can be read ({one_line(error)})") from error
+
+
+def read(path):
+    """The dictionary of a checkpoint of ours; BadInput where the file is none."""
+    content = read_safely(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("facts"), dict):
         raise BadInput(f"{path} is not a checkpoint of this project (format {FORMAT}): train.py writes those")
     return content
@@ -57,12 +68,19 @@ def read(path):
 def build(config):
     """The network that a checkpoint's config describes, untrained."""
     if config["student"] == "teacher":
-        return build_teacher(config["preset"])
+        return build_teacher(**{name: value for name, value in config.items() if name != "student"})
     return build_student(**config)
 
 
 def load(path, device="cpu"):
-    """-> (network in evaluation mode, facts). Every weight must fit: a name or shape that does not is BadInput."""
+    """-> (network in evaluation mode, facts). Every weight must fit: a name or shape that does not is BadInput.
+
+    Published teachers are taken, too (official.py); their facts say what was used.
+    """
+    content = read_safely(path)
+    if is_teacher(content):
+        model, used = published_teacher(content, path)
+        return model.to(device).eval(), dict(data="as published", used=used)
     content = read(path)
     try:
         model = build(content["config"])
@@ -92,32 +110,9 @@ def start_from(model, path):
     return f"starting from {path}: {describe(content['config'])}, {content['facts'].get('data')}"
 
 
-# What published HRNet checkpoints hold beyond the map that leaves here: stage 3's way to its coarser branches, the fourth
-# stage, and heads for joints or for ImageNet's classes.
-BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.", "final_layer.",
-                  "incre_modules.", "downsamp_modules.", "classifier.")
-
-
 def load_backbone(backbone, path):
-    """Published HRNet weights, ImageNet's or a pose network's, into HRNet; returns a line on what was used.
-
-    Every weight of the backbone must be there in its shape, and every weight of the file must be known; else BadInput.
-    """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        found = {name.removeprefix("module."): tensor for name, tensor in found.get("state_dict", found).items()}
-    except Exception as error:
-        raise BadInput(f"{path} cannot be read safely as weights ({one_line(error)})") from error
-    needed = backbone.state_dict()
-    beyond = [name for name in found if name.startswith(BEYOND_STAGE_3)]
-    for what, names in (("lacks", needed.keys() - found.keys()),
-                        ("holds unknown", found.keys() - needed.keys() - set(beyond)),
-                        ("has another shape of", [n for n in needed if n in found and needed[n].shape != found[n].shape])):
-        if names:
-            raise BadInput(f"{path} is not this HRNet: it {what} {len(names)} weights, {sorted(names)[0]} among them: "
-                           f"check the width (w32 or w48) and that it is HRNet's file")
-    backbone.load_state_dict({name: found[name] for name in needed})
-    return f"{path}: all {len(needed)} weights of the backbone used, {len(beyond)} beyond stage 3 left over"
+    """Published HRNet weights into a network's backbone; returns a line on what was used."""
+    return fill_backbone(backbone, read_safely(path), path)
 
 
 def describe(config):

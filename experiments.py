@@ -32,6 +32,7 @@ RUNS = Path("runs") / "experiments"
 SEEDS = (0, 1, 2)
 TAKEN_APART = ("cc", "gs")           # the student that learns from each term of the loss alone
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
+PHOTO_EPOCHS = 30
 
 
 # ------------------------------------------------------------------------------- what to run: name -> flags of train.py
@@ -55,7 +56,7 @@ def drawn_runs(seeds):
 
 def photo_runs(data, init):
     """The same networks on photos: the teacher first, then its students."""
-    common = ["--data", data, "--preset", "tiny"]
+    common = ["--data", data, "--preset", "tiny", "--epochs", PHOTO_EPOCHS]
     teacher = RUNS / "photos-teacher" / "best.pt"
     runs = {"photos-teacher": common + ["--train-teacher", "--amp", "--init", init]}
     for (student, filter), distill in product(PHOTO_STUDENTS, (True, False)):

@@ -187,30 +187,36 @@ class CoordinateHead(nn.Module):
 
 
 class HeatmapHead(nn.Module):
-    """TokenPose's head: LayerNorm, Linear D -> 2D, LayerNorm, Linear 2D -> size * size, one heatmap (B, K, size, size)."""
+    """TokenPose's head: LayerNorm, Linear D -> width, LayerNorm, Linear width -> size * size: heatmaps (B, K, size, size).
 
-    def __init__(self, dim, size, sigma):
+    Ours puts out logits of a distribution over positions; values=True is for published weights, whose output is the heatmap.
+    """
+
+    def __init__(self, dim, size, sigma, width=None, values=False):
         super().__init__()
-        self.size, self.sigma = size, sigma
-        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim),
-                                    nn.LayerNorm(2 * dim), nn.Linear(2 * dim, size * size))
+        self.size, self.sigma, self.values = size, sigma, values
+        width = width or 2 * dim
+        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width),
+                                    nn.LayerNorm(width), nn.Linear(width, size * size))
 
     def forward(self, tokens):
         return self.layers(tokens).float().unflatten(-1, (self.size, self.size))
 
-    def relative(self, logits):
-        """Logits -> distribution over positions, in units of the height that a perfect label has: above 1 if sharper."""
+    def relative(self, output):
+        """Output -> heatmaps in units of the height that a perfect label has: above 1 if sharper."""
+        if self.values:
+            return output
         label_peak = 1 / (2 * math.pi * self.sigma ** 2)
-        return logits.flatten(-2).softmax(-1).view_as(logits) / label_peak
+        return output.flatten(-2).softmax(-1).view_as(output) / label_peak
 
-    def heatmaps(self, logits):
-        """Logits -> heatmaps in [0, 1] with a peak near 1, as the label has it."""
-        return self.relative(logits).clamp(max=1)
+    def heatmaps(self, output):
+        """Output -> heatmaps in [0, 1] with a peak near 1, as the label has it."""
+        return self.relative(output).clamp(0, 1)
 
-    def decode(self, logits):
+    def decode(self, output):
         # not of the clamped heatmaps: where several cells stand at 1, their order is lost
-        xy, peak = decode_heatmaps(self.relative(logits))
-        return xy, peak.clamp(max=1)
+        xy, peak = decode_heatmaps(self.relative(output))
+        return xy, peak.clamp(0, 1)
 
 
 def decode_heatmaps(heatmaps):
@@ -326,8 +332,13 @@ def build_student(student, filter, backbone="none", preset="paper"):
     return PoseNet(sizes, filter, BACKBONES[backbone], head, config)
 
 
-def build_teacher(preset="paper"):
-    """The heatmap teacher: HRNet (W48 at paper size), attention blocks, heatmap head."""
+def build_teacher(preset="paper", head="ours"):
+    """The heatmap teacher: HRNet (W48 at paper size), attention blocks, heatmap head.
+
+    head: 'ours', or 'tokenpose' to hold published weights (official.py): 512 wide, the output is the heatmap itself.
+    """
     sizes = PRESETS[preset]
-    head = HeatmapHead(sizes.dim, sizes.heatmap, sizes.heatmap_sigma)
-    return PoseNet(sizes, "attention", sizes.teacher_width, head, dict(student="teacher", preset=preset))
+    published = dict(width=sizes.heatmap ** 2 // 8, values=True) if head == "tokenpose" else {}
+    config = dict(student="teacher", preset=preset) | (dict(head=head) if published else {})
+    return PoseNet(sizes, "attention", sizes.teacher_width, HeatmapHead(sizes.dim, sizes.heatmap, sizes.heatmap_sigma,
+                                                                        **published), config)

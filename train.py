@@ -39,7 +39,7 @@ RECIPES = {"paper": dict(epochs=300, batch_size=64, lr=1e-3, optimiser="adam"),
            "tiny": dict(epochs=16, batch_size=32, lr=1e-3, optimiser="muon")}
 SCORE_EVERY = {"paper": 5, "tiny": 2}    # epochs; and after the last
 MUON_RATE = 20           # Muon's learning rate over Adam's
-VIEWS = {"paper": None, "tiny": 2}       # in how many ways a person is shown to teacher and student; None: ever new ones
+VIEWS = {"drawn": 2, "photos": 4}        # tiny preset: in how many ways a student is shown a person (ever new ones else)
 DECAY_AT = (2 / 3, 13 / 15)              # shares of the training after which the rate is divided by ten
 WARM_UP = 500                            # steps, at most a tenth of the training
 DRAWINGS = {"student": 4000, "teacher": 40000}
@@ -241,12 +241,14 @@ def main():
     first, best = resume(args, model, averaged, optimisers) if args.resume else (0, -1.0)
 
     train, valid, train_crops, valid_crops = load_data(args, model.size)
-    views = None if args.train_teacher else VIEWS[args.preset]    # the same with a teacher and without
+    drawn = args.data == "drawn"
+    few = args.preset == "tiny" and not args.train_teacher        # the same with a teacher and without
+    views = VIEWS["drawn" if drawn else "photos"] if few else None
     teacher = load_teacher(args, train, valid, valid_crops) if args.distill else None
     if teacher:
         measured = make_batch(train, train_crops, range(min(MEASURED, len(train))), model.size, args.device)
         lessons = Lessons(teacher, measured.images, views or 0, len(train))
-    augmentation = UPRIGHT if args.data == "drawn" else TOKENPOSE if args.preset == "paper" else PHOTOS
+    augmentation = UPRIGHT if drawn else TOKENPOSE if args.preset == "paper" else PHOTOS
     per_epoch = max(1, len(train) // args.batch_size)             # steps; what is left over comes in another epoch
     args.out.mkdir(parents=True, exist_ok=True)
     log = (args.out / "log.jsonl").open("a" if args.resume else "w")

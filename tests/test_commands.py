@@ -119,7 +119,7 @@ def test_published_backbones(real_data, tmp_path):
     weights["conv1.weight"] += 7
     torch.save(weights, tmp_path / "pose.pth")
     backbone = HRNet(32)
-    assert "all 930 weights of the backbone used, 824 beyond" in checkpoint.load_backbone(backbone, tmp_path / "pose.pth")
+    assert "all 930 weights used, 824 left over (beyond" in checkpoint.load_backbone(backbone, tmp_path / "pose.pth")
     assert (backbone.conv1.weight == 7).all()
     torch.save({"state_dict": {"module." + name: tensor for name, tensor in weights.items()}}, tmp_path / "wrapped.pth")
     checkpoint.load_backbone(backbone, tmp_path / "wrapped.pth")
@@ -140,7 +140,7 @@ def test_a_checkpoint_that_would_run_something_is_not_loaded(tmp_path):
             return open, (str(tmp_path / "executed"), "w")
 
     torch.save({"format": 1, "facts": {}, "model": Bomb()}, tmp_path / "bomb.pt")
-    refused(run("evaluate.py", "--checkpoint", "bomb.pt", cwd=tmp_path), "not a checkpoint that can be read safely")
+    refused(run("evaluate.py", "--checkpoint", "bomb.pt", cwd=tmp_path), "bomb.pt cannot be read safely", "open")
     assert not (tmp_path / "executed").exists()
 
 
