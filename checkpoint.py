@@ -3,8 +3,8 @@
     python checkpoint.py runs/teacher-tiny-drawn/best.pt weights/teacher-tiny-drawn.pt      # a copy in float16, half the size
 
 A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher), 'facts'
-(data set, epoch, seed, PCKh), 'model' (the weights), and in a run's last.pt 'training' (optimiser, epoch, best score so
-far, settings). Loading executes nothing: weights_only=True.
+(data set, epoch, seed, PCKh), 'model' (the weights), in a run's last.pt 'training' (what train.py needs to go on to the bit),
+and 'checksum', over all of it. Loading executes nothing: weights_only=True.
 """
 
 import argparse
@@ -27,19 +27,53 @@ def one_line(error):
     return " ".join(repr(error).split())[:200]
 
 
-def save(path, model, facts, training=None, half=False):
-    """Write a checkpoint whole or not at all. half: weights in float16, for a network that will only be evaluated."""
+def checksum(content):
+    """sha256 over all names, numbers and tensors of nested dictionaries and lists, in their order."""
+    digest = hashlib.sha256()
+
+    def add(part):
+        if isinstance(part, dict):
+            for name, value in part.items():
+                digest.update(repr(name).encode())
+                add(value)
+        elif isinstance(part, (list, tuple)):
+            for value in part:
+                add(value)
+        elif isinstance(part, torch.Tensor):
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        else:
+            digest.update(repr(part).encode())
+
+    add(content)
+    return digest.hexdigest()
+
+
+def save(path, model, facts, training=None, half=False, keep=None):
+    """Write a checkpoint whole or not at all. half: weights in float16, for a network that will only be evaluated.
+
+    keep: where the file that `path` was until now goes, for a second chance should this one be damaged.
+    """
     path = Path(path)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if half:
         weights = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     if isinstance(model.head, RegressionHead):
         facts = dict(facts, scored=model.head.scored)
+    content = dict(format=FORMAT, config=model.config, facts=facts, model=weights, training=training)
+    content["checksum"] = checksum(content)
     temporary = path.with_suffix(".partial")
-    with open(temporary, "wb") as file:
-        torch.save(dict(format=FORMAT, config=model.config, facts=facts, model=weights, training=training), file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:           # torch's writer turns a full disk into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise BadInput(f"{path} could not be written ({one_line(error)}); what was there before is untouched: "
+                       f"make room, then go on with --resume") from error
+    if keep is not None and path.exists():
+        os.replace(path, keep)
     os.replace(temporary, path)
 
 
@@ -62,7 +96,21 @@ def read(path):
     content = read_safely(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("facts"), dict):
         raise BadInput(f"{path} is not a checkpoint of this project (format {FORMAT}): train.py writes those")
+    if (stated := content.pop("checksum", None)) is not None and stated != checksum(content):
+        raise BadInput(f"{path} is damaged: its checksum is not that of its content")
     return content
+
+
+def read_last(folder):
+    """The newest state of a run that can be read, last.pt or else previous.pt -> (its file, its content)."""
+    last, previous = folder / "last.pt", folder / "previous.pt"
+    try:
+        return last, read(last)
+    except BadInput as error:
+        if not previous.exists():
+            raise
+        print(f"{error}: going on from {previous}")
+        return previous, read(previous)
 
 
 def build(config):

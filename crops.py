@@ -197,29 +197,35 @@ class Batch(NamedTuple):
     matrix: torch.Tensor       # (B, 2, 3) picture -> crop, float64 on the CPU
 
 
-def make_batch(people, stored, rows, size, device="cpu", variation=None):
-    """People `rows` (B,) of stored crops (N, wide, wide, 3) as a Batch.
+class Place(NamedTuple):
+    """Where the crops of some people and their joints are."""
+    matrix: torch.Tensor       # (B, 2, 3) picture -> crop, float64
+    xy: torch.Tensor           # (B, K, 2) joints as fractions of the crop
+    visible: torch.Tensor      # (B, K) bool: labelled and inside the crop
 
-    variation: the Variation of each of the N people; None for the plain crop.
-    """
-    rows = torch.as_tensor(rows)
+
+def place(people, rows, size, variation=None):
+    """The Place of people `rows` (B,). variation: the Variation of each of all N people; None for the plain crop."""
     center, side, joints, visible = (
         torch.from_numpy(of)[rows] for of in (people.center, people.side, people.joints, people.visible))
-    if variation:
-        rotation, zoom, flip, gain, shift = variation.of(rows)
-    else:
-        rotation, zoom, flip = torch.zeros(len(rows)), torch.ones(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
-
-    matrix = crop_matrix(center, side * zoom, size, rotation, flip)            # picture -> crop
-    pixels = torch.from_numpy(stored[rows.numpy()]).to(device).permute(0, 3, 1, 2).float() / 255
-    images = warp(pixels, compose(matrix, invert(stored_matrix(center, side, size))), size)
-    if variation and not (gain == 1).all():
-        images = (images * gain[..., None, None].to(device) + shift[..., None, None].to(device)).clamp(0, 1)
-
+    rotation, zoom, flip = variation.of(rows)[:3] if variation else (0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool))
+    matrix = crop_matrix(center, side * zoom, size, rotation, flip)
     xy = (transform(matrix, joints) + 0.5) / size                              # pixels -> fractions
     xy = torch.where(flip[:, None, None], xy[:, FLIP], xy).float()
     visible = torch.where(flip[:, None], visible[:, FLIP], visible)
-    visible = visible & ((xy >= 0) & (xy <= 1)).all(-1)
+    return Place(matrix, xy, visible & ((xy >= 0) & (xy <= 1)).all(-1))
+
+
+def make_batch(people, stored, rows, size, device="cpu", variation=None):
+    """People `rows` (B,) of stored crops (N, wide, wide, 3) as a Batch. variation: as in `place`."""
+    rows = torch.as_tensor(rows)
+    matrix, xy, visible = place(people, rows, size, variation)
+    plain = stored_matrix(torch.from_numpy(people.center)[rows], torch.from_numpy(people.side)[rows], size)
+    pixels = torch.from_numpy(stored[rows.numpy()]).to(device).permute(0, 3, 1, 2).float() / 255
+    images = warp(pixels, compose(matrix, invert(plain)), size)
+    if variation and not (variation.gain == 1).all():
+        gain, shift = (part[rows, :, None, None].to(device) for part in (variation.gain, variation.shift))
+        images = (images * gain + shift).clamp(0, 1)
     return Batch(images, xy.to(device), visible.to(device), matrix)
 
 

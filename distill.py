@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from crops import coordinate_labels, heatmaps
 from models import CoordinateHead, Regression
@@ -162,25 +163,32 @@ class Lessons:
         self.teacher = teacher
         lessons = [give_lesson(teacher, part) for part in images.split(32)]
         self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in list(zip(*lessons))[:2]]
-        self.known = torch.zeros(views, people, dtype=torch.bool)
-        self.kept = None
+        self.people, self.known, self.kept = people, [False] * views, None
 
     def give(self, images):
         keypoint, visual, heatmaps = give_lesson(self.teacher, images)
         return Lesson(self.scales[0](keypoint), self.scales[1](visual), heatmaps)
 
+    def prepare(self, view, images_of):
+        """Ask the teacher about everybody in this view, unless that was done. images_of: rows -> (B, 3, size, size).
+
+        All at once and in order, so that an answer does not depend on who else was in a batch, or when a run was resumed.
+        """
+        if not len(self.known) or self.known[view]:
+            return
+        for rows in tqdm(torch.arange(self.people).split(64), desc="asking the teacher", leave=False, disable=None):
+            tokens, visual, heatmaps = self.give(images_of(rows))
+            packed = tokens.half(), visual.half(), (255 * heatmaps).round().byte()
+            if self.kept is None:
+                self.kept = [torch.empty(len(self.known), self.people, *part.shape[1:], dtype=part.dtype) for part in packed]
+            for kept, part in zip(self.kept, packed):
+                kept[view, rows] = part.cpu()
+        self.known[view] = True
+
     def __call__(self, images, view, rows):
         """The Lesson of images (B, 3, size, size), which show people `rows` (B,) in this view."""
         if not len(self.known):
             return self.give(images)
-        if not self.known[view, rows].all():
-            tokens, visual, heatmaps = self.give(images)
-            packed = tokens.half(), visual.half(), (255 * heatmaps).round().byte()
-            if self.kept is None:
-                self.kept = [torch.empty(*self.known.shape, *part.shape[1:], dtype=part.dtype) for part in packed]
-            for kept, part in zip(self.kept, packed):
-                kept[view, rows] = part.cpu()
-            self.known[view, rows] = True
         tokens, visual, heatmaps = (kept[view, rows].to(images.device).float() for kept in self.kept)
         return Lesson(tokens, visual, heatmaps / 255)
 
@@ -198,6 +206,14 @@ def distillation_loss(head, output, lesson, xy, visible):
             "visual_tokens": visual_token_loss(output.visual_tokens, lesson.visual_tokens),
             "heatmap": heatmap_loss(prediction, lesson.heatmaps, visible),
             "confidence": confidence_loss(confidence, place, lesson.heatmaps, visible)}
+
+
+def of_a_part(terms, share):
+    """Terms of a part of a batch, such that their mean over equal parts is the term of the whole.
+
+    All but L_vt are means over visible joints: share is how many of them the part has, over what an average part has.
+    """
+    return {name: term if name == "visual_tokens" else share * term for name, term in terms.items()}
 
 
 def total(terms, weights):

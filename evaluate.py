@@ -29,6 +29,7 @@ from costs import cost_table, measure_costs, protocol
 from crops import FLIP, crop_matrix, invert, make_batch, store, transform
 from data_mpii import load_people, read_truth
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
+from parallel import Team
 from synthetic import drawn_people
 
 # Joint groups as every table on MPII prints them: right and left together, the head by its top.
@@ -77,15 +78,17 @@ def print_score(scores):
 # ------------------------------------------------------------------------------- predictions of a network
 
 @torch.inference_mode()
-def predict(model, people, stored, device="cpu", flip_test=False):
+def predict(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1, "cpu")):
     """Joints (N, 16, 2) in pixels of the pictures and confidences (N, 16), of people with stored crops.
 
     flip_test: the mean of what the network says of a crop and of its mirror image.
+    team: processes that share the work; each gets the whole answer.
     """
     model.eval()
     joints, confidences = [], []
-    for start in tqdm(range(0, len(people), BATCH), desc="evaluating", leave=False, disable=None):
-        rows = np.arange(start, min(start + BATCH, len(people)))
+    mine = np.arange(team.rank, len(people), team.world)
+    for start in tqdm(range(0, len(mine), BATCH), desc="evaluating", leave=False, disable=None):
+        rows = mine[start:start + BATCH]
         batch = make_batch(people, stored, rows, model.size, device)
         places, confidence = model.decode(model(batch.images))
         back = invert(batch.matrix)
@@ -97,12 +100,12 @@ def predict(model, people, stored, device="cpu", flip_test=False):
             confidence = (confidence + mirrored[:, FLIP]) / 2
         joints.append(found)
         confidences.append(confidence.cpu())
-    return torch.cat(joints).numpy(), torch.cat(confidences).numpy()
+    return tuple(team.gather(torch.cat(part).numpy()) for part in (joints, confidences))
 
 
-def evaluate(model, people, stored, device="cpu", flip_test=False):
+def evaluate(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1, "cpu")):
     """Scores of a network on people with stored crops."""
-    return score(predict(model, people, stored, device, flip_test)[0], people.joints, people.visible, people.head_size)
+    return score(predict(model, people, stored, device, flip_test, team)[0], people.joints, people.visible, people.head_size)
 
 
 def mean_pose_score(train, valid):

@@ -32,7 +32,7 @@ RUNS = Path("runs") / "experiments"
 SEEDS = (0, 1, 2)
 TAKEN_APART = ("cc", "gs")           # the student that learns from each term of the loss alone
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
-PHOTO_EPOCHS = 30
+PHOTO_EPOCHS = {"teacher": 30, "student": 16}
 
 
 # ------------------------------------------------------------------------------- what to run: name -> flags of train.py
@@ -44,24 +44,34 @@ def name_of(student, filter, distill, seed):
 def drawn_runs(seeds):
     """The tiny students on the embedded data: both sides see the same pictures in the same order for the same steps."""
     runs = {}
-    for seed, filter, student, distill in product(seeds, FILTERS, STUDENTS, (True, False)):
-        runs["drawn-" + name_of(student, filter, distill, seed)] = \
-            ["--student", student, "--filter", filter, "--seed", seed] + ["--no-distill"] * (not distill)
-    for term, seed in product(TERMS, seeds):
+
+    def add(name, student, filter, seed, *flags):
+        runs[f"drawn-{name}"] = ["--student", student, "--filter", filter, "--seed", seed, *flags]
+
+    for filters in (("gs", "gd"), ("attention",)):                # the filters' three seeds first
+        for seed, filter, student, distill in product(seeds, filters, STUDENTS, (True, False)):
+            add(name_of(student, filter, distill, seed), student, filter, seed, *["--no-distill"] * (not distill))
+    for seed, term in product(seeds, TERMS):
         student, filter = TAKEN_APART
-        runs[f"drawn-{student}-{filter}-{term}-{seed}"] = \
-            ["--student", student, "--filter", filter, "--seed", seed, "--terms", term]
+        add(f"{student}-{filter}-{term}-{seed}", student, filter, seed, "--terms", term)
     return runs
 
 
 def photo_runs(data, init):
     """The same networks on photos: the teacher first, then its students."""
-    common = ["--data", data, "--preset", "tiny", "--epochs", PHOTO_EPOCHS]
-    teacher = RUNS / "photos-teacher" / "best.pt"
-    runs = {"photos-teacher": common + ["--train-teacher", "--amp", "--init", init]}
+    teacher = ["--teacher", RUNS / "photos-teacher" / "best.pt"]
+    runs = {"photos-teacher": ["--data", data, "--train-teacher", "--amp", "--epochs", PHOTO_EPOCHS["teacher"], "--init", init]}
+
+    def add(name, student, filter, *flags):
+        runs[f"photos-{name}"] = ["--data", data, "--student", student, "--filter", filter,
+                                  "--epochs", PHOTO_EPOCHS["student"], *flags]
+
     for (student, filter), distill in product(PHOTO_STUDENTS, (True, False)):
-        runs["photos-" + name_of(student, filter, distill, 0)] = common + ["--student", student, "--filter", filter] + (
-            ["--teacher", teacher] if distill else ["--no-distill"])
+        add(name_of(student, filter, distill, 0), student, filter, *(teacher if distill else ["--no-distill"]))
+    student, filter = PHOTO_STUDENTS[0]
+    drawn = RUNS / f"drawn-{name_of(student, filter, True, 0)}" / "best.pt"
+    if drawn.exists():
+        add(name_of(student, filter, True, 0) + "-pretrained", student, filter, *teacher, "--init", drawn)
     return runs
 
 
@@ -141,6 +151,9 @@ def photo_table():
     for (student, filter), distill in product(PHOTO_STUDENTS, (False, True)):
         titles.append((f"{student} {filter} {'distilled' if distill else 'alone'}",
                        "photos-" + name_of(student, filter, distill, 0)))
+    student, filter = PHOTO_STUDENTS[0]
+    titles.append((f"{student} {filter} distilled, pre-trained on drawn people",
+                   "photos-" + name_of(student, filter, True, 0) + "-pretrained"))
     rows, joints = [], ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean")
     for title, name in titles:
         found = result(name)

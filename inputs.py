@@ -1,5 +1,6 @@
 """Bad input ends a command with one clear line and exit status 2; a bug keeps its traceback."""
 
+import signal
 import sys
 
 import torch
@@ -27,6 +28,7 @@ def check_device(name):
 
 def main_with_clear_errors(main):
     """Run a command's main(); BadInput and files that cannot be written become one line on stderr and exit status 2."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))      # so that files and workers are let go
     try:
         main()
     except (BadInput, OSError) as error:

@@ -20,7 +20,6 @@ import argparse
 import math
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -364,8 +363,8 @@ def draw_people(count: int, seed: int, size: int = 64, first: int = 0,
     if workers <= 1 or count < POOL_FROM:
         collect(map(draw, indices))
     else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            collect(pool.map(draw, indices, chunksize=64))
+        with get_context("spawn").Pool(workers) as pool:      # whose workers end with us, even where we are killed
+            collect(pool.imap(draw, indices, chunksize=64))
     return drawings
 
 

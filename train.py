@@ -7,8 +7,11 @@
     python train.py --student cc --filter gd --backbone w32 --data MPII --preset paper \\
                     --teacher runs/teacher-paper-MPII/best.pt --device cuda --amp
 
-Every run has a folder (--out): log.jsonl with one line an epoch, best.pt, last.pt, and, when it is through, result.json
-(arguments, scores by joint, the log) and predictions.png.
+    torchrun --nproc-per-node 4 train.py ...                       # the same on four GPUs
+
+Every run has a folder (--out): log.jsonl with one line an epoch, best.pt, last.pt and previous.pt (to go on from), and, when
+it is through, result.json (arguments, scores by joint, the log) and predictions.png. Ctrl-C, SIGTERM and --stop-after save
+and leave; the same command with --resume goes on, and ends with the same weights as if nothing had happened.
 """
 
 import argparse
@@ -16,37 +19,29 @@ import copy
 import json
 import math
 import os
-import time
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
+import torch.distributed as dist
 
 import checkpoint
 from crops import PHOTOS, TOKENPOSE, UPRIGHT, make_batch, store, transform
 from data_mpii import load_people
-from distill import TERMS, WEIGHTS, Lessons, distillation_loss, task_loss, total
+from distill import TERMS, Lessons
 from draw import WHITE, contact_sheet
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_people
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
+from loop import Stopped, Training
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
+from parallel import join
+from recipe import DRAWINGS, MUON_RATE, RECIPES, VIEWS
 from synthetic import drawn_people
 
-# 'paper': DistilPose's recipe (Adam, 300 epochs, a tenth of the rate at 200 and at 260, 500 steps of warm-up) and
-# TokenPose's batch on MPII (16 on each of 4 GPUs): borrowed, as the paper's own is not known.
-RECIPES = {"paper": dict(epochs=300, batch_size=64, lr=1e-3, optimiser="adam"),
-           "tiny": dict(epochs=16, batch_size=32, lr=1e-3, optimiser="muon")}
-SCORE_EVERY = {"paper": 5, "tiny": 2}    # epochs; and after the last
-MUON_RATE = 20           # Muon's learning rate over Adam's
-VIEWS = {"drawn": 2, "photos": 4}        # tiny preset: in how many ways a student is shown a person (ever new ones else)
-DECAY_AT = (2 / 3, 13 / 15)              # shares of the training after which the rate is divided by ten
-WARM_UP = 500                            # steps, at most a tenth of the training
-DRAWINGS = {"student": 4000, "teacher": 40000}
 TINY_TEACHER = Path(__file__).parent / "weights" / "teacher-tiny-drawn.pt"
-AVERAGING = 0.998                        # the weights that are scored and kept: a running mean over some 500 steps
-MEASURED = 256                           # people on whom the mean and deviation of the teacher's tokens are measured
-SHOWN = 24                               # people in predictions.png
+MEASURED = 256           # people on whom the mean and deviation of the teacher's tokens are measured
+SHOWN = 24               # people in predictions.png
 
 
 def parse_arguments():
@@ -83,6 +78,11 @@ def parse_arguments():
                      help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
     how.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe (default: float32)")
     how.add_argument("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
+    how.add_argument("--accumulate", type=int, default=1, metavar="N",
+                     help="parts of --batch-size people that make one step: N times the batch in the same memory (default: 1)")
+    how.add_argument("--deterministic", action="store_true",
+                     help="same seed, same machine, same weights on a GPU, too, where it is slower (a CPU always is)")
+    how.add_argument("--stop-after", type=float, metavar="MINUTES", help="save and leave after this time")
     how.add_argument("--resume", action="store_true", help="go on from last.pt of the run's folder")
     return check_arguments(parser.parse_args())
 
@@ -110,7 +110,7 @@ def check_arguments(args):
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
     if args.drawings is None:
         args.drawings = DRAWINGS["teacher" if args.train_teacher else "student"]
-    for name in ("epochs", "batch_size", "lr", "drawings"):
+    for name in ("epochs", "batch_size", "accumulate", "lr", "drawings"):
         if not 0 < getattr(args, name) < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)} must be above 0")
     if not 0 <= args.seed < 2 ** 31:
@@ -121,68 +121,12 @@ def check_arguments(args):
         args.out = Path("runs") / f"{what}-{args.preset}-{data}{'-no-distill' if args.no_distill else ''}"
     if args.out.exists() and not args.out.is_dir():
         raise BadInput(f"--out {args.out} is a file: name a folder")
+    if args.resume and not any((args.out / name).exists() for name in ("last.pt", "previous.pt")):
+        raise BadInput(f"--resume: there is no {args.out / 'last.pt'} to go on from")
     return args
 
 
-# What a run that goes on must have in common with the one that was stopped, or it would be neither. Epochs may be
-# added or taken off: the rate's decay then follows the new number.
-SETTINGS = ("data", "drawings", "distill", "terms", "batch_size", "lr", "optimiser", "seed", "amp")
-
-
-def resume(args, model, averaged, optimisers):
-    """Put the state of the run's last.pt into model, average and optimisers -> (next epoch, best PCKh so far)."""
-    file = args.out / "last.pt"
-    content = checkpoint.read(file)
-    training = content["training"]
-    if training is None:
-        raise BadInput(f"{file} holds weights but no state of training: --resume needs the last.pt that train.py wrote")
-    if content["config"] != model.config:
-        raise BadInput(f"{file} is {checkpoint.describe(content['config'])}, not {checkpoint.describe(model.config)}: "
-                       f"give the flags of the run that is to go on")
-    for name, value in training["settings"].items():
-        if getattr(args, name) != value:
-            raise BadInput(f"{file} was trained with {name} {value}, now it is {getattr(args, name)}: "
-                           f"give the flags of the run that is to go on")
-    model.load_state_dict(content["model"])
-    averaged.load_state_dict(training["averaged"])
-    for optimiser, state in zip(optimisers, training["optimisers"]):
-        optimiser.load_state_dict(state)
-    log = args.out / "log.jsonl"                 # a kill may have come between the log's line and the checkpoint
-    log.write_text("".join(log.read_text().splitlines(keepends=True)[:training["epoch"]]))
-    return training["epoch"], training["best"]
-
-
-def generator(*numbers):
-    """A random generator of its own for each tuple of numbers: the same however a run came to it."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-
-
-def build_optimisers(model, name, lr):
-    """Adam for every weight that learns, or Muon for the matrices of the encoder's blocks and Adam for all else."""
-    learning = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
-    if name == "adam":
-        return [torch.optim.Adam(learning.values(), lr=lr, fused=True)]
-    matrices = [key for key, weight in learning.items() if ".blocks." in key and weight.ndim == 2]
-    others = [key for key in learning if key not in matrices]
-    return [torch.optim.Muon([learning[key] for key in matrices], lr=MUON_RATE * lr, weight_decay=0),
-            torch.optim.Adam([learning[key] for key in others], lr=lr, fused=True)]
-
-
-def rate_share(step, steps):
-    """Learning rate over its highest: linear warm-up, then 1, divided by ten at each of DECAY_AT."""
-    warm = min(1, (step + 1) / min(WARM_UP, max(1, steps // 10)))
-    return warm * 0.1 ** sum(step >= share * steps for share in DECAY_AT)
-
-
-@torch.no_grad()
-def average(averaged, model, step):
-    """averaged <- averaged + w (model - averaged), w = max(1 / (step + 1), 1 - AVERAGING): a plain mean at first."""
-    pairs = [(mean, now) for mean, now in zip(averaged.state_dict().values(), model.state_dict().values())
-             if mean.is_floating_point()]
-    torch._foreach_lerp_(*map(list, zip(*pairs)), max(1 / (step + 1), 1 - AVERAGING))
-
-
-def load_data(args, size):
+def load_data(args, size, team):
     """-> training people, validation people, and the stored crops of both."""
     if args.data == "drawn":
         print(f"the embedded data set: drawing {args.drawings:,} people to learn from (--data names real photos)")
@@ -193,12 +137,22 @@ def load_data(args, size):
     cache = None if args.data == "drawn" else args.cache
     print(f"{train.name}: {len(train):,} people to learn from; {valid.name}: {len(valid):,} to be scored on"
           + (f"; {valid.note}" if valid.note else ""))
-    return train, valid, store(train, size, cache), store(valid, size, cache)
+    step = args.batch_size * args.accumulate * team.world
+    if step > len(train):
+        raise BadInput(f"a step takes {step:,} people and there are {len(train):,}: lower --batch-size or --accumulate")
+    if not team.leads:
+        team.wait()                      # the first process cuts the crops, the others find them
+    crops = store(train, size, cache), store(valid, size, cache)
+    if team.leads:
+        team.wait()
+    return train, valid, *crops
 
 
 def load_teacher(args, train, valid, stored):
     """The frozen teacher, scored before anything is learned from it; BadInput if a guess is as good."""
-    teacher, _ = checkpoint.load(args.teacher, args.device)
+    teacher, facts = checkpoint.load(args.teacher, args.device)
+    if "used" in facts:
+        print(facts["used"])
     if teacher.config["student"] != "teacher":
         raise BadInput(f"{args.teacher} is a student ({checkpoint.describe(teacher.config)}): --teacher needs a teacher")
     if teacher.config["preset"] != args.preset:
@@ -223,94 +177,13 @@ def save_predictions(path, model, people, stored, device):
     contact_sheet(crops, (labels, people.visible, WHITE), (found, np.ones_like(people.visible))).save(path)
 
 
-def main():
-    args = parse_arguments()
-    torch.manual_seed(args.seed)
-    model = build_teacher(args.preset) if args.train_teacher else \
-        build_student(args.student, args.filter, args.backbone, args.preset)
-    if args.student == "reg" and not args.train_teacher:
-        model.head.scored = args.distill
-    if args.backbone_weights:
-        print(checkpoint.load_backbone(model.backbone, args.backbone_weights))
-    if args.init:
-        print(checkpoint.start_from(model, args.init))
-    model.to(args.device, memory_format=torch.channels_last)      # what convolutions like best, filters do not mind
-    averaged = copy.deepcopy(model).requires_grad_(False)
-    optimisers = build_optimisers(model, args.optimiser, args.lr)
-    highest = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
-    first, best = resume(args, model, averaged, optimisers) if args.resume else (0, -1.0)
+def make_lessons(args, people, crops, teacher, size, views):
+    measured = make_batch(people, crops, range(min(MEASURED, len(people))), size, args.device)
+    return Lessons(teacher, measured.images, views, len(people))
 
-    train, valid, train_crops, valid_crops = load_data(args, model.size)
-    drawn = args.data == "drawn"
-    few = args.preset == "tiny" and not args.train_teacher        # the same with a teacher and without
-    views = VIEWS["drawn" if drawn else "photos"] if few else None
-    teacher = load_teacher(args, train, valid, valid_crops) if args.distill else None
-    if teacher:
-        measured = make_batch(train, train_crops, range(min(MEASURED, len(train))), model.size, args.device)
-        lessons = Lessons(teacher, measured.images, views or 0, len(train))
-    augmentation = UPRIGHT if drawn else TOKENPOSE if args.preset == "paper" else PHOTOS
-    per_epoch = max(1, len(train) // args.batch_size)             # steps; what is left over comes in another epoch
-    args.out.mkdir(parents=True, exist_ok=True)
-    log = (args.out / "log.jsonl").open("a" if args.resume else "w")
-    print(f"{checkpoint.describe(model.config)} on {args.device}: {args.epochs} epochs of {per_epoch} steps, "
-          f"{args.batch_size} people each, into {args.out}/")
 
-    for epoch in range(first, args.epochs):
-        began, sums = time.perf_counter(), {}
-        view = epoch % views if views else epoch
-        variation = augmentation.draw(len(train), generator(args.seed, 1, view))
-        order = torch.randperm(len(train), generator=generator(args.seed, 2, epoch))
-        model.train()
-        bar = tqdm(total=per_epoch * args.batch_size, desc=f"epoch {epoch + 1}/{args.epochs}", unit=" images",
-                   leave=False, disable=None)
-        for i in range(per_epoch):
-            share = rate_share(epoch * per_epoch + i, args.epochs * per_epoch)
-            for optimiser, rate in zip(optimisers, highest):
-                optimiser.param_groups[0]["lr"] = rate * share
-            rows = order[i * args.batch_size:(i + 1) * args.batch_size].sort().values
-            batch = make_batch(train, train_crops, rows, model.size, args.device, variation)
-
-            with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.amp):
-                output = model(batch.images)
-                if teacher:
-                    lesson = lessons(batch.images, view, rows)
-            if teacher:
-                terms = distillation_loss(model.head, output, lesson, batch.xy, batch.visible)
-                loss = total(terms, {name: WEIGHTS[args.student][name] for name in args.terms})
-            else:
-                terms = {"task": task_loss(model.head, output.prediction, batch.xy, batch.visible)}
-                loss = terms["task"]
-            terms = {name: term.item() for name, term in {**terms, "loss": loss}.items()}
-            if not math.isfinite(terms["loss"]):
-                raise BadInput(f"the loss is not finite at epoch {epoch + 1}, step {i + 1} ({terms}): lower --lr")
-            for optimiser in optimisers:
-                optimiser.zero_grad()
-            loss.backward()
-            for optimiser in optimisers:
-                optimiser.step()
-            average(averaged, model, epoch * per_epoch + i)
-
-            sums = {name: sums.get(name, 0) + term for name, term in terms.items()}
-            bar.set_postfix({name: f"{value / (i + 1):.3g}" for name, value in sums.items()}, refresh=False)
-            bar.update(len(rows))
-        bar.close()
-
-        seconds = time.perf_counter() - began
-        line = {"epoch": epoch + 1, "lr": args.lr * share, **{name: value / per_epoch for name, value in sums.items()},
-                "images_per_second": per_epoch * args.batch_size / seconds}
-        facts = dict(data=train.name, people=len(train), epoch=epoch + 1, seed=args.seed)
-        if (epoch + 1) % SCORE_EVERY[args.preset] == 0 or epoch + 1 == args.epochs:
-            scores = {name: values["mean"] for name, values in evaluate(averaged, valid, valid_crops, args.device).items()}
-            line |= scores
-            if scores["pckh@0.5"] > best:
-                best = scores["pckh@0.5"]
-                checkpoint.save(args.out / "best.pt", averaged, facts | scores)
-        print("  ".join(f"{name} {value:.4g}" for name, value in line.items()), flush=True)
-        print(json.dumps(line), file=log, flush=True)
-        settings = {name: getattr(args, name) for name in SETTINGS}
-        checkpoint.save(args.out / "last.pt", model, facts, training=dict(
-            averaged=averaged.state_dict(), optimisers=[each.state_dict() for each in optimisers], epoch=epoch + 1, best=best, settings=settings))
-
+def finish(args, valid, valid_crops):
+    """Score the best epoch once more, joint by joint, and write it down."""
     model, facts = checkpoint.load(args.out / "best.pt", args.device)
     print(f"best epoch: {facts['epoch']}; PCKh on {len(valid):,} people of {valid.name}")
     scores = evaluate(model, valid, valid_crops, args.device)
@@ -322,6 +195,57 @@ def main():
     save_predictions(args.out / "predictions.png", model, valid, valid_crops, args.device)
     print(f"drawn: {args.out / 'predictions.png'}\nnext: python evaluate.py --checkpoint {args.out / 'best.pt'}"
           + ("" if args.data == "drawn" else f" --data {args.data}"))
+
+
+def main():
+    args = parse_arguments()
+    team = join(args.device)
+    args.device = team.device
+    torch.manual_seed(args.seed)
+    torch.use_deterministic_algorithms(args.deterministic)
+    model = build_teacher(args.preset) if args.train_teacher else \
+        build_student(args.student, args.filter, args.backbone, args.preset)
+    if args.student == "reg" and not args.train_teacher:
+        model.head.scored = args.distill
+    if args.backbone_weights:
+        print(checkpoint.load_backbone(model.backbone, args.backbone_weights))
+    if args.init:
+        print(checkpoint.start_from(model, args.init))
+    model.to(args.device, memory_format=torch.channels_last)      # what convolutions like best, filters do not mind
+    averaged = copy.deepcopy(model).requires_grad_(False).eval()
+
+    people, valid, crops, valid_crops = load_data(args, model.size, team)
+    drawn = args.data == "drawn"
+    few = args.preset == "tiny" and not args.train_teacher        # the same with a teacher and without
+    views = VIEWS["drawn" if drawn else "photos"] if few else 0
+    lessons = None
+    if args.distill:
+        teacher = load_teacher(args, people, valid, valid_crops)
+        lessons = make_lessons(args, people, crops, teacher, model.size, views)
+    augmentation = UPRIGHT if drawn else TOKENPOSE if args.preset == "paper" else PHOTOS
+    training = Training(args, team, model, averaged, people, crops, valid, valid_crops, lessons, augmentation, views)
+    if args.resume:
+        print(f"going on from {training.resume()}, epoch {training.progress.epoch + 1}, step {training.progress.step + 1}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f"{checkpoint.describe(model.config)} on {args.device}: {args.epochs} epochs of {training.per_epoch} steps, "
+          f"{training.people_a_step} people each, into {args.out}/")
+    try:
+        training.run()
+    except Stopped:
+        done = training.progress
+        print(f"stopped at epoch {done.epoch + 1}, step {done.step}; saved: the same command with --resume goes on")
+        raise SystemExit(128 + training.asked_to_stop if training.asked_to_stop else 0) from None
+    except RuntimeError as error:
+        if team.world > 1:               # what is left of a team that lost a process
+            print(f"error: process {team.rank} lost the others ({str(error).splitlines()[0][:120]}): the run has ended; "
+                  f"the same command with --resume goes on from {args.out}/last.pt", file=sys.stderr)
+            os._exit(2)
+        raise
+    if team.leads:
+        finish(args, valid, valid_crops)
+    team.wait()
+    if team.world > 1:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from distill import heatmap_task, over_visible  # noqa: E402
 from evaluate import evaluate  # noqa: E402
 from models import build_teacher  # noqa: E402
 from synthetic import drawn_people  # noqa: E402
-from train import rate_share  # noqa: E402
+from recipe import rate_share  # noqa: E402
 
 BATCH, RATE, PEOPLE = 32, 1e-3, 8000
 

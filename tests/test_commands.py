@@ -171,7 +171,8 @@ def test_an_unreadable_picture_stops_training_before_it_starts(tmp_path):
     for split in ("train", "valid"):
         (tmp_path / "data/annot" / f"{split}.json").write_text(json.dumps([entry]))
     (tmp_path / "data/images/a.jpg").write_bytes(b"no picture")
-    refused(run("train.py", "--data", "data", "--no-distill", "--epochs", "1", cwd=tmp_path), "a.jpg cannot be read")
+    refused(run("train.py", "--data", "data", "--no-distill", "--epochs", "1", "--batch-size", "1", cwd=tmp_path),
+            "a.jpg cannot be read")
     assert not list(tmp_path.glob("runs/**/*.p*"))
 
 

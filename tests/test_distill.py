@@ -7,7 +7,7 @@ import torch
 
 from crops import coordinate_labels, heatmaps
 from distill import (TERMS, Lessons, confidence_loss, coordinate_task, distillation_loss, heatmap_loss_coordinates,
-                     give_lesson, heatmap_loss_regression, heatmap_task, keypoint_token_loss, kl_divergence, marginals,
+                     give_lesson, heatmap_loss_regression, heatmap_task, keypoint_token_loss, kl_divergence, marginals, of_a_part,
                      regression_task, total, visual_token_loss)
 from models import Regression, build_student, build_teacher
 
@@ -145,14 +145,26 @@ def test_tokens_are_standardised_on_the_pictures_they_were_measured_on(teacher):
 
 
 def test_remembered_lessons_are_the_teachers_own(teacher):
-    images, rows = torch.rand(3, 3, 64, 64), torch.tensor([4, 0, 2])
-    measured = torch.rand(8, 3, 64, 64)
-    fresh, lessons = Lessons(teacher, measured)(images, 1, rows), Lessons(teacher, measured, views=2, people=5)
-    for lesson in (lessons(images, 1, rows), lessons(torch.zeros_like(images), 1, rows)):      # asked, then remembered
-        for kept, own, step in zip(lesson, fresh, (2e-3, 2e-3, 0.5 / 255)):
-            torch.testing.assert_close(kept, own, atol=step, rtol=1e-3)
-    other = lessons(torch.zeros_like(images), 0, rows)                                          # another view is another
-    assert not torch.allclose(other.keypoint_tokens, fresh.keypoint_tokens)
+    people, measured = torch.rand(5, 3, 64, 64), torch.rand(8, 3, 64, 64)
+    rows = torch.tensor([4, 0, 2])
+    fresh, lessons = Lessons(teacher, measured)(people[rows], 1, rows), Lessons(teacher, measured, views=2, people=5)
+    lessons.prepare(1, lambda rows: people[rows])
+    lessons.prepare(1, None)                                                                    # once is enough
+    for kept, own, step in zip(lessons(torch.zeros(3, 3, 64, 64), 1, rows), fresh, (2e-3, 2e-3, 0.5 / 255)):
+        torch.testing.assert_close(kept, own, atol=step, rtol=1e-3)
+    lessons.prepare(0, lambda rows: people[rows].flip(-1))                                      # another view is another
+    assert not torch.allclose(lessons(people[rows], 0, rows).keypoint_tokens, fresh.keypoint_tokens)
+
+
+def test_the_mean_over_parts_is_the_whole():
+    """Halves of a batch with 1 and 3 visible joints: terms that are means over joints, rebalanced, then averaged."""
+    student, tokens = torch.rand(2, 2, 4), torch.rand(2, 2, 4)
+    visible = torch.tensor([[True, False], [True, True]])
+    whole = keypoint_token_loss(student, tokens, visible)
+    parts = [of_a_part({"keypoint_tokens": keypoint_token_loss(student[i:i + 1], tokens[i:i + 1], visible[i:i + 1])},
+                       visible[i].sum() / 1.5)["keypoint_tokens"] for i in range(2)]
+    torch.testing.assert_close(sum(parts) / 2, whole)
+    assert of_a_part({"visual_tokens": 5.0}, 0.3) == {"visual_tokens": 5.0}
 
 
 def test_nobody_visible_costs_nothing():

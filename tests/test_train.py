@@ -9,7 +9,7 @@ from torch import nn
 import checkpoint
 from inputs import BadInput
 from models import build_student, build_teacher
-from train import AVERAGING, average, build_optimisers, rate_share
+from recipe import AVERAGED, average, build_optimisers, rate_share
 
 
 def test_rate_rises_and_falls_by_tenths():
@@ -19,17 +19,17 @@ def test_rate_rises_and_falls_by_tenths():
 
 
 def test_running_mean_of_weights():
-    """A plain mean at first; later each step counts 1 - AVERAGING; counters are left alone."""
+    """A plain mean at first; later over a share of the steps; counters are left alone."""
     model = nn.BatchNorm1d(1)
     averaged = copy.deepcopy(model)
     for step, value in enumerate((1.0, 2.0, 6.0)):
         nn.init.constant_(model.weight, value)
         model.num_batches_tracked += 1
-        average(averaged, model, step)
+        average(averaged, model, step, 10 ** 6)
     assert averaged.weight.item() == pytest.approx(3) and averaged.num_batches_tracked == 0
     nn.init.constant_(model.weight, 103.0)
-    average(averaged, model, 10 ** 6)
-    assert averaged.weight.item() == pytest.approx(3 + 100 * (1 - AVERAGING))
+    average(averaged, model, 10 ** 6, 10 ** 6)
+    assert averaged.weight.item() == pytest.approx(3 + 100 / (AVERAGED * 10 ** 6))
 
 
 @pytest.mark.parametrize("build", [lambda: build_student("cc", "gd", preset="tiny"), lambda: build_teacher("tiny")])

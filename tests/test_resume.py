@@ -1,0 +1,151 @@
+"""What is promised of runs that are stopped, killed or spread over processes: the same weights in the end.
+
+    LONG_TESTS=1 python -m pytest tests/test_resume.py      # 20 kills instead of 3
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+LONG = bool(os.environ.get("LONG_TESTS"))
+KILLS = 20 if LONG else 3
+SHORT = ["--student", "cc", "--filter", "gs", "--drawings", "192", "--batch-size", "16", "--device", "cpu"]
+
+
+def start(*arguments, cwd, launcher=()):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *launcher, ROOT / "train.py", *map(str, arguments)], cwd=cwd, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+def finished(process):
+    said, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, (said, errors)
+    return said
+
+
+def outcome(folder):
+    """What must not depend on interruptions: weights, running mean, optimisers, log, scores; not seconds."""
+    last = checkpoint.read(folder / "last.pt")
+    log = [{name: value for name, value in json.loads(line).items() if name != "images_per_second"}
+           for line in (folder / "log.jsonl").read_text().splitlines()]
+    return (checkpoint.checksum([last["model"], last["training"]["averaged"], last["training"]["optimisers"]]), log,
+            json.loads((folder / "result.json").read_text())["scores"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    epochs = 24 if LONG else 6
+    finished(start(*SHORT, "--epochs", epochs, "--out", "run", cwd=folder))
+    return epochs, outcome(folder / "run")
+
+
+def test_killed_at_any_moment_and_continued_to_the_bit(undisturbed, tmp_path):
+    """SIGKILL, SIGTERM and Ctrl-C at random moments, starting up included."""
+    epochs, expected = undisturbed
+    choice, kills, steps = random.Random(0), 0, []
+    while True:
+        resume = ["--resume"] * any((tmp_path / "run" / name).exists() for name in ("last.pt", "previous.pt"))
+        process = start(*SHORT, "--epochs", epochs, "--out", "run", *resume, cwd=tmp_path)
+        if kills == KILLS:
+            finished(process)
+            break
+        # startup takes some seconds; wait for the first epoch line now and then, so that kills fall into training
+        time.sleep(choice.uniform(6, 13))
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        how = choice.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        process.send_signal(how)
+        asked = time.monotonic()
+        said, errors = process.communicate(timeout=60)
+        assert time.monotonic() - asked < 10
+        assert how == signal.SIGKILL or "Traceback" not in errors, errors        # workers of the killed may complain
+        kills += 1
+        steps += [said.rsplit("stopped at ", 1)[1].split(";")[0]] if "stopped at " in said else []
+    assert kills == KILLS, f"the run was over after {kills} kills: train longer"
+    assert outcome(tmp_path / "run") == expected
+    if LONG:
+        assert any(not at.endswith("step 0") for at in steps), steps
+
+
+def test_a_damaged_last_checkpoint_falls_back(undisturbed, tmp_path):
+    epochs, expected = undisturbed
+    finished(start(*SHORT, "--epochs", epochs, "--out", "run", cwd=tmp_path))
+    last = tmp_path / "run/last.pt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 255
+    last.write_bytes(content)
+    said = finished(start(*SHORT, "--epochs", epochs, "--out", "run", "--resume", cwd=tmp_path))
+    assert "going on from run/previous.pt" in said
+    assert outcome(tmp_path / "run") == expected
+
+
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    """torchrun with gloo, and --accumulate: the loss curve of one process with all of the batch, and PCKh to the digit."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = ["--student", "cc", "--filter", "gs", "--drawings", "192", "--device", "cpu", "--epochs", "2"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    ways = {"whole": ([], ["--batch-size", 16]), "accumulated": ([], ["--batch-size", 8, "--accumulate", 2]),
+            "two": (torchrun, ["--batch-size", 8])}
+    logs, scores = {}, {}
+    for name, (launcher, flags) in ways.items():
+        finished(start(*common, *flags, "--out", name, cwd=tmp_path, launcher=map(str, launcher)))
+        logs[name] = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+    for name in ("accumulated", "two"):
+        for one, other in zip(logs["whole"], logs[name], strict=True):
+            for term in ("task", "keypoint_tokens", "visual_tokens", "heatmap", "confidence", "loss"):
+                assert other[term] == pytest.approx(one[term], rel=1e-3), (name, term)
+
+    checkpoint_file = tmp_path / "two/best.pt"
+    done = subprocess.run([sys.executable, ROOT / "evaluate.py", "--checkpoint", checkpoint_file, "--json", "one.json"],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    alone = json.loads((tmp_path / "one.json").read_text())["pckh@0.5"]["mean"]
+    assert alone == max(line.get("pckh@0.5", 0) for line in logs["two"])        # scored by two processes
+
+
+def test_one_lost_process_ends_all(tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
+    process = start(*SHORT, "--epochs", "500", "--out", "run", cwd=tmp_path, launcher=torchrun)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "lost the others" in errors or "SIGKILL" in errors or "Signal 9" in errors, errors
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    from inputs import BadInput
+    from models import build_student
+    torch.manual_seed(0)
+    model = build_student("cc", "gs", preset="tiny")
+    checkpoint.save(tmp_path / "last.pt", model, {"epoch": 1})
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(BadInput, match="last.pt could not be written.*No space left.*untouched"):
+        checkpoint.save(tmp_path / "last.pt", model, {"epoch": 2})
+    assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.glob("*.partial"))
