@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -80,7 +81,13 @@ def save(path, model, facts, training=None, half=False, keep=None):
 def read_safely(path):
     """What torch.save wrote, tensors and plain values alone; BadInput for anything else. Nothing in the file is executed."""
     try:
+        if zipfile.is_zipfile(path):     # torch.save never compresses: what unpacks to more than it holds is a trap
+            packed = [info for info in zipfile.ZipFile(path).infolist() if info.compress_type != zipfile.ZIP_STORED]
+            if packed:
+                raise BadInput(f"{path} is a compressed archive, which torch.save does not write: it is not loaded")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except BadInput:
+        raise
     except FileNotFoundError as error:
         raise BadInput(f"there is no checkpoint {path}: train.py writes one, or give another path") from error
     except Exception as error:          # torch raises a dozen kinds on damaged files

@@ -129,8 +129,10 @@ def store(people, size, folder=None, desc="crops"):
         digest = hashlib.sha256(repr((stats, shape)).encode() + matrix.numpy().tobytes()).hexdigest()[:16]
         file = Path(folder) / f"crops-{people.name.replace('/', '-').replace(' ', '-')}-{wide}-{digest}.npy"
         try:
-            return np.load(file, mmap_mode="r")
-        except (OSError, ValueError):             # not there, or cut off: cut the crops (anew)
+            found = np.load(file, mmap_mode="r")
+            if found.shape == shape and found.dtype == np.uint8:
+                return found
+        except (OSError, ValueError, EOFError):   # not there, or cut off: cut the crops (anew)
             pass
         print(f"cutting {len(people):,} crops of {wide} x {wide} pixels into {file} ({math.prod(shape) / 1e9:.2f} GB)")
         file.parent.mkdir(parents=True, exist_ok=True)

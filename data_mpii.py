@@ -18,6 +18,7 @@ left pixel is (0, 0), and a joint that is not labelled has visible = False.
 import argparse
 import json
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.io import loadmat
+from tqdm import tqdm
 
 from crops import crop_matrix, cut, transform
 from draw import contact_sheet
@@ -41,8 +43,11 @@ BOX_ENLARGEMENT = 1.25
 CENTER_SHIFT = 15                    # pixels per unit of scale, before the enlargement
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # what that unit is in MPII for nearly everyone, where no head box is at hand
+MOST_PIXELS = 200_000_000            # a larger picture is refused before it is decoded
+Image.MAX_IMAGE_PIXELS = None        # by us, in one line, instead of by Pillow
 FARTHEST = 100_000                   # no picture is wider: a coordinate beyond is a mistake
 SHOWN = 24                           # people on the contact sheet
+BAD_SHARE = 0.05                     # of the entries that --skip-bad-data may leave out
 VALIDATION_SHARE = 8                 # of the release's pictures, every eighth goes to validation
 
 
@@ -58,6 +63,7 @@ class People:
     picture: Callable[[int], Image.Image]      # RGB picture of person i
     files: tuple = ()                          # paths of the pictures, one a person; none for drawn people
     note: str = ""                             # what a reader of any figure on these people must know
+    skipped: tuple = ()                        # why entries of the file were left out, one line each
 
     def __len__(self):
         return len(self.joints)
@@ -75,17 +81,19 @@ def box(center, scale):
     return center, PIXELS_PER_SCALE * BOX_ENLARGEMENT * scale
 
 
-def load_people(root, split, pictures=True):
+def load_people(root, split, pictures=True, skip_bad=False):
     """The people of one split, 'train' or 'valid', of an MPII folder. BadInput where the folder cannot be used.
 
     pictures=False reads the labels alone, for a folder without pictures.
+    skip_bad: leave out json entries that cannot be used, and say so in People.skipped, instead of stopping at the first;
+    every picture is then decoded once to know.
     """
     root = Path(root)
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, annot/valid.json")
     json_file = root / "annot" / f"{split}.json"
     if json_file.is_file():
-        return read_json(root, split, json_file, pictures)
+        return read_json(root, split, json_file, pictures, skip_bad)
     releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
     if releases:
         return read_release(root, split, releases[0], pictures)
@@ -95,20 +103,17 @@ def load_people(root, split, pictures=True):
 
 # ------------------------------------------------------------------------------- HRNet's json layout
 
-def read_json(root, split, file, pictures):
+def read_json(root, split, file, pictures, skip_bad):
     """annot/train.json or annot/valid.json; gt_valid.mat beside it, if there, overrules the validation labels."""
     try:
         entries = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{file} cannot be read as json ({error}): get the file anew") from error
     if not isinstance(entries, list) or not entries:
         raise BadInput(f"{file} holds no list of people: get the file anew")
-    rows = [check_entry(file, index, entry) for index, entry in enumerate(entries)]
+    rows, skipped = check_entries(file, entries, root / "images" if pictures else None, skip_bad)
     names, joints, visible, center, scale = (list(column) for column in zip(*rows))
     files = [root / "images" / name for name in names]
-    for index, path in enumerate(files):
-        if pictures and not path.is_file():
-            raise BadInput(f"{file}, entry {index}: there is no picture {path}: unpack the pictures into {root / 'images'}")
 
     joints = np.array(joints, np.float32) - 1                                  # from 1-based to 0-based
     visible = np.array(visible, bool)
@@ -128,7 +133,54 @@ def read_json(root, split, file, pictures):
     elif split == "valid":
         note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
     return People(f"{root.name}/{split}", joints, visible, middle, side, head_size.astype(np.float32),
-                  lambda i: open_picture(files[i]), tuple(files), note)
+                  lambda i: open_picture(files[i]), tuple(files), note, tuple(skipped))
+
+
+def check_entries(file, entries, images, skip_bad):
+    """-> rows of the entries that can be used, and why the others cannot, in a line each; BadInput at the first of these
+    unless skip_bad, and where they are more than BAD_SHARE. images: folder where each picture must be, or None."""
+    twice = set()
+
+    def check(numbered):
+        index, entry = numbered
+        row = check_entry(file, index, entry)
+        if images is not None:
+            path = images / row[0]
+            try:
+                there = path.is_file()
+            except OSError:                                # a name that is too long
+                there = False
+            if not there:
+                raise BadInput(f"{file}, entry {index}: there is no picture {str(path)[:200]}: unpack the pictures into {images}")
+            if path.is_symlink() and not path.resolve().is_relative_to(images.resolve()):
+                raise BadInput(f"{file}, entry {index}: {path} is a link to something outside {images}: put the picture there")
+            if skip_bad:
+                open_picture(path)
+        key = json.dumps(entry, sort_keys=True)
+        if key in twice:
+            raise BadInput(f"{file}, entry {index}: is the same as one before: remove this entry")
+        twice.add(key)
+        return row
+
+    def attempt(numbered):
+        try:
+            return check(numbered)
+        except BadInput as error:
+            if not skip_bad:
+                raise
+            return str(error)
+
+    if skip_bad and images is not None:
+        with ThreadPoolExecutor() as pool:                 # Pillow lets go of the interpreter while it decodes
+            found = list(tqdm(pool.map(attempt, enumerate(entries)), total=len(entries), desc="checking pictures", leave=False,
+                              disable=None))
+    else:
+        found = list(map(attempt, enumerate(entries)))
+    skipped = [what for what in found if isinstance(what, str)]
+    if len(skipped) > BAD_SHARE * len(entries):
+        raise BadInput(f"{file}: {len(skipped):,} of {len(entries):,} entries cannot be used, more than {BAD_SHARE:.0%}: "
+                       f"something is wrong with the whole; the first: {skipped[0]}")
+    return [what for what in found if not isinstance(what, str)], skipped
 
 
 def check_entry(file, index, entry):
@@ -141,7 +193,8 @@ def check_entry(file, index, entry):
     for key in ("image", "joints", "joints_vis", "center", "scale"):
         if key not in entry:
             refuse(f"has no '{key}'")
-    if not isinstance(entry["image"], str) or Path(entry["image"]).is_absolute() or ".." in Path(entry["image"]).parts:
+    if not isinstance(entry["image"], str) or Path(entry["image"]).is_absolute() or ".." in Path(entry["image"]).parts \
+            or "\0" in entry["image"]:
         refuse(f"image {entry['image']!r} does not name a file inside images/")
     try:
         joints = np.array(entry["joints"], np.float64)
@@ -240,6 +293,8 @@ def open_picture(path):
     """A decoded RGB picture; BadInput names a file that is none."""
     try:
         with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} million")
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadInput(f"{path} cannot be read as a picture ({error}): get the file anew") from error

@@ -208,6 +208,8 @@ def main():
         figures |= score_checkpoint(args, path)
     if "pckh@0.5" in figures:
         print_score({name: values for name, values in figures.items() if name.startswith("pckh")})
+    if path:
+        print(f"next: python predict.py YOUR_PICTURE --checkpoint {path}")
     if args.json:
         # json knows no NaN: a joint that nobody has labelled becomes null
         known = json.loads(json.dumps(figures), parse_constant=lambda name: None)

@@ -121,7 +121,8 @@ def main():
         here, there = crops_a_second(lambda c: whole(torch.from_numpy(c)), crops), crops_a_second(written, crops)
     print(f"{args.out}: {checkpoint.describe(model.config)}, {args.out.stat().st_size / 1e6:.1f} MB, joints within "
           f"{off:.5f} pixels of PyTorch's on {CHECKED} drawn people\n"
-          f"crops a second, batch {CHECKED}, {torch.get_num_threads()} threads: PyTorch {here:.0f}, this file {there:.0f}")
+          f"crops a second, batch {CHECKED}, {torch.get_num_threads()} threads: PyTorch {here:.0f}, this file {there:.0f}\n"
+          f"next: cut crops as predict.box_matrix and crops.cut do, and feed them to it")
 
 
 if __name__ == "__main__":

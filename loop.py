@@ -28,7 +28,7 @@ SAVE_EVERY = 300         # seconds between two checkpoints within an epoch
 
 # What a run that goes on must have in common with the one that was stopped, or it would be neither. Epochs may be
 # added or taken off: the rate's decay then follows the new number.
-SETTINGS = ("data", "drawings", "distill", "terms", "batch_size", "accumulate", "lr", "optimiser", "seed", "amp")
+SETTINGS = ("data", "drawings", "distill", "terms", "views", "batch_size", "accumulate", "lr", "optimiser", "seed", "amp")
 
 
 @dataclass
@@ -45,15 +45,12 @@ class Stopped(Exception):
 
 
 class Training:
-    """A network on its way. people, crops: to learn from. lessons: distill.Lessons, or None without a teacher.
+    """A network on its way. people, crops: to learn from. lessons: distill.Lessons, or None without a teacher."""
 
-    views: in how many ways each person is shown, again and again; 0 for ever new ones.
-    """
-
-    def __init__(self, args, team, model, averaged, people, crops, valid, valid_crops, lessons, augmentation, views):
+    def __init__(self, args, team, model, averaged, people, crops, valid, valid_crops, lessons, augmentation):
         self.args, self.team, self.model, self.averaged = args, team, model, averaged
         self.people, self.crops, self.valid, self.valid_crops = people, crops, valid, valid_crops
-        self.lessons, self.augmentation, self.views = lessons, augmentation, views
+        self.lessons, self.augmentation = lessons, augmentation
         self.parallel = team.wrap(model)
         self.optimisers = build_optimisers(model, args.optimiser, args.lr)
         self.highest = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
@@ -132,7 +129,7 @@ class Training:
 
     def epoch(self, log):
         args, done, team = self.args, self.progress, self.team
-        view = done.epoch % self.views if self.views else done.epoch
+        view = done.epoch % args.views if args.views else done.epoch
         variation = self.augmentation.draw(len(self.people), generator(args.seed, 1, view))
         order = torch.randperm(len(self.people), generator=generator(args.seed, 2, done.epoch))
         if self.lessons:

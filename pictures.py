@@ -22,6 +22,7 @@ from gfl import GlobalDynamicFilter, StaticFilter
 from inputs import BadInput, main_with_clear_errors
 from models import FILTERS, STUDENTS
 
+RATIO = 0.5                  # of two people's filters: colours end at 2 to this power
 COLUMNS = 6                  # people in each row of the predictions: best, middling, worst
 
 
@@ -67,7 +68,7 @@ def response(real, imag):
 
 @torch.inference_mode()
 def filters(args):
-    """A row for each network's static filters; for GD two more: its dynamic filter for two different people."""
+    """A row for each network's static filters; for GD two more: its dynamic filter for a person, and how another's differs."""
     plt = pyplot()
     rows = []
     for path in args.checkpoint:
@@ -84,9 +85,11 @@ def filters(args):
         model(batch.images)
         for hook in hooks:
             hook.remove()
-        for one in range(len(people) if dynamic else 0):
-            seen = [response(m.K_real @ M[one], m.K_imag @ M[one]) for m, M in zip(dynamic, mixtures)]
-            rows.append((f"dynamic,\nperson {one + 1}", seen, batch.images[one].permute(1, 2, 0)))
+        if dynamic:
+            one, other = ([response(m.K_real @ M[n], m.K_imag @ M[n]) for m, M in zip(dynamic, mixtures)] for n in range(2))
+            pictures = batch.images.permute(0, 2, 3, 1)
+            rows.append(("dynamic,\nthis person", one, pictures[0]))
+            rows.append(("this person's\nover the other's", [b / a for a, b in zip(one, other)], pictures[1]))
     columns = 1 + max(len(maps) for _, maps, _ in rows)
     figure, panels = plt.subplots(len(rows), columns, figsize=(1.5 * columns, 1.6 * len(rows)), squeeze=False)
     for (title, maps, picture), row in zip(rows, panels):
@@ -96,7 +99,10 @@ def filters(args):
             row[0].imshow(picture)
         row[0].set_title(title, fontsize=8)
         for n, (panel, seen) in enumerate(zip(row[1:], maps)):
-            panel.imshow(seen.log(), cmap="magma")
+            if "over" in title:      # a ratio: white where both are the same
+                panel.imshow(seen.log2(), cmap="RdBu_r", vmin=-RATIO, vmax=RATIO)
+            else:
+                panel.imshow(seen.log(), cmap="magma")
             panel.set_title(f"layer {n + 1}", fontsize=8)
     figure.tight_layout()
     figure.savefig(args.out / "filters.png", dpi=110)

@@ -23,14 +23,13 @@ from tqdm import tqdm
 
 import checkpoint
 from crops import crop_matrix, cut, invert, transform
-from data_mpii import BOX_ENLARGEMENT, JOINTS
+from data_mpii import BOX_ENLARGEMENT, JOINTS, MOST_PIXELS
 from draw import draw_skeleton
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
 
 WEIGHTS = Path(__file__).parent / "weights" / "student-cc-gd-photos.pt"
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
-MOST_PIXELS = 200_000_000            # a larger picture is refused before it is decoded
 LONGEST = 4096                       # JPEGs with a longer side are decoded at 1/2, 1/4 or 1/8
 BATCH_CROPS, BATCH_PIXELS = 32, 50_000_000      # a batch is as many people as this, or pictures with as many pixels
 
@@ -50,7 +49,6 @@ def read_picture(path):
     Grey, palette, transparent (on black) and CMYK pictures become RGB, 16 bits 8, an animation its first frame.
     BadInput where the file is no picture.
     """
-    Image.MAX_IMAGE_PIXELS = None    # our own limit below, in one line
     try:
         picture = Image.open(path)
         width, height = picture.size
@@ -262,6 +260,8 @@ def main():
         failed += predict_pictures(args, model)
     if failed:
         raise SystemExit(2)
+    print("next: python export.py student.onnx puts this network on other machines"
+          + (f" (--checkpoint {args.checkpoint})" if args.checkpoint != WEIGHTS else ""))
 
 
 if __name__ == "__main__":

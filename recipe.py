@@ -12,7 +12,7 @@ MUON_RATE = 20           # Muon's learning rate over Adam's: 20 and 1e-3 gave th
 DECAY_AT = (2 / 3, 13 / 15)              # shares of the training after which the rate is divided by ten
 WARM_UP = 500                            # steps, at most a tenth of the training
 AVERAGED = 0.02                          # what is scored and kept: a running mean of the weights over this share of the steps
-VIEWS = {"drawn": 2, "photos": 8}        # tiny preset: in how many ways a student is shown a person (ever new ones else)
+VIEWS = {"drawn": 2, "photos": 4}        # in how many ways a tiny student is shown a person (others: ever new ones)
 SCORE_EVERY = {"paper": 5, "tiny": 2}    # epochs; and after the last
 DRAWINGS = {"student": 4000, "teacher": 40000}
 

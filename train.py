@@ -9,7 +9,7 @@
 
     torchrun --nproc-per-node 4 train.py ...                       # the same on four GPUs
 
-Every run has a folder (--out): log.jsonl with one line an epoch, best.pt, last.pt and previous.pt (to go on from), and, when
+Every run has a folder (--out): config.json, log.jsonl with one line an epoch, best.pt, last.pt and previous.pt (to go on from), and, when
 it is through, result.json (arguments, scores by joint, the log) and predictions.png. Ctrl-C, SIGTERM and --stop-after save
 and leave; the same command with --resume goes on, and ends with the same weights as if nothing had happened.
 """
@@ -66,8 +66,14 @@ def parse_arguments():
                                                       "(default: drawn)")
     data.add_argument("--drawings", type=int, help=f"labelled drawings to learn from (default: {DRAWINGS['student']} for a "
                                                    f"student, {DRAWINGS['teacher']} for the teacher)")
+    data.add_argument("--skip-bad-data", action="store_true",
+                      help="leave out training entries that cannot be used, a twentieth at most, and list them in skipped.txt "
+                           "(default: stop at the first)")
     data.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
     how = parser.add_argument_group("how")
+    how.add_argument("--views", type=int, help=f"in how many ways a person is shown, again and again: the teacher is asked once "
+                     f"for each; 0: ever new ones (default: {VIEWS['drawn']} of drawings, {VIEWS['photos']} of photos for tiny "
+                     f"students; else 0)")
     how.add_argument("--epochs", type=int, help="passes over the people (default: 16 tiny, 300 paper)")
     how.add_argument("--batch-size", type=int, help="people a step (default: 32 tiny, 64 paper)")
     how.add_argument("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3); Muon's is {MUON_RATE} times that")
@@ -108,6 +114,11 @@ def check_arguments(args):
         args.teacher = TINY_TEACHER
     for name, value in RECIPES[args.preset].items():
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+    if args.views is None:
+        few = args.preset == "tiny" and not args.train_teacher
+        args.views = VIEWS["drawn" if args.data == "drawn" else "photos"] if few else 0
+    if args.views < 0:
+        raise BadInput(f"--views {args.views} must be 0 or above")
     if args.drawings is None:
         args.drawings = DRAWINGS["teacher" if args.train_teacher else "student"]
     for name in ("epochs", "batch_size", "accumulate", "lr", "drawings"):
@@ -132,7 +143,9 @@ def load_data(args, size, team):
         print(f"the embedded data set: drawing {args.drawings:,} people to learn from (--data names real photos)")
         train = drawn_people("teacher" if args.train_teacher else "train", args.drawings, size)
     else:
-        train = load_people(args.data, "train")
+        train = load_people(args.data, "train", skip_bad=args.skip_bad_data)
+        if train.skipped:
+            print(f"{len(train.skipped):,} entries left out, listed in {args.out / 'skipped.txt'}")
     valid = validation_people(args.data, size)
     cache = None if args.data == "drawn" else args.cache
     print(f"{train.name}: {len(train):,} people to learn from; {valid.name}: {len(valid):,} to be scored on"
@@ -177,9 +190,14 @@ def save_predictions(path, model, people, stored, device):
     contact_sheet(crops, (labels, people.visible, WHITE), (found, np.ones_like(people.visible))).save(path)
 
 
-def make_lessons(args, people, crops, teacher, size, views):
+def make_lessons(args, people, crops, teacher, size):
     measured = make_batch(people, crops, range(min(MEASURED, len(people))), size, args.device)
-    return Lessons(teacher, measured.images, views, len(people))
+    return Lessons(teacher, measured.images, args.views, len(people))
+
+
+def plain(args):
+    """Arguments as json can hold them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
 def finish(args, valid, valid_crops):
@@ -188,9 +206,8 @@ def finish(args, valid, valid_crops):
     print(f"best epoch: {facts['epoch']}; PCKh on {len(valid):,} people of {valid.name}")
     scores = evaluate(model, valid, valid_crops, args.device)
     print_score(scores)
-    result = dict(arguments={name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
-                  network=checkpoint.describe(model.config), facts=facts, scores=scores, torch=torch.__version__,
-                  log=[json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()])
+    result = dict(arguments=plain(args), network=checkpoint.describe(model.config), facts=facts, scores=scores,
+                  torch=torch.__version__, log=[json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()])
     (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     save_predictions(args.out / "predictions.png", model, valid, valid_crops, args.device)
     print(f"drawn: {args.out / 'predictions.png'}\nnext: python evaluate.py --checkpoint {args.out / 'best.pt'}"
@@ -215,18 +232,19 @@ def main():
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
 
     people, valid, crops, valid_crops = load_data(args, model.size, team)
-    drawn = args.data == "drawn"
-    few = args.preset == "tiny" and not args.train_teacher        # the same with a teacher and without
-    views = VIEWS["drawn" if drawn else "photos"] if few else 0
     lessons = None
     if args.distill:
         teacher = load_teacher(args, people, valid, valid_crops)
-        lessons = make_lessons(args, people, crops, teacher, model.size, views)
-    augmentation = UPRIGHT if drawn else TOKENPOSE if args.preset == "paper" else PHOTOS
-    training = Training(args, team, model, averaged, people, crops, valid, valid_crops, lessons, augmentation, views)
+        lessons = make_lessons(args, people, crops, teacher, model.size)
+    augmentation = UPRIGHT if args.data == "drawn" else TOKENPOSE if args.preset == "paper" else PHOTOS
+    training = Training(args, team, model, averaged, people, crops, valid, valid_crops, lessons, augmentation)
     if args.resume:
         print(f"going on from {training.resume()}, epoch {training.progress.epoch + 1}, step {training.progress.step + 1}")
     args.out.mkdir(parents=True, exist_ok=True)
+    if team.leads:
+        (args.out / "config.json").write_text(json.dumps(plain(args), indent=1) + "\n")
+        if people.skipped:
+            (args.out / "skipped.txt").write_text("\n".join(people.skipped) + "\n")
     print(f"{checkpoint.describe(model.config)} on {args.device}: {args.epochs} epochs of {training.per_epoch} steps, "
           f"{training.people_a_step} people each, into {args.out}/")
     try:

@@ -43,7 +43,7 @@ def test_training_says_what_it_does_and_leaves_a_run_behind(workplace):
     folder, said = workplace
     assert "embedded data set" in said and "PCKh@0.5" in said and "mean pose" in said
     written = {path.name for path in (folder / "runs/short").iterdir()}
-    assert written == {"best.pt", "last.pt", "log.jsonl", "predictions.png", "result.json"}
+    assert written == {"best.pt", "config.json", "last.pt", "log.jsonl", "predictions.png", "result.json"}
     line = json.loads((folder / "runs/short/log.jsonl").read_text())
     assert {"task", "keypoint_tokens", "visual_tokens", "heatmap", "confidence", "loss", "pckh@0.5",
             "images_per_second"} <= set(line)

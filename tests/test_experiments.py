@@ -74,7 +74,7 @@ def test_done_is_not_run_again_and_failure_is_told(results, tmp_path, monkeypatc
 
 def test_both_sides_of_a_pair_differ_by_the_teacher_alone():
     runs = experiments.drawn_runs((0, 1))
-    assert len(runs) == 2 * (2 * 3 * 2 + 4)
+    assert len(runs) == 2 * (2 * 3 * 2 + 5)
     for name, flags in runs.items():
         if "-distilled-" in name:
             assert runs[name.replace("-distilled-", "-alone-")] == [*flags, "--no-distill"]

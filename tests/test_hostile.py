@@ -1,0 +1,209 @@
+"""Hundreds of damaged and hostile files: each refused in one line, none executed, none trained on.
+
+Counts: 540 checkpoints, 320 annotation files, 60 pictures.
+"""
+
+import copy
+import json
+import pickle
+import random
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpoint
+from crops import store
+from data_mpii import load_people
+from inputs import BadInput
+from models import build_student
+from test_data import ENTRY, folder
+
+
+def one_line(caught):
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("good") / "good.pt"
+    checkpoint.save(file, build_student("reg", "gs", preset="tiny"), {"note": "fine"}, half=True)
+    return file
+
+
+def test_truncated_and_flipped_checkpoints(good, tmp_path):
+    """270 cut at a random place, 270 with 1 to 20 bits turned: refused, or read as exactly what was written."""
+    whole, choice = good.read_bytes(), random.Random(0)
+    expected, bad = checkpoint.checksum(checkpoint.read(good)), tmp_path / "bad.pt"
+    unharmed = 0
+    for trial in range(540):
+        content = bytearray(whole)
+        if trial % 2:
+            content = content[:choice.randrange(len(whole))]
+        else:
+            for _ in range(choice.randrange(1, 21)):
+                content[choice.randrange(len(whole))] ^= 1 << choice.randrange(8)
+        bad.write_bytes(content)
+        try:
+            assert checkpoint.checksum(checkpoint.read(bad)) == expected       # padding was hit
+            unharmed += 1
+        except BadInput as error:
+            assert "\n" not in str(error) and "bad.pt" in str(error)
+    assert unharmed < 100
+
+
+def test_hostile_checkpoints(good, tmp_path):
+    class Runs:
+        def __init__(self, function, *arguments):
+            self.call = function, arguments
+
+        def __reduce__(self):
+            return self.call
+
+    mark, file = tmp_path / "executed", tmp_path / "hostile.pt"
+    content = checkpoint.read_safely(good)
+    for trap in (Runs(open, str(mark), "w"), Runs(eval, f"open({str(mark)!r}, 'w')"), Runs(exec, f"open({str(mark)!r}, 'w')")):
+        for where in ("format", "config", "facts", "model", "training", "checksum"):
+            torch.save(content | {where: trap}, file)
+            with pytest.raises(BadInput, match="cannot be read safely") as caught:
+                checkpoint.load(file)
+            one_line(caught)
+        file.write_bytes(pickle.dumps(trap))
+        with pytest.raises(BadInput):
+            checkpoint.load(file)
+    assert not mark.exists()
+
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            data = bytes(10 ** 9) if name.endswith("data/0") else source.read(name)
+            target.writestr(name, data)
+    assert file.stat().st_size < 5_000_000
+    tracemalloc.start()
+    with pytest.raises(BadInput, match="compressed archive"):
+        checkpoint.load(file)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+    for wrong in ({**content, "config": {"student": "teacher", "preset": "huge"}}, {**content, "config": []},
+                  {**content, "model": {}}, {**content, "model": [1, 2]}, {**content, "facts": None}, [content], "text", 7,
+                  {**content, "model": {name: tensor[..., :1] for name, tensor in content["model"].items()}}):
+        if isinstance(wrong, dict):
+            wrong.pop("checksum", None)
+        torch.save(wrong, file)
+        with pytest.raises(BadInput) as caught:
+            checkpoint.load(file)
+        one_line(caught)
+
+
+# ------------------------------------------------------------------------------- data
+
+BAD_NUMBERS = (float("nan"), float("inf"), -float("inf"), 1e300, -1e30, "12", "left", None, [], {}, True, [[1, 2]], 10 ** 400)
+
+
+def mutations(choice):
+    """320 entries that differ from ENTRY in one to three places."""
+    for trial in range(320):
+        entry = copy.deepcopy(ENTRY)
+        for _ in range(choice.randrange(1, 4)):
+            kind = choice.randrange(8)
+            if kind == 0:
+                entry.pop(choice.choice(list(entry)), None) if len(entry) > 1 else None
+            elif kind == 1 and "joints" in entry:
+                entry["joints"] = entry["joints"][:choice.randrange(16)]
+            elif kind == 2 and "joints" in entry and entry["joints"]:
+                entry["joints"][choice.randrange(len(entry["joints"]))] = [choice.choice(BAD_NUMBERS), 3.0]
+            elif kind == 3:
+                entry["center"] = choice.choice([[choice.choice(BAD_NUMBERS), 2.0], [1.0], [1.0, 2.0, 3.0], "here"])
+            elif kind == 4:
+                entry["scale"] = choice.choice((*BAD_NUMBERS, -1, 0, -0.0))
+            elif kind == 5:
+                entry["joints_vis"] = choice.choice(([0] * 16, [2] * 16, [1] * 15, ["yes"] * 16, 1, [float("nan")] * 16))
+            elif kind == 6:
+                entry["image"] = choice.choice(("../../etc/passwd", "/etc/passwd", "b.jpg", "", ".", "a.jpg/../../x", 7, None,
+                                                "a\0.jpg", "x" * 5000, "link.jpg"))
+            else:
+                entry = choice.choice((entry, [entry], "person", None, 3)) if not isinstance(entry, dict) else entry
+        yield entry
+
+
+def test_mutated_annotations(tmp_path):
+    """Strict: each stops the run with file, index and reason, unless what it says is still a person."""
+    root, refused = folder(tmp_path, ENTRY), 0
+    (tmp_path / "outside.jpg").write_bytes((root / "images/a.jpg").read_bytes())
+    (root / "images/link.jpg").symlink_to(tmp_path / "outside.jpg")
+    for entry in mutations(random.Random(0)):
+        (root / "annot/train.json").write_text(json.dumps([ENTRY, entry]))
+        try:
+            people = load_people(root, "train")
+            assert np.isfinite(people.joints).all() and (people.side > 0).all() and people.visible.any(1).all()
+        except BadInput as error:
+            assert "train.json, entry 1: " in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 280
+
+
+def test_links_and_doubles(tmp_path):
+    root = folder(tmp_path, ENTRY, ENTRY)
+    with pytest.raises(BadInput, match="entry 1: is the same as one before"):
+        load_people(root, "train")
+    (tmp_path / "outside.jpg").write_bytes((root / "images/a.jpg").read_bytes())
+    (root / "images/link.jpg").symlink_to(tmp_path / "outside.jpg")
+    (root / "annot/train.json").write_text(json.dumps([dict(ENTRY, image="link.jpg")]))
+    with pytest.raises(BadInput, match="is a link to something outside"):
+        load_people(root, "train")
+
+
+def test_damaged_pictures_are_skipped_only_where_asked(tmp_path):
+    """60 damaged pictures among 1,260; then too many."""
+    root, choice = folder(tmp_path, ENTRY), random.Random(0)
+    whole = (root / "images/a.jpg").read_bytes()
+    big = Image.new("1", (20001, 10000))
+    for n in range(60):
+        path = root / "images" / f"bad{n}.jpg"
+        if n == 0:
+            big.save(path, "PNG")                                              # a decompression bomb
+        else:
+            path.write_bytes((b"", b"text", whole[:choice.randrange(len(whole) - 20)])[n % 3])
+    entries = [dict(ENTRY, scale=0.1 + n / 10000) for n in range(1200)]
+    bad = [dict(ENTRY, image=f"bad{n}.jpg") for n in range(60)]
+    (root / "annot/train.json").write_text(json.dumps(entries + bad))
+    people = load_people(root, "train")                                        # strict: found when the crops are cut
+    with pytest.raises(BadInput, match="bad0.jpg cannot be read as a picture .*200 million"):
+        store(people, 64)
+    people = load_people(root, "train", skip_bad=True)
+    assert len(people) == 1200 and len(people.skipped) == 60 and all("bad" in line for line in people.skipped)
+    (root / "annot/train.json").write_text(json.dumps(entries[:600] + bad))
+    with pytest.raises(BadInput, match="60 of 660 entries cannot be used, more than 5%"):
+        load_people(root, "train", skip_bad=True)
+
+
+def test_a_hundred_thousand_entries(tmp_path):
+    root = folder(tmp_path, *(dict(ENTRY, scale=0.1 + n / 10 ** 6) for n in range(100_000)))
+    assert len(load_people(root, "train", pictures=False)) == 100_000
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "", "null", "[" * 100_000, "\ufeff[]", '[{"image": '])
+def test_files_that_hold_nobody(text, tmp_path):
+    root = folder(tmp_path, ENTRY)
+    (root / "annot/train.json").write_text(text)
+    with pytest.raises(BadInput, match="train.json") as caught:
+        load_people(root, "train")
+    one_line(caught)
+
+
+def test_a_truncated_or_foreign_crop_cache_is_cut_anew(tmp_path):
+    people = load_people(folder(tmp_path, ENTRY, dict(ENTRY, scale=0.3)), "train")
+    first = np.array(store(people, 64, tmp_path / "cache"))
+    file, = (tmp_path / "cache").glob("*.npy")
+    whole = file.read_bytes()
+    for content in (whole[:len(whole) // 2], whole[:50], b"", b"something else", whole[:200] + bytes(10)):
+        file.write_bytes(content)
+        np.testing.assert_array_equal(store(people, 64, tmp_path / "cache"), first)
+    np.save(file, np.zeros((3, 3)))                                             # a good file of something else
+    np.testing.assert_array_equal(store(people, 64, tmp_path / "cache"), first)
