@@ -10,6 +10,7 @@ A network sees one person: a square crop around a box. Right is orange, left blu
 
 import argparse
 import json
+import os
 import sys
 import time
 from itertools import chain, count
@@ -154,20 +155,26 @@ def record(path, people, scale):
 
 def predict_pictures(args, model):
     """-> number of pictures that could not be read; each is told in a line, and the rest go on."""
-    listed, failed, records = list_pictures(args.pictures), 0, []
+    listed, failed, read = list_pictures(args.pictures), 0, 0
     boxes = read_boxes(args.boxes) if args.boxes else {}
     if unknown := boxes.keys() - {path.name for path, _ in listed}:
         raise BadInput(f"--boxes {args.boxes} names {sorted(unknown)[0]}, which is not among the pictures")
     waiting = []
+    partial = args.json and args.json.with_name(args.json.name + ".partial")
+    records = partial.open("w") if args.json else None
 
     def flush():
+        nonlocal read
         if waiting:
             found = find(model, [picture for _, _, picture, _, _ in waiting], [of for *_, of in waiting], args.device)
             for (path, name, picture, scale, _), people in zip(waiting, found):
                 target = args.out / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 draw_people(picture, people).save(target, quality=92)
-                records.append(record(path, people, scale))
+                if records:
+                    records.write((",\n" if read else f'{{"joints": {json.dumps(JOINTS)}, "pictures": [\n')
+                                  + json.dumps(record(path, people, scale)))
+                read += 1
             waiting.clear()
 
     for path, name in tqdm(listed, desc="pictures", unit="", leave=False, disable=None if len(listed) > 1 else True):
@@ -182,9 +189,11 @@ def predict_pictures(args, model):
         if len(waiting) >= BATCH_CROPS or sum(p.size[0] * p.size[1] for _, _, p, _, _ in waiting) > BATCH_PIXELS:
             flush()
     flush()
-    if args.json:
-        args.json.write_text(json.dumps({"joints": JOINTS, "pictures": records}, indent=1) + "\n")
-    print(f"{len(records)} of {len(listed)} pictures: {args.out}/*-pose.jpg" + (f", {args.json}" if args.json else ""))
+    if records:
+        records.write("]}\n" if read else '{"pictures": []}\n')
+        records.close()
+        os.replace(partial, args.json)
+    print(f"{read} of {len(listed)} pictures: {args.out}/*-pose.jpg" + (f", {args.json}" if args.json else ""))
     return failed
 
 

@@ -360,10 +360,16 @@ def draw_people(count: int, seed: int, size: int = 64, first: int = 0,
                 column[n] = value
 
     draw, indices = partial(draw_person, seed, size=size), range(first, first + count)
-    if workers <= 1 or count < POOL_FROM:
+    pool = None
+    if workers > 1 and count >= POOL_FROM:
+        try:
+            pool = get_context("spawn").Pool(workers)         # whose workers end with us, even where we are killed
+        except OSError:                                       # a machine without shared memory: alone, then
+            pass
+    if pool is None:
         collect(map(draw, indices))
     else:
-        with get_context("spawn").Pool(workers) as pool:      # whose workers end with us, even where we are killed
+        with pool:
             collect(pool.imap(draw, indices, chunksize=64))
     return drawings
 

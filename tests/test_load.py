@@ -1,0 +1,122 @@
+"""Many pictures, many processes, and machines that lack something.
+
+    LONG_TESTS=1 python -m pytest tests/test_load.py      # 100,000 pictures instead of 600
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import synthetic
+from synthetic import draw_people
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = 100_000 if os.environ.get("LONG_TESTS") else 600
+WEIGHTS = ROOT / "weights/student-cc-gd-drawn.pt"
+
+
+def predict(*arguments, **more):
+    return subprocess.Popen([sys.executable, ROOT / "predict.py", *map(str, arguments), "--checkpoint", WEIGHTS,
+                             "--device", "cpu"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+
+
+def memory(process):
+    """Resident megabytes."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    for n, picture in enumerate(draw_people(20, 9, workers=1).pictures):
+        Image.fromarray(picture).save(folder / f"{n}.jpg")
+    return folder
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_stays_flat(drawings, tmp_path):
+    many = tmp_path / "many"
+    for n in range(PICTURES):
+        (many / f"{n // 1000}").mkdir(parents=True, exist_ok=True)
+        (many / f"{n // 1000}" / f"{n}.jpg").symlink_to(drawings / f"{n % 20}.jpg")
+    process = predict(many, "--json", "all.json", cwd=tmp_path)
+    seen = []
+    while process.poll() is None:
+        done = sum(len(files) for *_, files in os.walk(tmp_path / "predictions"))
+        try:
+            seen.append((done, memory(process)))
+        except (OSError, StopIteration):
+            break
+        time.sleep(0.2 if PICTURES < 10_000 else 5)
+    said, errors = process.communicate()
+    assert process.returncode == 0 and f"{PICTURES} of {PICTURES} pictures" in said, errors
+    assert len(json.loads((tmp_path / "all.json").read_text())["pictures"]) == PICTURES
+    early = max(size for done, size in seen if done <= 0.4 * PICTURES)
+    late = max(size for done, size in seen if done > 0.4 * PICTURES)
+    print(f"{PICTURES} pictures: {early:.0f} MB in the first two fifths, {late:.0f} MB after")
+    assert late < early + 60
+
+
+CUT = """
+import sys
+import numpy as np
+sys.path[:0] = [{root!r}, {tests!r}]
+from crops import store
+from data_mpii import load_people
+print(np.array(store(load_people({data!r}, "train"), 64, {cache!r})).sum())
+"""
+
+
+def test_ten_processes_share_a_cache(tmp_path):
+    (tmp_path / "data/annot").mkdir(parents=True), (tmp_path / "data/images").mkdir()
+    entries = []
+    for n, picture in enumerate(draw_people(40, 8, workers=1).pictures):
+        Image.fromarray(picture).save(tmp_path / f"data/images/{n}.jpg")
+        entries.append(dict(image=f"{n}.jpg", joints=[[10.0 + k, 20.0] for k in range(16)], joints_vis=[1] * 16,
+                            center=[48.0, 48.0], scale=0.3))
+    (tmp_path / "data/annot/train.json").write_text(json.dumps(entries))
+    script = CUT.format(root=str(ROOT), tests=str(ROOT / "tests"), data=str(tmp_path / "data"), cache=str(tmp_path / "cache"))
+    run = lambda _: subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+    with ThreadPoolExecutor(10) as pool:
+        done = list(pool.map(run, range(10)))
+    assert all(one.returncode == 0 for one in done), done[0].stderr
+    assert len({one.stdout.splitlines()[-1] for one in done}) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1                # one file, nothing half-written
+
+
+def test_a_clone_that_is_only_read(drawings, tmp_path):
+    """Names with spaces and letters beyond ASCII, no home, one core; nothing is written beside the sources."""
+    place = tmp_path / "Ein Ordner für Bilder"
+    place.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in ROOT.iterdir() if path.name not in (".pytest_cache", "__pycache__")}
+    environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    one_core = (lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})) if hasattr(os, "sched_setaffinity") else None
+    process = predict(drawings, "--out", "Skizzen – neu", "--json", "é.json", cwd=place, env=environment, preexec_fn=one_core)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert len(list((place / "Skizzen – neu").iterdir())) == 20 and (place / "é.json").exists()
+    after = {path: path.stat().st_mtime_ns for path in ROOT.iterdir() if path.name not in (".pytest_cache", "__pycache__")}
+    assert after == before
+
+
+def test_without_shared_memory_one_process_draws(monkeypatch):
+    expected = draw_people(30, 7, workers=1)
+
+    class NoSharedMemory:
+        def Pool(self, workers):
+            raise OSError("[Errno 38] Function not implemented")
+
+    monkeypatch.setattr(synthetic, "get_context", lambda method: NoSharedMemory())
+    monkeypatch.setattr(synthetic, "POOL_FROM", 1)
+    for one, other in zip(expected, draw_people(30, 7, workers=4)):
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,72 @@
+"""The loop in this process: losses that are not finite, the same weights again, and what threads and processes may change."""
+
+import argparse
+import copy
+
+import pytest
+import torch
+
+from crops import UPRIGHT, store
+from distill import TERMS
+from inputs import BadInput
+from loop import Training
+from models import build_student
+from parallel import Team
+from synthetic import drawn_people
+
+
+@pytest.fixture(scope="module")
+def people():
+    train, valid = drawn_people("train", 64, 64), drawn_people("valid", 16, 64)
+    return train, valid, store(train, 64), store(valid, 64)
+
+
+def training(people, out, **changes):
+    out.mkdir(exist_ok=True)
+    args = argparse.Namespace(**{**dict(
+        out=out, data="drawn", drawings=64, distill=False, terms=list(TERMS), views=0, batch_size=16, accumulate=1, lr=1e-3,
+        optimiser="muon", seed=0, amp=False, epochs=2, preset="tiny", student="cc", stop_after=None), **changes})
+    train, valid, crops, valid_crops = people
+    torch.manual_seed(args.seed)
+    model = build_student("cc", "gs", preset="tiny")
+    averaged = copy.deepcopy(model).requires_grad_(False).eval()
+    return Training(args, Team(0, 1, "cpu"), model, averaged, train, crops, valid, valid_crops, None, UPRIGHT)
+
+
+def weights(run):
+    run.run()
+    return torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
+
+
+def test_same_seed_same_weights_and_another_seed_others(people, tmp_path):
+    first, again, other = (weights(training(people, tmp_path / name, seed=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_threads_change_roundings_only(people, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(weights(training(people, tmp_path / str(count), epochs=1)))
+    finally:
+        torch.set_num_threads(before)
+    assert (found[0] - found[1]).norm() < 0.02 * found[0].norm()
+
+
+def test_what_is_not_finite_is_named_and_kept(people, tmp_path):
+    run = training(people, tmp_path / "run")
+    with torch.no_grad():
+        run.model.head.x.weight[0, 0] = float("nan")
+    with pytest.raises(BadInput, match=r"not finite at epoch 1, step 1: task, loss \(.*not-finite.pt holds .*Lower --lr"):
+        run.run()
+    kept = torch.load(tmp_path / "run/not-finite.pt", weights_only=True)
+    assert len(kept["rows"]) == 16 and kept["epoch"] == 0 and "head.x.weight" in kept["model"]
+
+    run = training(people, tmp_path / "other")
+    run.model.head.y.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = copy.deepcopy(run.model.state_dict())
+    with pytest.raises(BadInput, match="step 1: gradient"):
+        run.run()
+    assert all(torch.equal(before[name], value) for name, value in run.model.state_dict().items())     # not spoiled
