@@ -1,0 +1,58 @@
+"""Pictures are drawn from what is there, and what is missing is said in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pictures import response
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDENT = ROOT / "weights/student-cc-gd-drawn.pt"
+
+
+def test_response_is_that_of_the_whole_spectrum():
+    """Mean magnitude of the full FFT of the kernel, frequency 0 in the middle."""
+    torch.manual_seed(0)
+    for H, W in ((8, 10), (5, 7)):
+        kernel = np.random.default_rng(0).standard_normal((H, W, 3))
+        half = np.fft.rfft2(kernel, axes=(0, 1))
+        seen = response(torch.from_numpy(half.real), torch.from_numpy(half.imag)).numpy()
+        whole = np.abs(np.fft.fft2(kernel, axes=(0, 1))).mean(-1)
+        if W % 2 == 0:                                     # the highest frequency stands for both of its sides
+            expected = np.fft.fftshift(whole, axes=0)
+            expected = np.concatenate([expected[:, W // 2:], expected[:, :W // 2 + 1]], 1)
+        else:
+            expected = np.fft.fftshift(whole)
+        np.testing.assert_allclose(seen, expected, rtol=1e-6)
+
+
+def run(*arguments, cwd, without=()):
+    code = f"import sys; sys.argv = ['pictures.py', *{[str(a) for a in arguments]!r}]; sys.path.insert(0, {str(ROOT)!r})\n"
+    code += "".join(f"sys.modules[{name!r}] = None\n" for name in without)
+    code += "import runpy; runpy.run_path(" + repr(str(ROOT / "pictures.py")) + ", run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
+
+
+def test_without_matplotlib_one_line(tmp_path):
+    done = run("curves", "--out", tmp_path, cwd=tmp_path, without=["matplotlib"])
+    assert done.returncode == 2
+    assert done.stderr == "error: matplotlib is not installed: python -m pip install -r requirements-extra.txt\n"
+
+
+def test_predictions_need_no_matplotlib(tmp_path):
+    done = run("predictions", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path, without=["matplotlib"])
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "predictions-drawn.jpg").size == (6 * 160, 3 * 160)
+
+
+def test_filters(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-extra.txt)")
+    done = run("filters", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "filters.png").stat().st_size > 5000, done.stderr
+    done = run("filters", "--checkpoint", ROOT / "weights/teacher-tiny-drawn.pt", "--out", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2 and "holds no filters to look at" in done.stderr
