@@ -53,7 +53,9 @@ def crop_matrix(center, side, size, rotation=0.0, flip=False):
 
 def invert(matrix):
     """The maps back: (B, 2, 3) -> (B, 2, 3)."""
-    back = torch.linalg.inv(matrix[..., :2])
+    (a, b), (c, d) = (row.unbind(-1) for row in matrix[..., :2].unbind(-2))
+    adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
+    back = adjugate / (a * d - b * c)[..., None, None]
     return torch.cat([back, -back @ matrix[..., 2:]], dim=-1)
 
 

@@ -63,7 +63,10 @@ class Training:
     # --------------------------------------------------------------------------- one step
 
     def loss(self, batch, view, rows, seen):
-        """-> {term: value} of a part of a step, 'loss' the weighted sum. seen: visible joints of the step's average part."""
+        """-> {term: value} of a part of a step, 'loss' the weighted sum.
+
+        seen: visible joints of the step's average part; 0 where this part is the whole step.
+        """
         with torch.autocast(torch.device(self.team.device).type, torch.bfloat16, enabled=self.args.amp):
             output = self.parallel(batch.images)
             lesson = self.lessons(batch.images, view, rows) if self.lessons else None
@@ -81,7 +84,9 @@ class Training:
         for optimiser, rate in zip(self.optimisers, self.highest):
             optimiser.param_groups[0]["lr"] = rate * rate_share(number, self.args.epochs * self.per_epoch)
             optimiser.zero_grad()
-        seen = place(self.people, rows, self.model.size, variation).visible.sum().item() / parts[..., 0].numel()
+        count, seen = parts[..., 0].numel(), 0
+        if count > 1:
+            seen = place(self.people, rows, self.model.size, variation).visible.sum().item() / count
         values = 0
         for a, mine in enumerate(parts[:, team.rank]):
             batch = make_batch(self.people, self.crops, mine, self.model.size, team.device, variation)

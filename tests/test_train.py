@@ -9,6 +9,7 @@ from torch import nn
 import checkpoint
 from inputs import BadInput
 from models import build_student, build_teacher
+from muon import Muon, orthogonal
 from recipe import AVERAGED, average, build_optimisers, rate_share
 
 
@@ -56,3 +57,25 @@ def test_a_run_starts_from_another(tmp_path):
     for other in (build_student("cc", "gd", preset="tiny"), build_teacher("paper")):
         with pytest.raises(BadInput, match="source.pt is teacher tiny and cannot start"):
             checkpoint.start_from(other, tmp_path / "source.pt")
+
+
+def test_muon_takes_the_steps_of_torch_optim_muon():
+    """Two optimisers, the same gradients, ten steps; matrices that lie, that stand, and two of one shape."""
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in ((8, 24), (24, 8), (16, 16), (8, 24), (24, 8))]
+    theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    optimisers = Muon(ours, lr=0.02), torch.optim.Muon(theirs, lr=0.02, weight_decay=0)
+    start = [weight.detach().clone() for weight in ours]
+    for _ in range(10):
+        for one, other in zip(ours, theirs):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    for begin, one, other in zip(start, ours, theirs):
+        assert (one - other).norm() < 0.02 * (one - begin).norm()                # bfloat16, in another order
+
+
+def test_orthogonal_updates():
+    singular = torch.linalg.svdvals(orthogonal(torch.randn(3, 16, 48, generator=torch.Generator().manual_seed(0))))
+    assert 0.6 < singular.min() and singular.max() < 1.3                         # what five iterations reach
