@@ -12,7 +12,6 @@ stopped goes on from its last epoch.
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -91,8 +90,12 @@ def run(name, flags, threads):
                               env={**os.environ, "OMP_NUM_THREADS": str(threads)})
     if done.returncode:
         raise BadInput(f"{name} ended with status {done.returncode}: {out / 'said.txt'} says why")
+    found = json.loads((out / "result.json").read_text())
+    for path in ("data", "init", "teacher", "out", "cache", "backbone_weights"):            # names, not somebody's folders
+        if found["arguments"].get(path):
+            found["arguments"][path] = Path(found["arguments"][path]).name
     RESULTS.mkdir(exist_ok=True)
-    shutil.copy(out / "result.json", kept)
+    kept.write_text(json.dumps(found, indent=1) + "\n")
     print(f"{name}: PCKh@0.5 {json.loads(kept.read_text())['scores']['pckh@0.5']['mean']:.2f} "
           f"({(time.perf_counter() - began) / 60:.1f} minutes)", flush=True)
 
@@ -172,8 +175,8 @@ def paper_table():
         mpii = [scores([f"mpii-{student}-{filter}-{backbone}-{side}"], 0.5) for side in ("alone", "distilled")]
         here = costs["rows"][i] if costs else None
         rows.append([student, filter, backbone, f"{alone:g} → {distilled:g}", " → ".join(map(mean_and_spread, mpii)).strip(" →"),
-                     f"{parameters:g}", f"{here['parameters'] / 1e6:.3f}" if here else "",
-                     f"{gflops:g}", f"{here['multiply_adds'] / 1e9:.3f}" if here else "",
+                     f"{parameters:g}", f"{here['params_m']:.3f}" if here else "",
+                     f"{gflops:g}", f"{here['gflops']:.3f}" if here else "",
                      f"{fps}", f"{here['fps']:.1f}" if here else ""])
     return table(["student", "filter", "backbone", "PCKh, paper", "PCKh, here", "M parameters, paper", "here",
                   "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
