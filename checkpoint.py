@@ -72,7 +72,7 @@ def save(path, model, facts, training=None, half=False, keep=None):
     except (OSError, RuntimeError) as error:           # torch's writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
         raise BadInput(f"{path} could not be written ({one_line(error)}); what was there before is untouched: "
-                       f"make room, then go on with --resume") from error
+                       f"make room there, or name another place") from error
     if keep is not None and path.exists():
         os.replace(path, keep)
     os.replace(temporary, path)

@@ -139,8 +139,6 @@ def read_json(root, split, file, pictures, skip_bad):
 def check_entries(file, entries, images, skip_bad):
     """-> rows of the entries that can be used, and why the others cannot, in a line each; BadInput at the first of these
     unless skip_bad, and where they are more than BAD_SHARE. images: folder where each picture must be, or None."""
-    twice = set()
-
     def check(numbered):
         index, entry = numbered
         row = check_entry(file, index, entry)
@@ -156,10 +154,6 @@ def check_entries(file, entries, images, skip_bad):
                 raise BadInput(f"{file}, entry {index}: {path} is a link to something outside {images}: put the picture there")
             if skip_bad:
                 open_picture(path)
-        key = json.dumps(entry, sort_keys=True)
-        if key in twice:
-            raise BadInput(f"{file}, entry {index}: is the same as one before: remove this entry")
-        twice.add(key)
         return row
 
     def attempt(numbered):
@@ -176,6 +170,14 @@ def check_entries(file, entries, images, skip_bad):
                               disable=None))
     else:
         found = list(map(attempt, enumerate(entries)))
+    seen = set()
+    for index, what in enumerate(found):                   # in order, whichever thread was first
+        key = json.dumps(entries[index], sort_keys=True)
+        if not isinstance(what, str) and key in seen:
+            found[index] = f"{file}, entry {index}: is the same as one before: remove this entry"
+            if not skip_bad:
+                raise BadInput(found[index])
+        seen.add(key)
     skipped = [what for what in found if isinstance(what, str)]
     if len(skipped) > BAD_SHARE * len(entries):
         raise BadInput(f"{file}: {len(skipped):,} of {len(entries):,} entries cannot be used, more than {BAD_SHARE:.0%}: "
@@ -296,8 +298,9 @@ def open_picture(path):
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} million")
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{path} cannot be read as a picture ({error}): get the file anew") from error
+    except Exception as error:          # Pillow raises a dozen kinds on damaged files
+        fault = " ".join(str(error).split())[:160]
+        raise BadInput(f"{path} cannot be read as a picture ({fault}): get the file anew") from error
 
 
 def main():

@@ -163,7 +163,13 @@ class Lessons:
         self.teacher = teacher
         lessons = [give_lesson(teacher, part) for part in images.split(32)]
         self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in list(zip(*lessons))[:2]]
+        # float16 tokens, heatmaps of a byte a cell
+        self.bytes_an_answer = sum(part[0].numel() * size for part, size in zip(lessons[0], (2, 2, 1)))
         self.people, self.known, self.kept = people, [False] * views, None
+
+    def bytes(self):
+        """What the remembered answers take."""
+        return len(self.known) * self.people * self.bytes_an_answer
 
     def give(self, images):
         keypoint, visual, heatmaps = give_lesson(self.teacher, images)

@@ -6,7 +6,7 @@
     python experiments.py tables                         # write the README's tables from results/
 
 A run that is done has a file in results/ (arguments, scores by joint, the log of its epochs) and is skipped; one that was
-stopped goes on from its last epoch.
+stopped goes on from its last checkpoint.
 """
 
 import argparse
@@ -61,7 +61,8 @@ def drawn_runs(seeds):
 def photo_runs(data, init):
     """The same networks on photos: the teacher first, then its students."""
     teacher = ["--teacher", RUNS / "photos-teacher" / "best.pt"]
-    runs = {"photos-teacher": ["--data", data, "--train-teacher", "--amp", "--epochs", PHOTO_EPOCHS["teacher"], "--init", init]}
+    runs = {"photos-teacher": ["--data", data, "--train-teacher", "--amp", "--init", init,
+                               "--epochs", PHOTO_EPOCHS["teacher"]]}
 
     def add(name, student, filter, *flags):
         runs[f"photos-{name}"] = ["--data", data, "--student", student, "--filter", filter,
@@ -70,9 +71,8 @@ def photo_runs(data, init):
     for (student, filter), distill in product(PHOTO_STUDENTS, (True, False)):
         add(name_of(student, filter, distill, 0), student, filter, *(teacher if distill else ["--no-distill"]))
     student, filter = PHOTO_STUDENTS[0]
-    drawn = RUNS / f"drawn-{name_of(student, filter, True, 0)}" / "best.pt"
-    if drawn.exists():
-        add(name_of(student, filter, True, 0) + "-pretrained", student, filter, *teacher, "--init", drawn)
+    add(name_of(student, filter, True, 0) + "-pretrained", student, filter, *teacher,
+        "--init", HERE / "weights" / f"student-{student}-{filter}-drawn.pt")
     return runs
 
 
@@ -81,7 +81,7 @@ def run(name, flags, threads):
     kept, out = RESULTS / f"{name}.json", RUNS / name
     if kept.exists():
         return
-    resume = ["--resume"] * (out / "last.pt").exists()
+    resume = ["--resume"] * any((out / state).exists() for state in ("last.pt", "previous.pt"))
     command = [sys.executable, HERE / "train.py", *flags, *resume, "--out", out]
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
@@ -143,10 +143,10 @@ def drawn_table():
 def terms_table():
     """One student and the terms of its loss."""
     prefix = "drawn-" + "-".join(TAKEN_APART)
+    titles = {"labels alone": "alone", "labels alone, ever new views": "new-views"}
+    titles |= {f"labels and {term.replace('_', ' ')}": term for term in TERMS} | {"labels and all four": "distilled"}
     rows = [[title, *(mean_and_spread(scores([f"{prefix}-{what}-{seed}" for seed in SEEDS], threshold))
-                      for threshold in (0.5, 0.1))]
-            for title, what in (("labels alone", "alone"), ("labels alone, ever new views", "new-views"), *((f"labels and {term.replace('_', ' ')}", term) for term in TERMS),
-                                ("labels and all four", "distilled"))]
+                      for threshold in (0.5, 0.1))] for title, what in titles.items()]
     return table([f"{' '.join(TAKEN_APART)} learns from", "PCKh@0.5", "PCKh@0.1"], rows)
 
 
@@ -174,7 +174,8 @@ def paper_table():
     for i, (student, filter, backbone, alone, distilled, parameters, gflops, fps) in enumerate(PAPER):
         mpii = [scores([f"mpii-{student}-{filter}-{backbone}-{side}"], 0.5) for side in ("alone", "distilled")]
         here = costs["rows"][i] if costs else None
-        rows.append([student, filter, backbone, f"{alone:g} → {distilled:g}", " → ".join(map(mean_and_spread, mpii)).strip(" →"),
+        rows.append([student, filter, backbone, f"{alone:g} → {distilled:g}",
+                     " → ".join(map(mean_and_spread, mpii)).strip(" →"),
                      f"{parameters:g}", f"{here['params_m']:.3f}" if here else "",
                      f"{gflops:g}", f"{here['gflops']:.3f}" if here else "",
                      f"{fps}", f"{here['fps']:.1f}" if here else ""])
@@ -206,6 +207,8 @@ def main():
                         help="what the photos' teacher starts from (default: the shipped teacher of drawn people)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default: 1)")
     args = parser.parse_args()
+    if args.jobs < 1:
+        raise BadInput(f"--jobs {args.jobs} must be above 0")
     if args.what == "tables":
         return write_tables(HERE / "README.md")
     if args.what == "photos" and not args.data:

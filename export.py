@@ -25,9 +25,9 @@ from torch import nn
 import checkpoint
 from crops import make_batch, store
 from data_mpii import JOINTS
-from evaluate import validation_people
 from inputs import BadInput, main_with_clear_errors
 from predict import WEIGHTS
+from synthetic import drawn_people
 
 OPSET = 18
 CHECKED = 64                 # drawn people on whom both are compared
@@ -102,13 +102,15 @@ def main():
     args = parser.parse_args()
     if args.out.suffix not in (".onnx", ".pt2"):
         raise BadInput(f"{args.out}: name a file that ends in .onnx or .pt2")
+    if not args.out.resolve().parent.is_dir():
+        raise BadInput(f"{args.out}: there is no folder {args.out.parent} to write into: make it first")
     model, facts = checkpoint.load(args.checkpoint)
     if args.out.suffix == ".onnx":
         export_onnx(model, args.out, f"{args.checkpoint.name}, learned from {facts.get('data')}")
     else:
         torch.export.save(program(model), args.out)
 
-    people = validation_people("drawn", model.size).first(CHECKED)
+    people = drawn_people("valid", CHECKED, model.size)
     images = make_batch(people, store(people, model.size), np.arange(len(people)), model.size).images
     crops = (255 * images.permute(0, 2, 3, 1)).round().byte().numpy()
     whole, written = CropsToJoints(model), runner(args.out)

@@ -66,8 +66,9 @@ def global_filter(x, K):
     return out.to(x.dtype)
 
 
-def misfit(shape, H, W):
-    return ValueError(f"the filter has {shape[-3]} x {shape[-2]} frequencies, which do not fit a token grid of "
+def misfit(shape, H, W, built=None):
+    return ValueError(f"the filter has {shape[-3]} x {shape[-2]} frequencies"
+                      + (f" of a {built[0]} x {built[1]} grid" if built else "") + ", which do not fit a token grid of "
                       f"{H} rows x {W} columns: that needs {H} x {W // 2 + 1}. Build the layer with "
                       f"grid=({H}, {W}), or feed it the grid it was built for.")
 
@@ -98,8 +99,8 @@ class GlobalFilter(nn.Module):
     """`global_filter` in real numbers: what the layers below compute with, in training and in use.
 
     A token grid is small: 16 x 17 takes 5 million multiply-adds a layer as matrix products, the MLP beside it 60. They run at
-    the speed of matrix products on every device and in bfloat16, where FFTs do not exist; they compile and export. Faster
-    than the form above: see benchmarks/filters.py. grid: (H, W). No parameters.
+    the speed of matrix products on every device and in bfloat16, where FFTs do not exist; they compile and export.
+    grid: (H, W). No parameters.
     """
 
     def __init__(self, grid):
@@ -113,7 +114,7 @@ class GlobalFilter(nn.Module):
         B, H, W, D = x.shape
         F = W // 2 + 1
         if (H, W) != self.grid or tuple(K_real.shape[-3:-1]) != (H, F):
-            raise misfit(K_real.shape, H, W)
+            raise misfit(K_real.shape, H, W, self.grid)
         over_w, over_h, back_w = (m.to(x.dtype) for m in (self.over_w, self.over_h, self.back_w))
         along_w = torch.matmul(over_w, x)                                      # (B, H, 2 F, D)
         spectrum = torch.matmul(over_h, along_w.view(B, 2 * H, F * D))         # T(X)          (B, 2 H, F D)

@@ -26,9 +26,9 @@ from recipe import SCORE_EVERY, average, build_optimisers, generator, rate_share
 
 SAVE_EVERY = 300         # seconds between two checkpoints within an epoch
 
-# What a run that goes on must have in common with the one that was stopped, or it would be neither. Epochs may be
-# added or taken off: the rate's decay then follows the new number.
-SETTINGS = ("data", "drawings", "distill", "terms", "views", "batch_size", "accumulate", "lr", "optimiser", "seed", "amp")
+# What a run that goes on must have in common with the one that was stopped, or it would be neither. Epochs may be added or
+# taken off, the decay then follows the new number; the rate may be lowered, where it was too high.
+SETTINGS = ("data", "drawings", "distill", "terms", "views", "batch_size", "accumulate", "optimiser", "seed", "amp")
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Training:
             values = values + torch.stack([term.detach() for term in terms.values()]) / self.args.accumulate
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         size = torch.stack(torch._foreach_norm(gradients)).norm()
-        *values, size = torch.cat([team.mean(values), size[None]]).tolist()      # the one place that waits for the device
+        *values, size = torch.cat([team.mean(values), size[None]]).tolist()      # here a step waits for the device
         terms = dict(zip(terms, values))
         if not all(map(math.isfinite, (*values, size))):
             self.give_up(terms, size, rows)
@@ -162,6 +162,7 @@ class Training:
                 **{name: value / self.per_epoch for name, value in done.sums.items()},
                 "images_per_second": self.per_epoch * self.people_a_step / done.seconds}
         if (done.epoch + 1) % SCORE_EVERY[args.preset] == 0 or done.epoch + 1 == args.epochs:
+            self.team.share_buffers(self.averaged)
             found = evaluate(self.averaged, self.valid, self.valid_crops, self.team.device, team=self.team)
             scores = {name: values["mean"] for name, values in found.items()}
             line |= scores
@@ -176,6 +177,12 @@ class Training:
         self.save()
 
     # --------------------------------------------------------------------------- the state
+
+    def settings(self):
+        """SETTINGS, and what stands behind some of them: how many processes, which people, which teacher."""
+        teacher = self.lessons and checkpoint.checksum(self.lessons.teacher.state_dict())[:16]
+        return {name: getattr(self.args, name) for name in SETTINGS} | {
+            "processes": self.team.world, "people": len(self.people), "teacher": teacher}
 
     def facts(self, epoch):
         return dict(data=self.people.name, people=len(self.people), epoch=epoch, seed=self.args.seed)
@@ -195,7 +202,7 @@ class Training:
         if self.team.leads:
             training = dict(progress=asdict(self.progress), averaged=self.averaged.state_dict(),
                             optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
-                            settings={name: getattr(self.args, name) for name in SETTINGS} | {"processes": self.team.world})
+                            settings=self.settings())
             checkpoint.save(self.args.out / "last.pt", self.model, self.facts(self.progress.epoch), training,
                             keep=self.args.out / "previous.pt")
 
@@ -208,9 +215,9 @@ class Training:
         if content["config"] != self.model.config:
             raise BadInput(f"{file} is {checkpoint.describe(content['config'])}, not {checkpoint.describe(self.model.config)}: "
                            f"give the flags of the run that is to go on")
+        present = self.settings()
         for name, value in training["settings"].items():
-            now = self.team.world if name == "processes" else getattr(self.args, name)
-            if now != value:
+            if (now := present.get(name)) != value:
                 raise BadInput(f"{file} was trained with {name} {value}, now it is {now}: "
                                f"give the flags of the run that is to go on")
         self.model.load_state_dict(content["model"])

@@ -43,7 +43,9 @@ class Muon(torch.optim.Optimizer):
             batches = {}                                         # by shape, lying: (short side, long side)
             for W in group["params"]:
                 if W.grad is not None:
-                    m = self.state[W].setdefault("momentum", torch.zeros_like(W))
+                    if "momentum" not in self.state[W]:
+                        self.state[W]["momentum"] = torch.zeros_like(W)
+                    m = self.state[W]["momentum"]
                     m.lerp_(W.grad, 1 - MOMENTUM)
                     update = W.grad.lerp(m, MOMENTUM)
                     lying = update if W.shape[0] <= W.shape[1] else update.mT

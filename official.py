@@ -40,7 +40,9 @@ BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transit
 def state_dict(content):
     """The tensors by name in what a published file holds: bare, or under 'state_dict'; without DataParallel's prefix."""
     tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items() if hasattr(tensor, "shape")}
+    tensors = tensors if isinstance(tensors, dict) else {}
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()
+            if isinstance(name, str) and hasattr(tensor, "shape")}
 
 
 def rename(name, table):

@@ -1,13 +1,14 @@
 """Several processes, one training: what `torchrun --nproc-per-node N train.py ...` needs, and what one process needs of it.
 
 Every process holds the whole network and the whole data set; of each step's people it takes its part. Gradients are averaged
-by PyTorch's DistributedDataParallel. The first process alone writes and prints.
+by PyTorch's DistributedDataParallel. The first process alone writes files and says what it does.
 """
 
 import contextlib
 import os
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -48,6 +49,12 @@ class Team:
             values = values / self.world
         return values
 
+    def share_buffers(self, model):
+        """The first process's running means of batch norms for all."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
     def any(self, flag):
         """Does any process say so?"""
         if self.world == 1:
@@ -78,6 +85,8 @@ def join(device):
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         return Team(0, 1, device)
+    if "RANK" not in os.environ:
+        raise BadInput("WORLD_SIZE is set but RANK is not: start several processes with torchrun, or unset WORLD_SIZE")
     rank = int(os.environ["RANK"])
     if device.startswith("cuda"):
         local = int(os.environ.get("LOCAL_RANK", rank))
@@ -86,7 +95,8 @@ def join(device):
                            f"start as many processes as GPUs")
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if device != "cpu" else "gloo")
+    # long enough for the first process to cut the crops of a whole data set while the others wait
+    dist.init_process_group("nccl" if device != "cpu" else "gloo", timeout=timedelta(hours=2))
     if rank:
         sys.stdout = open(os.devnull, "w")                       # one voice
     return Team(rank, world, device)

@@ -117,14 +117,15 @@ def predictions(args):
     joints, _ = predict(model, people, stored)
     error = np.linalg.norm(joints - people.joints, axis=-1) / people.head_size[:, None]
     error = np.where(people.visible, error, np.nan)[:, SCORED]
-    order = np.argsort(np.nanmean(error, axis=1))
+    scored = np.flatnonzero(~np.isnan(error).all(1))
+    order = scored[np.argsort(np.nanmean(error[scored], axis=1))]
     middle = (len(order) - COLUMNS) // 2
     chosen = np.concatenate([order[:COLUMNS], order[middle:middle + COLUMNS], order[-COLUMNS:]])
     batch = make_batch(people, stored, chosen, model.size)
     crops = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
     labels, found = (transform(batch.matrix, torch.from_numpy(where[chosen])) for where in (people.joints, joints))
     visible = people.visible[chosen]
-    name = f"predictions-{Path(args.data or 'drawn').resolve().name if args.data else 'drawn'}.jpg"
+    name = f"predictions-{args.data.resolve().name if args.data else 'drawn'}.jpg"
     contact_sheet(crops, (labels, visible, WHITE), (found, np.ones_like(visible)), columns=COLUMNS, side=160).save(
         args.out / name, quality=85)
     return args.out / name

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import checkpoint
 from crops import crop_matrix, cut, invert, transform
-from data_mpii import BOX_ENLARGEMENT, JOINTS, MOST_PIXELS
+from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, MOST_PIXELS
 from draw import draw_skeleton
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
 
@@ -32,7 +32,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "student-cc-gd-photos.pt"
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 LONGEST = 4096                       # JPEGs with a longer side are decoded at 1/2, 1/4 or 1/8
-BATCH_CROPS, BATCH_PIXELS = 32, 50_000_000      # a batch is as many people as this, or pictures with as many pixels
+BATCH_CROPS, BATCH_PIXELS = 32, 50_000_000      # a batch is as many pictures, or as many pixels
 
 
 class Found(NamedTuple):
@@ -75,12 +75,13 @@ def read_picture(path):
         raise BadInput(f"{path} cannot be read as a picture ({' '.join(str(error).split())[:120]})") from error
 
 
-def list_pictures(paths):
+def list_pictures(paths, out=None):
     """-> (file, name of its output) of files as they are named, and of the pictures of folders in order of their names."""
     listed = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES and file.is_file())
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES and file.is_file()
+                            and not (out and file.resolve().is_relative_to(out.resolve())))        # our own drawings
             if not inside:
                 raise BadInput(f"{path} holds no pictures ({', '.join(sorted(PICTURES))})")
             listed += [(file, file.relative_to(path)) for file in inside]
@@ -107,8 +108,8 @@ def read_boxes(file):
 
 def check_box(box):
     x, y, width, height = (float(number) for number in box)
-    if not (np.isfinite([x, y, width, height]).all() and width > 0 and height > 0):
-        raise ValueError(f"the box {box} is not x y width height with a size above 0")
+    if not ((np.abs([x, y, width, height]) < FARTHEST).all() and width > 0 and height > 0):
+        raise ValueError(f"the box {box} is not x y width height with a size above 0, within {FARTHEST:,} pixels")
     return [x, y, width, height]
 
 
@@ -125,7 +126,9 @@ def box_matrix(box, size, tight):
 def find(model, pictures, boxes, device="cpu"):
     """The people of pictures, boxes of each (None: one person, the whole picture): a list of Found for each picture."""
     tight = [of is not None for of in boxes]
-    boxes = [of or [[0, 0, *picture.size]] for picture, of in zip(pictures, boxes)]
+    boxes = [[[0, 0, *picture.size]] if of is None else of for picture, of in zip(pictures, boxes)]
+    if not any(boxes):
+        return [[] for _ in boxes]
     matrices = torch.stack([box_matrix(box, model.size, is_tight) for of, is_tight in zip(boxes, tight) for box in of])
     owners = [picture for picture, of in zip(pictures, boxes) for _ in of]
     crops = np.stack([cut(picture, matrix, model.size) for picture, matrix in zip(owners, matrices)])
@@ -155,7 +158,7 @@ def record(path, people, scale):
 
 def predict_pictures(args, model):
     """-> number of pictures that could not be read; each is told in a line, and the rest go on."""
-    listed, failed, read = list_pictures(args.pictures), 0, 0
+    listed, failed, read = list_pictures(args.pictures, args.out), 0, 0
     boxes = read_boxes(args.boxes) if args.boxes else {}
     if unknown := boxes.keys() - {path.name for path, _ in listed}:
         raise BadInput(f"--boxes {args.boxes} names {sorted(unknown)[0]}, which is not among the pictures")
@@ -184,8 +187,8 @@ def predict_pictures(args, model):
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        of = boxes.get(path.name) or args.box
-        waiting.append((path, name, picture, scale, of and [[scale * number for number in box] for box in of]))
+        of = boxes.get(path.name, args.box)
+        waiting.append((path, name, picture, scale, of if of is None else [[scale * number for number in box] for box in of]))
         if len(waiting) >= BATCH_CROPS or sum(p.size[0] * p.size[1] for _, _, p, _, _ in waiting) > BATCH_PIXELS:
             flush()
     flush()
@@ -198,7 +201,7 @@ def predict_pictures(args, model):
 
 
 def predict_video(args, model, source):
-    """Frames of a video file or camera, drawn into --out; q in the window ends a camera."""
+    """Frames of a video file or camera, drawn into --out; Ctrl-C ends a camera."""
     try:
         import cv2
     except ImportError as error:
@@ -217,6 +220,8 @@ def predict_video(args, model, source):
             if writer is None:
                 rate = stream.get(cv2.CAP_PROP_FPS) or 25
                 writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, picture.size)
+                if not writer.isOpened():
+                    raise BadInput(f"OpenCV cannot write {target}: it lacks the mp4v codec")
             writer.write(frame)
             frames += 1
             print(f"\r{frames} frames, {frames / (time.perf_counter() - began):.1f} a second", end="", flush=True)
@@ -226,15 +231,17 @@ def predict_video(args, model, source):
         stream.release()
         if writer is not None:
             writer.release()
+    if not frames:
+        raise BadInput(f"{source} gave no frame")
     print(f"\n{target}: {frames} frames")
-    return frames == 0
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="*", type=Path, help="pictures, folders of pictures, or a video")
     parser.add_argument("--camera", type=int, metavar="N", help="number of a camera")
-    parser.add_argument("--checkpoint", type=Path, default=WEIGHTS, help=f"network (default: {WEIGHTS.parent.name}/{WEIGHTS.name})")
+    parser.add_argument("--checkpoint", type=Path, default=WEIGHTS,
+                        help=f"network (default: {WEIGHTS.parent.name}/{WEIGHTS.name})")
     parser.add_argument("--box", type=float, nargs=4, action="append", metavar=("X", "Y", "WIDTH", "HEIGHT"),
                         help="tight box around a person, in pixels; once for each person (default: the whole picture)")
     parser.add_argument("--boxes", type=Path, help='json file of boxes: {"photo.jpg": [[x, y, width, height], ...], ...}')
@@ -261,13 +268,13 @@ def main():
     print(f"{args.checkpoint.name}: {checkpoint.describe(model.config)}, learned from {facts.get('data')}, "
           f"PCKh@0.5 {facts.get('pckh@0.5', float('nan')):.1f} there")
     videos = [path for path in args.pictures if path.suffix.lower() in VIDEOS]
-    failed = 0
-    for source in videos + [args.camera] * (args.camera is not None):
-        failed += predict_video(args, model, source)
+    sources = videos + [args.camera] * (args.camera is not None)
+    if sources and (args.json or args.boxes):
+        raise BadInput("--json and --boxes are for pictures: leave them out for videos and cameras")
+    for source in sources:
+        predict_video(args, model, source)
     args.pictures = [path for path in args.pictures if path not in videos]
-    if args.pictures:
-        failed += predict_pictures(args, model)
-    if failed:
+    if args.pictures and predict_pictures(args, model):
         raise SystemExit(2)
     print("next: python export.py student.onnx puts this network on other machines"
           + (f" (--checkpoint {args.checkpoint})" if args.checkpoint != WEIGHTS else ""))

@@ -9,9 +9,9 @@
 
     torchrun --nproc-per-node 4 train.py ...                       # the same on four GPUs
 
-Every run has a folder (--out): config.json, log.jsonl with one line an epoch, best.pt, last.pt and previous.pt (to go on from), and, when
-it is through, result.json (arguments, scores by joint, the log) and predictions.png. Ctrl-C, SIGTERM and --stop-after save
-and leave; the same command with --resume goes on, and ends with the same weights as if nothing had happened.
+Every run has a folder (--out): config.json, log.jsonl with one line an epoch, best.pt, last.pt and previous.pt (to go on from),
+and, when it is through, result.json (arguments, scores by joint, the log) and predictions.png. Ctrl-C, SIGTERM and --stop-after
+save and leave; the same command with --resume goes on, and ends with the same weights as if nothing had happened.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from synthetic import drawn_people
 TINY_TEACHER = Path(__file__).parent / "weights" / "teacher-tiny-drawn.pt"
 MEASURED = 256           # people on whom the mean and deviation of the teacher's tokens are measured
 SHOWN = 24               # people in predictions.png
+LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"       # how PyTorch says that a process is gone
 
 
 def parse_arguments():
@@ -72,7 +73,7 @@ def parse_arguments():
     data.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
     how = parser.add_argument_group("how")
     how.add_argument("--views", type=int, help=f"in how many ways a person is shown, again and again: the teacher is asked once "
-                     f"for each; 0: ever new ones (default: {VIEWS['drawn']} of drawings, {VIEWS['photos']} of photos for tiny "
+                     f"for each and its answers stay in memory; 0: ever new ones (default: {VIEWS['drawn']} of drawings, {VIEWS['photos']} of photos for tiny "
                      f"students; else 0)")
     how.add_argument("--epochs", type=int, help="passes over the people (default: 16 tiny, 300 paper)")
     how.add_argument("--batch-size", type=int, help="people a step (default: 32 tiny, 64 paper)")
@@ -121,8 +122,8 @@ def check_arguments(args):
         raise BadInput(f"--views {args.views} must be 0 or above")
     if args.drawings is None:
         args.drawings = DRAWINGS["teacher" if args.train_teacher else "student"]
-    for name in ("epochs", "batch_size", "accumulate", "lr", "drawings"):
-        if not 0 < getattr(args, name) < math.inf:
+    for name in ("epochs", "batch_size", "accumulate", "lr", "drawings", "stop_after"):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)} must be above 0")
     if not 0 <= args.seed < 2 ** 31:
         raise BadInput(f"--seed {args.seed} must be 0 or above, and below 2^31")
@@ -192,7 +193,10 @@ def save_predictions(path, model, people, stored, device):
 
 def make_lessons(args, people, crops, teacher, size):
     measured = make_batch(people, crops, range(min(MEASURED, len(people))), size, args.device)
-    return Lessons(teacher, measured.images, args.views, len(people))
+    lessons = Lessons(teacher, measured.images, args.views, len(people))
+    if args.views:
+        print(f"the teacher is asked once about each person in {args.views} views: {lessons.bytes() / 1e9:.1f} GB of memory")
+    return lessons
 
 
 def plain(args):
@@ -218,6 +222,20 @@ def main():
     args = parse_arguments()
     team = join(args.device)
     args.device = team.device
+    try:
+        train(args, team)
+    except torch.OutOfMemoryError as error:
+        raise BadInput(f"the GPU's memory is full ({str(error).splitlines()[0][:120]}): lower --batch-size and add "
+                       f"--accumulate") from error
+    except RuntimeError as error:
+        if team.world == 1 or not any(sign in str(error) for sign in LOST):
+            raise                        # a bug keeps its traceback
+        print(f"error: process {team.rank} lost the others ({str(error).splitlines()[0][:120]}): the run has ended; "
+              f"the same command with --resume goes on from {args.out}/last.pt", file=sys.stderr)
+        os._exit(2)                      # what is left of a team waits for nobody
+
+
+def train(args, team):
     torch.manual_seed(args.seed)
     torch.use_deterministic_algorithms(args.deterministic)
     model = build_teacher(args.preset) if args.train_teacher else \
@@ -241,6 +259,9 @@ def main():
     if args.resume:
         print(f"going on from {training.resume()}, epoch {training.progress.epoch + 1}, step {training.progress.step + 1}")
     args.out.mkdir(parents=True, exist_ok=True)
+    if team.leads and not args.resume:
+        for name in ("last.pt", "previous.pt", "best.pt", "result.json"):      # of a run before, in the same folder
+            (args.out / name).unlink(missing_ok=True)
     if team.leads:
         (args.out / "config.json").write_text(json.dumps(plain(args), indent=1) + "\n")
         if people.skipped:
@@ -253,12 +274,6 @@ def main():
         done = training.progress
         print(f"stopped at epoch {done.epoch + 1}, step {done.step}; saved: the same command with --resume goes on")
         raise SystemExit(128 + training.asked_to_stop if training.asked_to_stop else 0) from None
-    except RuntimeError as error:
-        if team.world > 1:               # what is left of a team that lost a process
-            print(f"error: process {team.rank} lost the others ({str(error).splitlines()[0][:120]}): the run has ended; "
-                  f"the same command with --resume goes on from {args.out}/last.pt", file=sys.stderr)
-            os._exit(2)
-        raise
     if team.leads:
         finish(args, valid, valid_crops)
     team.wait()

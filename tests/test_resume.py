@@ -48,7 +48,7 @@ def outcome(folder):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    epochs = 24 if LONG else 6
+    epochs = 60 if LONG else 12
     finished(start(*SHORT, "--epochs", epochs, "--out", "run", cwd=folder))
     return epochs, outcome(folder / "run")
 
@@ -63,8 +63,12 @@ def test_killed_at_any_moment_and_continued_to_the_bit(undisturbed, tmp_path):
         if kills == KILLS:
             finished(process)
             break
-        # startup takes some seconds; wait for the first epoch line now and then, so that kills fall into training
-        time.sleep(choice.uniform(6, 13))
+        # now while it starts up, now in its training, however fast the machine: after an epoch more, or at once
+        log, lines = tmp_path / "run/log.jsonl", choice.choice([0, 1, 1])
+        wanted = lines and (len(log.read_text().splitlines()) if log.exists() else 0) + lines
+        while process.poll() is None and wanted and not (log.exists() and len(log.read_text().splitlines()) >= wanted):
+            time.sleep(0.05)
+        time.sleep(choice.uniform(0, 1 if wanted else 4))
         if process.poll() is not None:
             assert process.returncode == 0
             break
@@ -94,13 +98,16 @@ def test_a_damaged_last_checkpoint_falls_back(undisturbed, tmp_path):
     assert outcome(tmp_path / "run") == expected
 
 
-def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    """torchrun with gloo, and --accumulate: the loss curve of one process with all of the batch, and PCKh to the digit."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    """torchrun with gloo, and --accumulate: the loss curve of one process with all of the batch, and PCKh to the digit."""
     common = ["--student", "cc", "--filter", "gs", "--drawings", "192", "--device", "cpu", "--epochs", "2"]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     ways = {"whole": ([], ["--batch-size", 16]), "accumulated": ([], ["--batch-size", 8, "--accumulate", 2]),
             "two": (torchrun, ["--batch-size", 8])}
     logs, scores = {}, {}
@@ -121,7 +128,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
 
 
 def test_one_lost_process_ends_all(tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     process = start(*SHORT, "--epochs", "500", "--out", "run", cwd=tmp_path, launcher=torchrun)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run/last.pt").exists() and time.monotonic() < deadline:
