@@ -57,6 +57,7 @@ class Training:
         self.people_a_step = args.batch_size * args.accumulate * team.world
         self.per_epoch = max(1, len(people) // self.people_a_step)         # what is left over comes in another epoch
         self.progress = Progress()
+        self.teacher = lessons and checkpoint.checksum(lessons.teacher.state_dict())[:16]
         self.asked_to_stop = None
         self.saved_at = self.began = time.monotonic()
 
@@ -180,9 +181,8 @@ class Training:
 
     def settings(self):
         """SETTINGS, and what stands behind some of them: how many processes, which people, which teacher."""
-        teacher = self.lessons and checkpoint.checksum(self.lessons.teacher.state_dict())[:16]
         return {name: getattr(self.args, name) for name in SETTINGS} | {
-            "processes": self.team.world, "people": len(self.people), "teacher": teacher}
+            "processes": self.team.world, "people": len(self.people), "teacher": self.teacher}
 
     def facts(self, epoch):
         return dict(data=self.people.name, people=len(self.people), epoch=epoch, seed=self.args.seed)
