@@ -113,7 +113,7 @@ def predictions(args):
     """Held-out people by their mean error: the best row, one around the median, and the worst; labels are white."""
     model, _ = checkpoint.load(args.checkpoint[0])
     people = validation_people(args.data or "drawn", model.size)
-    stored = store(people, model.size)
+    stored = store(people, model.size, args.cache if args.data else None)
     joints, _ = predict(model, people, stored)
     error = np.linalg.norm(joints - people.joints, axis=-1) / people.head_size[:, None]
     error = np.where(people.visible, error, np.nan)[:, SCORED]
@@ -136,6 +136,7 @@ def main():
     parser.add_argument("what", choices=("curves", "filters", "predictions"))
     parser.add_argument("--checkpoint", type=Path, nargs="+", help="networks to look at")
     parser.add_argument("--data", type=Path, help="folder in MPII's layout (default: drawn people)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "docs", help="folder (default: docs/)")
     args = parser.parse_args()
     if args.what != "curves" and not args.checkpoint:

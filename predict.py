@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from contextlib import nullcontext
 from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
@@ -87,13 +88,17 @@ def list_pictures(paths, out=None):
             listed += [(file, file.relative_to(path)) for file in inside]
         else:
             listed.append((path, Path(path.name)))
-    named, taken = [], set()
-    for file, name in listed:
-        outputs = (name.with_name(f"{name.stem}{number}-pose.jpg") for number in chain([""], (f"-{n}" for n in count(2))))
-        output = next(output for output in outputs if output not in taken)       # a.jpg and a.png, or one name in two folders
-        taken.add(output)
-        named.append((file, output))
-    return named
+    outputs = name_outputs([name for _, name in listed], "-pose.jpg")
+    return [(file, output) for (file, _), output in zip(listed, outputs)]
+
+
+def name_outputs(names, ending):
+    """a.jpg -> a-pose.jpg, and a-2-pose.jpg where that is taken: by a.png, or by one name in two folders."""
+    taken = {}                                       # in order
+    for name in names:
+        free = (name.with_name(f"{name.stem}{number}{ending}") for number in chain([""], (f"-{n}" for n in count(2))))
+        taken[next(output for output in free if output not in taken)] = True
+    return list(taken)
 
 
 def read_boxes(file):
@@ -156,6 +161,27 @@ def record(path, people, scale):
                     for name, (x, y), sure in zip(JOINTS, person.joints, person.confidence)}} for person in people]}
 
 
+class Records:
+    """A json file written picture by picture, however many there are; it is at its place when all are through."""
+
+    def __init__(self, path):
+        self.path, self.partial, self.count = path, path.with_name(path.name + ".partial"), 0
+        self.file = self.partial.open("w")
+
+    def add(self, record):
+        self.file.write((",\n" if self.count else f'{{"joints": {json.dumps(JOINTS)}, "pictures": [\n') + json.dumps(record))
+        self.count += 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.file.write("]}\n" if self.count else '{"pictures": []}\n')
+        self.file.close()
+        self.partial.unlink() if kind else os.replace(self.partial, self.path)
+
+
 def predict_pictures(args, model):
     """-> number of pictures that could not be read; each is told in a line, and the rest go on."""
     listed, failed, read = list_pictures(args.pictures, args.out), 0, 0
@@ -163,45 +189,38 @@ def predict_pictures(args, model):
     if unknown := boxes.keys() - {path.name for path, _ in listed}:
         raise BadInput(f"--boxes {args.boxes} names {sorted(unknown)[0]}, which is not among the pictures")
     waiting = []
-    partial = args.json and args.json.with_name(args.json.name + ".partial")
-    records = partial.open("w") if args.json else None
 
-    def flush():
+    def flush(records):
         nonlocal read
-        if waiting:
-            found = find(model, [picture for _, _, picture, _, _ in waiting], [of for *_, of in waiting], args.device)
-            for (path, name, picture, scale, _), people in zip(waiting, found):
-                target = args.out / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                draw_people(picture, people).save(target, quality=92)
-                if records:
-                    records.write((",\n" if read else f'{{"joints": {json.dumps(JOINTS)}, "pictures": [\n')
-                                  + json.dumps(record(path, people, scale)))
-                read += 1
-            waiting.clear()
+        found = find(model, [picture for _, _, picture, _, _ in waiting], [of for *_, of in waiting], args.device)
+        for (path, name, picture, scale, _), people in zip(waiting, found):
+            target = args.out / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draw_people(picture, people).save(target, quality=92)
+            if records:
+                records.add(record(path, people, scale))
+        read += len(waiting)
+        waiting.clear()
 
-    for path, name in tqdm(listed, desc="pictures", unit="", leave=False, disable=None if len(listed) > 1 else True):
-        try:
-            picture, scale = read_picture(path)
-        except BadInput as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        of = boxes.get(path.name, args.box)
-        waiting.append((path, name, picture, scale, of if of is None else [[scale * number for number in box] for box in of]))
-        if len(waiting) >= BATCH_CROPS or sum(p.size[0] * p.size[1] for _, _, p, _, _ in waiting) > BATCH_PIXELS:
-            flush()
-    flush()
-    if records:
-        records.write("]}\n" if read else '{"pictures": []}\n')
-        records.close()
-        os.replace(partial, args.json)
+    with Records(args.json) if args.json else nullcontext() as records:
+        for path, name in tqdm(listed, desc="pictures", unit="", leave=False, disable=None if len(listed) > 1 else True):
+            try:
+                picture, scale = read_picture(path)
+            except BadInput as error:
+                print(f"error: {error}", file=sys.stderr)
+                failed += 1
+                continue
+            of = boxes.get(path.name, args.box)
+            waiting.append((path, name, picture, scale, of and [[scale * number for number in box] for box in of]))
+            if len(waiting) >= BATCH_CROPS or sum(p.size[0] * p.size[1] for _, _, p, _, _ in waiting) > BATCH_PIXELS:
+                flush(records)
+        flush(records)
     print(f"{read} of {len(listed)} pictures: {args.out}/*-pose.jpg" + (f", {args.json}" if args.json else ""))
     return failed
 
 
-def predict_video(args, model, source):
-    """Frames of a video file or camera, drawn into --out; Ctrl-C ends a camera."""
+def predict_video(args, model, source, name):
+    """Frames of a video file or camera, drawn into the video `name` of --out; Ctrl-C ends a camera."""
     try:
         import cv2
     except ImportError as error:
@@ -209,7 +228,7 @@ def predict_video(args, model, source):
     stream = cv2.VideoCapture(source if isinstance(source, int) else str(source))
     if not stream.isOpened():
         raise BadInput(f"OpenCV cannot open {'camera ' if isinstance(source, int) else ''}{source}")
-    target = args.out / f"{'camera' if isinstance(source, int) else Path(source).stem}-pose.mp4"
+    target = args.out / name
     args.out.mkdir(parents=True, exist_ok=True)
     writer, frames, began = None, 0, time.perf_counter()
     try:
@@ -271,8 +290,9 @@ def main():
     sources = videos + [args.camera] * (args.camera is not None)
     if sources and (args.json or args.boxes):
         raise BadInput("--json and --boxes are for pictures: leave them out for videos and cameras")
-    for source in sources:
-        predict_video(args, model, source)
+    names = name_outputs([Path("camera" if isinstance(source, int) else source.name) for source in sources], "-pose.mp4")
+    for source, name in zip(sources, names):
+        predict_video(args, model, source, name)
     args.pictures = [path for path in args.pictures if path not in videos]
     if args.pictures and predict_pictures(args, model):
         raise SystemExit(2)

@@ -13,7 +13,7 @@ from PIL import Image
 from draw import draw_skeleton
 from inputs import BadInput
 from models import build_student
-from predict import box_matrix, find, list_pictures, read_boxes, read_picture
+from predict import Records, box_matrix, find, list_pictures, name_outputs, read_boxes, read_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 random = np.random.default_rng(0)
@@ -81,6 +81,23 @@ def test_no_two_pictures_share_an_output(tmp_path):
     listed = list_pictures([tmp_path / "a", tmp_path / "b", tmp_path / "a/x.jpg"])
     assert [str(output) for _, output in listed] == ["deep/y-pose.jpg", "x-pose.jpg", "x-2-pose.jpg", "x-3-pose.jpg",
                                                      "x-4-pose.jpg"]
+
+
+    clips = [Path("clip.mp4"), Path("elsewhere/clip.avi")]
+    assert list(map(str, name_outputs([Path(clip.name) for clip in clips], "-pose.mp4"))) == ["clip-pose.mp4", "clip-2-pose.mp4"]
+
+
+def test_a_json_file_is_whole_or_not_there(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Records(tmp_path / "a.json") as records:
+        records.add({"file": "x.jpg"})
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    for count in (0, 1, 3):
+        with Records(tmp_path / "a.json") as records:
+            for n in range(count):
+                records.add({"file": f"{n}.jpg"})
+        assert [found["file"] for found in json.loads((tmp_path / "a.json").read_text())["pictures"]] == [
+            f"{n}.jpg" for n in range(count)]
 
 
 def test_boxes():
