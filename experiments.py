@@ -2,19 +2,24 @@
 
     python experiments.py drawn                          # 36 students of drawn people, and the loss taken apart: hours
     python experiments.py drawn --seeds 0 --jobs 2       # a third of it, two at a time
-    python experiments.py photos --data DATA             # teacher and students on real photos in MPII's layout
+    python experiments.py photos --data DATA             # tiny teacher and students on photos in MPII's layout
+    python experiments.py paper --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth     # the paper's rows: GPU-weeks
+    python experiments.py paper --data MPII --stop-after 60                                    # one more hour of them
     python experiments.py tables                         # write the README's tables from results/
 
 A run that is done has a file in results/ (arguments, scores by joint, the log of its epochs) and is skipped; one that was
-stopped goes on from its last checkpoint.
+stopped (Ctrl-C, SIGTERM, --stop-after) goes on from its last checkpoint.
 """
 
 import argparse
 import json
+import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -32,6 +37,9 @@ SEEDS = (0, 1, 2)
 TAKEN_APART = ("cc", "gs")           # the student that learns from each term of the loss alone
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
 PHOTO_EPOCHS = {"teacher": 30, "student": 16}
+
+stopping = threading.Event()         # somebody asked for an end
+children = set()                     # processes under way
 
 
 # ------------------------------------------------------------------------------- what to run: name -> flags of train.py
@@ -76,28 +84,76 @@ def photo_runs(data, init):
     return runs
 
 
-def run(name, flags, threads):
-    """One run of train.py in a process of its own; its result is kept in results/."""
+def paper_runs(data, weights):
+    """The paper's 16 students, each alone and distilled, at its size, in order of what one learns from them: the teacher, the
+    students without a backbone, cc gs with HRNet-W32, the rest. weights: published files of HRNet-W32 and -W48, or nothing."""
+    prefix = data.resolve().name.lower()
+    start = {backbone: ["--backbone-weights", file] for backbone, file in zip(("w32", "w48"), weights)} | {"none": []}
+    common = ["--data", data, "--preset", "paper", "--amp"]
+    runs = {f"{prefix}-teacher": [*common, "--train-teacher", *start.get("w48", [])]}
+    teacher = ["--teacher", RUNS / f"{prefix}-teacher" / "best.pt"]
+    worth = {("cc", "gs", "none"): 0, ("cc", "gs", "w32"): 2}
+    rows = sorted((row[:3] for row in PAPER), key=lambda row: worth.get(row, 1 if row[2] == "none" else 3))
+    for (student, filter, backbone), distill in product(rows, (True, False)):
+        runs[f"{prefix}-{student}-{filter}-{backbone}-{'distilled' if distill else 'alone'}"] = [
+            *common, "--student", student, "--filter", filter, "--backbone", backbone, *start.get(backbone, []),
+            *(teacher if distill else ["--no-distill"])]
+    return runs
+
+
+# ------------------------------------------------------------------------------- one process a run
+
+def stop(number, frame):
+    """Asked to end: so are the runs, which save; runs have sessions of their own, so that a Ctrl-C reaches them just once."""
+    stopping.set()
+    for child in tuple(children):
+        child.terminate()
+
+
+def run(name, flags, threads, until=math.inf):
+    """One run of train.py in a process of its own, up to a time (time.monotonic); when done its result is in results/."""
     kept, out = RESULTS / f"{name}.json", RUNS / name
-    if kept.exists():
+    began = time.monotonic()
+    if kept.exists() or stopping.is_set() or began >= until:
         return
     resume = ["--resume"] * any((out / state).exists() for state in ("last.pt", "previous.pt"))
-    command = [sys.executable, HERE / "train.py", *flags, *resume, "--out", out]
+    ending = ["--stop-after", (until - began) / 60] * (until < math.inf)
+    command = [sys.executable, HERE / "train.py", *flags, *resume, *ending, "--out", out]
     out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
     with open(out / "said.txt", "a") as said:
-        done = subprocess.run([str(part) for part in command], stdout=said, stderr=subprocess.STDOUT,
-                              env={**os.environ, "OMP_NUM_THREADS": str(threads)})
-    if done.returncode:
-        raise BadInput(f"{name} ended with status {done.returncode}: {out / 'said.txt'} says why")
+        child = subprocess.Popen([str(part) for part in command], stdout=said, stderr=subprocess.STDOUT,
+                                 start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+        children.add(child)
+        if stopping.is_set():        # while it started
+            child.terminate()
+        status = child.wait()
+        children.remove(child)
+    if stopping.is_set():
+        return
+    if status:
+        raise BadInput(f"{name} ended with status {status}: {out / 'said.txt'} says why")
+    if not (out / "result.json").exists():
+        return print(f"{name}: stopped, to be continued", flush=True)
     found = json.loads((out / "result.json").read_text())
     for path in ("data", "init", "teacher", "out", "cache", "backbone_weights"):            # names, not somebody's folders
         if found["arguments"].get(path):
             found["arguments"][path] = Path(found["arguments"][path]).name
     RESULTS.mkdir(exist_ok=True)
     kept.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{name}: PCKh@0.5 {json.loads(kept.read_text())['scores']['pckh@0.5']['mean']:.2f} "
-          f"({(time.perf_counter() - began) / 60:.1f} minutes)", flush=True)
+    print(f"{name}: PCKh@0.5 {found['scores']['pckh@0.5']['mean']:.2f} "
+          f"({(time.monotonic() - began) / 60:.1f} minutes)", flush=True)
+
+
+def run_all(runs, jobs, until):
+    """Teachers first: the others learn from them."""
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs)
+    teachers = {name: flags for name, flags in runs.items() if "--train-teacher" in flags}
+    for batch in (teachers, {name: flags for name, flags in runs.items() if name not in teachers}):
+        with ThreadPoolExecutor(jobs) as pool:               # threads that wait for processes
+            list(pool.map(lambda item: run(*item, threads, until), batch.items()))
+        if missing := [name for name in batch if not result(name)]:
+            print(f"{len(missing)} of {len(batch)} are still to be run, {missing[0]} the first: the same command goes on")
+            raise SystemExit(130 if stopping.is_set() else 0)
 
 
 # ------------------------------------------------------------------------------- tables
@@ -200,25 +256,27 @@ def write_tables(readme):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("drawn", "photos", "tables"))
+    parser.add_argument("what", choices=("drawn", "photos", "paper", "tables"))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the drawn runs (default: 0 1 2)")
-    parser.add_argument("--data", type=Path, help="folder of photos in MPII's layout")
+    parser.add_argument("--data", type=Path, help="folder of photos in MPII's layout; the paper's table takes those of MPII/")
     parser.add_argument("--init", type=Path, default=HERE / "weights" / "teacher-tiny-drawn.pt",
                         help="what the photos' teacher starts from (default: the shipped teacher of drawn people)")
+    parser.add_argument("--backbone-weights", type=Path, nargs=2, default=(), metavar=("W32", "W48"),
+                        help="published HRNet weights that the paper's backbones start from (default: random)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default: 1)")
+    parser.add_argument("--stop-after", type=float, default=math.inf, metavar="MINUTES", help="save and leave after this time")
     args = parser.parse_args()
-    if args.jobs < 1:
-        raise BadInput(f"--jobs {args.jobs} must be above 0")
+    if args.jobs < 1 or not args.stop_after > 0:
+        raise BadInput(f"--jobs {args.jobs} and --stop-after {args.stop_after:g} must be above 0")
     if args.what == "tables":
         return write_tables(HERE / "README.md")
-    if args.what == "photos" and not args.data:
-        raise BadInput("photos need --data, a folder in MPII's layout")
-    runs = drawn_runs(args.seeds) if args.what == "drawn" else photo_runs(args.data, args.init)
-    threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // args.jobs)
-    teacher = {name: flags for name, flags in runs.items() if "--train-teacher" in flags}
-    for batch in (teacher, {name: flags for name, flags in runs.items() if name not in teacher}):
-        with ThreadPoolExecutor(args.jobs) as pool:      # threads that wait for processes
-            list(pool.map(lambda item: run(*item, threads), batch.items()))
+    if args.what != "drawn" and not args.data:
+        raise BadInput(f"{args.what} needs --data, a folder in MPII's layout")
+    runs = {"drawn": lambda: drawn_runs(args.seeds), "photos": lambda: photo_runs(args.data, args.init),
+            "paper": lambda: paper_runs(args.data, args.backbone_weights)}[args.what]()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    run_all(runs, args.jobs, time.monotonic() + 60 * args.stop_after)
     print("next: python experiments.py tables")
 
 

@@ -72,9 +72,10 @@ def parse_arguments():
                            "(default: stop at the first)")
     data.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
     how = parser.add_argument_group("how")
-    how.add_argument("--views", type=int, help=f"in how many ways a person is shown, again and again: the teacher is asked once "
-                     f"for each and its answers stay in memory; 0: ever new ones (default: {VIEWS['drawn']} of drawings, {VIEWS['photos']} of photos for tiny "
-                     f"students; else 0)")
+    how.add_argument("--views", type=int,
+                     help="in how many ways a person is shown, again and again: the teacher is asked once for each and its answers "
+                          f"stay in memory; 0: ever new ones (default: {VIEWS['drawn']} of drawings, {VIEWS['photos']} of "
+                          f"photos for tiny students; else 0)")
     how.add_argument("--epochs", type=int, help="passes over the people (default: 16 tiny, 300 paper)")
     how.add_argument("--batch-size", type=int, help="people a step (default: 32 tiny, 64 paper)")
     how.add_argument("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3); Muon's is {MUON_RATE} times that")

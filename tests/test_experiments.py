@@ -1,6 +1,9 @@
 """Tables are what the results say, blank where nothing was run; runs that are done are not run again."""
 
 import json
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +81,70 @@ def test_both_sides_of_a_pair_differ_by_the_teacher_alone():
     for name, flags in runs.items():
         if "-distilled-" in name:
             assert runs[name.replace("-distilled-", "-alone-")] == [*flags, "--no-distill"]
+
+
+def test_the_papers_rows_in_order_of_value():
+    runs = experiments.paper_runs(Path("somewhere/MPII"), (Path("w32.pth"), Path("w48.pth")))
+    names = list(runs)
+    assert len(names) == 33 and names[0] == "mpii-teacher" and "w48.pth" in map(str, runs["mpii-teacher"])
+    assert all("-none-" in name for name in names[1:13])
+    assert names[13:15] == ["mpii-cc-gs-w32-distilled", "mpii-cc-gs-w32-alone"]
+    for name, flags in runs.items():
+        flags = list(map(str, flags))
+        for backbone in ("w32", "w48"):
+            assert (f"{backbone}.pth" in flags) == (f"-{backbone}-" in name or (name, backbone) == ("mpii-teacher", "w48"))
+        assert ("--teacher" in flags) == name.endswith("-distilled") and ("--no-distill" in flags) == name.endswith("-alone")
+    assert not any("--backbone-weights" in flags for flags in experiments.paper_runs(Path("MPII"), ()).values())
+
+
+FAKE_TRAIN = """
+import json, pathlib, sys, time
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+(out / "called.txt").open("a").write(" ".join(sys.argv[1:]) + "\\n")
+if "--quick" in sys.argv:
+    (out / "result.json").write_text(json.dumps({"arguments": {"data": "/home/me/lspet"}, "scores": {"pckh@0.5": {"mean": 1}}}))
+elif "--stop-after" not in sys.argv:
+    (out / "last.pt").touch()
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def fake(results, tmp_path, monkeypatch):
+    """experiments with a train.py that says how it was called."""
+    (tmp_path / "train.py").write_text(FAKE_TRAIN)
+    monkeypatch.setattr(experiments, "HERE", tmp_path)
+    monkeypatch.setattr(experiments, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(experiments, "stopping", threading.Event())
+    return tmp_path
+
+
+def test_results_name_no_folders_of_anybody(fake):
+    experiments.run("x", ["--quick"], 1)
+    assert experiments.result("x")["arguments"] == {"data": "lspet"}
+
+
+def test_a_signal_ends_the_runs_and_the_same_command_goes_on(fake):
+    thread = threading.Thread(target=experiments.run, args=("x", ["--slow"], 1))
+    thread.start()
+    while not (fake / "runs/x/last.pt").exists():
+        time.sleep(0.05)
+    experiments.stop(15, None)
+    thread.join(timeout=20)
+    assert not thread.is_alive() and not experiments.children and experiments.result("x") is None
+    experiments.run("y", ["--quick"], 1)                     # none is begun after that
+    assert not (fake / "runs/y").exists()
+    experiments.stopping.clear()
+    experiments.run("x", ["--quick"], 1)
+    first, second = (fake / "runs/x/called.txt").read_text().splitlines()
+    assert "--resume" not in first and "--resume" in second and experiments.result("x")
+
+
+def test_time_is_up(fake, capsys):
+    experiments.run("x", [], 1, until=time.monotonic() - 1)
+    assert not (fake / "runs/x").exists()
+    experiments.run("x", [], 1, until=time.monotonic() + 60)
+    assert "--stop-after 0.99" in (fake / "runs/x/called.txt").read_text() and "to be continued" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        experiments.run_all({"x": [], "y": []}, 1, time.monotonic() + 60)
+    assert ended.value.code == 0 and "2 of 2 are still to be run, x the first" in capsys.readouterr().out
