@@ -160,6 +160,8 @@ def parse_arguments():
                         help="folder in MPII's layout, or 'drawn' for people drawn by synthetic.py (default: drawn)")
     parser.add_argument("--flip-test", action="store_true", help="average over each crop and its mirror image")
     parser.add_argument("--costs", action="store_true", help="parameters, GFLOPs, frames a second of all 16 students")
+    parser.add_argument("--speed", nargs="*", metavar="ROW", help="frames a second of filters and attention, in every form, side "
+                        "by side: reg-none, reg-w32, reg-w48, cc-none, cc-w32, cc-w48 or all (default: reg-none)")
     parser.add_argument("--device", default=default_device(),
                         help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
     parser.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
@@ -189,18 +191,25 @@ def score_checkpoint(args, path):
 
 def main():
     args = parse_arguments()
-    if args.predictions and (args.checkpoint or args.costs or args.flip_test):
-        raise BadInput("--predictions are scored as they are: leave out --checkpoint, --costs and --flip-test")
+    timed = args.costs or args.speed is not None
+    if args.predictions and (args.checkpoint or timed or args.flip_test):
+        raise BadInput("--predictions are scored as they are: leave out --checkpoint, --costs, --speed and --flip-test")
     check_device(args.device)
     if args.json and not args.json.resolve().parent.is_dir():
         raise BadInput(f"--json {args.json}: there is no folder {args.json.parent} to write into: make it first")
     if args.data != "drawn" and not (args.predictions or args.checkpoint):
         raise BadInput("--data says whom to score on: name what is to be scored, with --checkpoint or --predictions")
-    figures, nothing_asked = {}, not (args.checkpoint or args.predictions or args.costs)
+    figures, nothing_asked = {}, not (args.checkpoint or args.predictions or timed)
     if args.costs or nothing_asked:
         print("measuring the paper's 16 students, about a minute on two cores")
         figures |= dict(rows=measure_costs(args.device), protocol=protocol(args.device))
         print(cost_table(figures["rows"]), figures["protocol"], sep="\n")
+    if args.speed is not None:
+        from speed import ROWS, report_speed         # not above: it uses the training loop, which scores with this file
+        rows = ROWS if args.speed == ["all"] else args.speed or ["reg-none"]
+        if unknown := set(rows) - set(ROWS):
+            raise BadInput(f"--speed {sorted(unknown)[0]}: choose from {', '.join(ROWS)}, or all")
+        figures |= report_speed(rows, args.device)
     path = args.checkpoint or (newest_checkpoint() if nothing_asked else None)
     if args.predictions:
         figures |= score_predictions(args)

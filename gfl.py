@@ -131,7 +131,8 @@ def by_definition(model):
     """Inside, every filter of the model computes with `global_filter`: to test, count and time one form against the other."""
     layers = [layer for layer in model.modules() if isinstance(layer, GlobalFilter)]
     for layer in layers:
-        layer.forward = lambda x, K_real, K_imag: global_filter(x, torch.complex(K_real, K_imag))
+        layer.forward = lambda x, K_real, K_imag: global_filter(x, torch.complex(*(                 # no complex bfloat16
+            part if part.dtype == torch.float64 else part.float() for part in (K_real, K_imag))))
     try:
         yield model
     finally:

@@ -277,9 +277,9 @@ class PoseNet(nn.Module):
         self.head = head
 
     def forward(self, images):
-        features = self.backbone((images - self.mean) / self.std)                         # (B, C, H, W)
-        keypoint, visual = self.encoder(self.embed(features))
-        return Output(keypoint, visual, self.head(keypoint))
+        images = ((images - self.mean) / self.std).to(self.embed.project.weight.dtype)
+        keypoint, visual = self.encoder(self.embed(self.backbone(images)))                # backbone: (B, C, H, W)
+        return Output(keypoint, visual, self.head(keypoint.to(self.mean.dtype)))          # float32 within a bfloat16 network
 
     def decode(self, output):
         """Output -> joints (B, K, 2) x, y in pixels of the crop (0: the centre of the first), confidences (B, K)."""

@@ -27,6 +27,7 @@ import checkpoint
 from crops import crop_matrix, cut, invert, transform
 from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, MOST_PIXELS
 from draw import draw_skeleton
+from inference import for_inference
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
 
 WEIGHTS = Path(__file__).parent / "weights" / "student-cc-gd-photos.pt"
@@ -286,6 +287,7 @@ def main():
     model, facts = checkpoint.load(args.checkpoint, args.device)
     print(f"{args.checkpoint.name}: {checkpoint.describe(model.config)}, learned from {facts.get('data')}, "
           f"PCKh@0.5 {facts.get('pckh@0.5', float('nan')):.1f} there")
+    model = for_inference(model)
     videos = [path for path in args.pictures if path.suffix.lower() in VIDEOS]
     sources = videos + [args.camera] * (args.camera is not None)
     if sources and (args.json or args.boxes):

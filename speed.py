@@ -1,0 +1,228 @@
+"""How fast each mixer is on this machine, in each form, side by side in one run.
+
+    python evaluate.py --speed                           # regression students without a backbone: ten minutes on two cores
+    python evaluate.py --speed reg-w32 cc-none           # other rows of the paper; 'all' for all of them (on a GPU)
+
+    plain       the filters' definition (FFT) or attention written out step by step (products, softmax, products)
+    ready       inference.for_inference: filters as products with DFT matrices, fused attention, folded batch norms
+    compiled    the same, compiled
+
+Times are of networks with random weights, crops on the device, without decoding. The share is of the rate at which this
+machine multiplies two large matrices of the same type, measured in the same run: the paper's count of operations (two a
+multiply-add, FFTs for the filters whatever form they have) a second over that rate.
+"""
+
+import copy
+import statistics
+import time
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from costs import PAPER, count_multiply_adds
+from crops import TOKENPOSE, make_batch, store
+from gfl import by_definition
+from inference import for_inference
+from loop import Training
+from models import PRESETS, build_student
+from parallel import Team
+from recipe import RECIPES
+from synthetic import drawn_people
+
+FORMS = ("plain", "ready", "compiled")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LARGE = {"cpu": {"none": (16,), "w32": (8,), "w48": (8,)},                     # crops a forward pass, beside 1
+         "cuda": dict.fromkeys(("none", "w32", "w48"), (64, 256, 1024))}       # the best of these
+WARM_UP, RUNS, LEAST = 3, 7, 0.5      # runs before timing, runs timed, and seconds that these take at least
+MATRIX = {"cpu": 3000, "cuda": 8192}  # rows and columns of the large product
+
+
+class Timing(NamedTuple):
+    """One form of one network at one batch."""
+    row: str                 # student-backbone
+    filter: str
+    form: str
+    precision: str
+    batch: int
+    fps: float               # median, frames a second
+    low: float               # quartiles
+    high: float
+    share: float             # of the machine's rate of matrix products
+    off: float               # largest difference of a token from the plain float32 network's, over the largest token
+    memory: float            # bytes at the peak on a GPU, else 0
+
+
+def row_name(row):
+    """'reg-w32' of a row of PAPER."""
+    return f"{row[0]}-{row[2]}"
+
+
+ROWS = tuple(dict.fromkeys(map(row_name, PAPER)))
+
+
+# ------------------------------------------------------------------------------- the clock
+
+def seconds(work, kind):
+    """Times of runs of work(), a sorted list: events of the device on a GPU, the wall clock on a CPU."""
+    def once():
+        if kind == "cpu":
+            began = time.perf_counter()
+            work()
+            return time.perf_counter() - began
+        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        before.record()
+        work()
+        after.record()
+        after.synchronize()
+        return before.elapsed_time(after) / 1e3
+
+    for _ in range(WARM_UP):
+        once()
+    times = []
+    while len(times) < RUNS or sum(times) < LEAST:
+        times.append(once())
+    return sorted(times)
+
+
+def matrix_rate(dtype, device, kind):
+    """Operations a second of the product of two large matrices."""
+    n = MATRIX[kind]
+    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
+    return 2 * n ** 3 / statistics.median(seconds(lambda: a @ b, kind))
+
+
+# ------------------------------------------------------------------------------- the forms
+
+@contextmanager
+def plainly(model):
+    """Inside, filters are FFTs and attention is written out."""
+    with by_definition(model), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def variants(model):
+    """(form, precision, network, what opens the context to run it in)."""
+    for precision, dtype in PRECISIONS.items():
+        network = model if dtype == torch.float32 else for_inference(model, dtype)
+        yield "plain", precision, network, lambda: plainly(network)
+        yield "ready", precision, for_inference(model, dtype), nullcontext
+        yield "compiled", precision, for_inference(model, dtype, compiled=True), nullcontext
+
+
+@torch.inference_mode()
+def measure_speed(rows, device="cpu"):
+    """rows: names 'student-backbone' -> a list of Timing, and {precision: operations a second of matrix products}."""
+    kind = "cuda" if device.startswith("cuda") else "cpu"
+    rates = {precision: matrix_rate(dtype, device, kind) for precision, dtype in PRECISIONS.items()}
+    networks = [row[:3] for row in PAPER if row_name(row) in rows]
+    timings = []
+    bar = tqdm(total=len(networks) * len(FORMS) * len(PRECISIONS), leave=False, disable=None, unit="")
+    for student, filter, backbone in networks:
+        torch._dynamo.reset()
+        model = build_student(student, filter, backbone, preset="paper").eval().to(device)
+        operations = 2 * count_multiply_adds(model)
+        images = torch.rand(max(LARGE[kind][backbone]), 3, model.size, model.size, device=device)
+        truth = model(images[:1]).visual_tokens
+        for form, precision, network, context in variants(model):
+            bar.set_description(f"{student} {filter} {backbone} {form} {precision}")
+            for batch in (1, *LARGE[kind][backbone]):
+                few = images[:batch].clone()
+                if kind == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                try:
+                    with context():
+                        found = network(few).visual_tokens[:1].float()
+                        times = seconds(lambda: network(few), kind)
+                except torch.OutOfMemoryError:
+                    continue
+                except RuntimeError as error:        # compilers are not everywhere
+                    if form != "compiled":
+                        raise
+                    tqdm.write(f"{student} {filter} {backbone} cannot be compiled here: {str(error).splitlines()[0][:100]}")
+                    break
+                high, median, low = (batch / t for t in np.quantile(times, (0.25, 0.5, 0.75)))
+                timings.append(Timing(row_name((student, filter, backbone)), filter, form, precision, batch, median, low, high,
+                                      operations * median / rates[precision],
+                                      float((found - truth).abs().max() / truth.abs().max()),
+                                      torch.cuda.max_memory_allocated() if kind == "cuda" else 0))
+            bar.update()
+    bar.close()
+    return timings, rates
+
+
+# ------------------------------------------------------------------------------- training
+
+def training_speed(device="cpu", preset="tiny", people=512):
+    """Pictures a second of the cc gd student's whole step, without teacher, and of its input side alone."""
+    drawn = drawn_people("train", people, PRESETS[preset].size)
+    crops = store(drawn, PRESETS[preset].size)
+    recipe = RECIPES[preset]
+    args = SimpleNamespace(**recipe | dict(batch_size=min(people, recipe["batch_size"])), accumulate=1, seed=0, amp=False,
+                           student="cc", terms=(), views=0, distill=False)
+    model = build_student("cc", "gd", "none", preset).to(device)
+    training = Training(args, Team(0, 1, device), model, copy.deepcopy(model), drawn, crops, drawn, crops, None, TOKENPOSE)
+    variation = TOKENPOSE.draw(people, torch.Generator().manual_seed(0))
+    rows, kind = torch.arange(args.batch_size), "cuda" if device.startswith("cuda") else "cpu"
+    inputs = seconds(lambda: make_batch(drawn, crops, rows, model.size, device, variation), kind)
+    whole = seconds(lambda: training.step(0, rows, 0, variation), kind)
+    return dict(preset=preset, batch=len(rows), input=len(rows) / statistics.median(inputs),
+                step=len(rows) / statistics.median(whole))
+
+
+# ------------------------------------------------------------------------------- the report
+
+def best(timings, row, filter, precision, batch=None, forms=FORMS):
+    """The fastest of some timings, at a batch of 1 or (None) at the best larger one; None where nothing was timed."""
+    found = [t for t in timings if (t.row, t.filter, t.precision) == (row, filter, precision) and t.form in forms
+             and (t.batch == 1) == (batch == 1)]
+    return max(found, key=lambda t: t.fps, default=None)
+
+
+def speed_table(timings):
+    """A line a form: frames a second at batch 1 and at the best larger batch, with quartiles."""
+    lines = [f"{'row':10}{'mixer':10}{'form':10}{'precision':10}{'batch 1: fps':>13}{'quartiles':>15}"
+             f"{'batch':>7}{'fps':>10}{'quartiles':>17}{'share':>7}{'off':>9}"]
+    for row, filter, form, precision in dict.fromkeys(t[:4] for t in timings):
+        one, many = (best(timings, row, filter, precision, batch, (form,)) for batch in (1, None))
+        line = f"{row:10}{filter:10}{form:10}{precision:10}"
+        line += f"{one.fps:13.1f}{f'{one.low:.1f} - {one.high:.1f}':>15}" if one else " " * 28
+        if many:
+            line += (f"{many.batch:7}{many.fps:10.1f}{f'{many.low:.1f} - {many.high:.1f}':>17}{100 * many.share:6.0f}%"
+                     f"{max(t.off for t in (one, many) if t):9.0e}")
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def speed_ratios(timings):
+    """How many times as fast a filter is as attention, with the paper's ratio of the same rows."""
+    paper = {row[:3]: row[7] for row in PAPER}
+    lines = []
+    for row, filter in dict.fromkeys((t.row, t.filter) for t in timings if t.filter != "attention"):
+        student, backbone = row.split("-")
+        lines.append(f"{row} {filter} : attention (the paper's: "
+                     f"{paper[student, filter, backbone] / paper[student, 'attention', backbone]:.2f})")
+        for precision in PRECISIONS:
+            for batch in (1, None):
+                mine, fused = (best(timings, row, mixer, precision, batch, FORMS[1:]) for mixer in (filter, "attention"))
+                written = best(timings, row, "attention", "float32", batch, FORMS[:1])
+                if mine and fused and written:
+                    lines.append(f"    {precision}, {f'batch {mine.batch}':9} {mine.fps / fused.fps:6.2f} times fused, same "
+                                 f"precision, {mine.fps / written.fps:6.2f} times written out, float32")
+    return "\n".join(lines)
+
+
+def report_speed(rows, device):
+    """Measure, print, and return what --json keeps."""
+    timings, rates = measure_speed(rows, device)
+    print(speed_table(timings), speed_ratios(timings), sep="\n")
+    for precision, rate in rates.items():
+        print(f"products of large matrices, {precision}: {rate / 1e9:.0f} billion operations a second")
+    training = training_speed(device)
+    print(f"training the {training['preset']} cc gd student, {training['batch']} people a step: {training['step']:.0f} a "
+          f"second; its input side alone: {training['input']:.0f}")
+    return dict(timings=[t._asdict() for t in timings], rates=rates, training=training)

@@ -1,0 +1,107 @@
+"""Speeds: the right thing is timed, and the report says what was measured."""
+
+import pytest
+import torch
+
+import speed
+from inference import for_inference
+from models import build_student
+
+
+def timing(filter, form, batch, fps, precision="float32", row="reg-none"):
+    return speed.Timing(row, filter, form, precision, batch, fps, fps - 1, fps + 1, 0.5, 1e-6, 0)
+
+
+TIMINGS = [timing("gs", "plain", 1, 10), timing("gs", "ready", 1, 20), timing("gs", "ready", 16, 80),
+           timing("gs", "ready", 64, 90), timing("attention", "plain", 1, 5), timing("attention", "plain", 16, 9),
+           timing("attention", "ready", 1, 10), timing("attention", "compiled", 16, 45)]
+
+
+def test_ratios_worked_by_hand():
+    text = speed.speed_ratios(TIMINGS).splitlines()
+    assert text[0] == "reg-none gs : attention (the paper's: 2.25)"                # 3325 / 1481
+    assert text[1].split()[:4] == ["float32,", "batch", "1", "2.00"] and "4.00 times written out" in text[1]
+    assert text[2].split()[:4] == ["float32,", "batch", "64", "2.00"] and "10.00 times written out" in text[2]
+    assert len(text) == 3
+
+
+def test_a_line_for_each_form_with_its_best_batch():
+    lines = speed.speed_table(TIMINGS).splitlines()
+    assert len(lines) == 1 + 5
+    line, = (line for line in lines if "gs        ready" in line)
+    assert "20.0" in line and " 64 " in line and "90.0" in line and "80.0" not in line and "50%" in line
+
+
+def test_every_form_is_timed_and_checked(monkeypatch):
+    monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "tiny"))
+    monkeypatch.setattr(speed, "for_inference", lambda model, dtype, compiled=False: for_inference(model, dtype))
+    monkeypatch.setitem(speed.LARGE["cpu"], "none", (3,))
+    for name, value in (("WARM_UP", 0), ("RUNS", 1), ("LEAST", 0)):
+        monkeypatch.setattr(speed, name, value)
+    monkeypatch.setitem(speed.MATRIX, "cpu", 64)
+    timings, rates = speed.measure_speed(["reg-none"])
+    assert len(timings) == 3 * len(speed.FORMS) * 2 * 2 and set(rates) == set(speed.PRECISIONS)
+    for t in timings:
+        assert t.low <= t.fps <= t.high and t.fps > 0 and t.share > 0
+        assert t.off < (0.1 if t.precision == "bfloat16" else 1e-4), t
+
+
+def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys):
+    def no_compiler(model, dtype, compiled=False):
+        if not compiled:
+            return for_inference(model, dtype)
+
+        def fails(images):
+            raise RuntimeError("InvalidCxxCompiler: no working C++ compiler")
+        return fails
+
+    monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "tiny"))
+    monkeypatch.setattr(speed, "for_inference", no_compiler)
+    monkeypatch.setattr(speed, "PAPER", [row for row in speed.PAPER if row[:3] == ("cc", "gs", "none")])
+    monkeypatch.setitem(speed.LARGE["cpu"], "none", (2,))
+    monkeypatch.setitem(speed.MATRIX, "cpu", 64)
+    monkeypatch.setattr(speed, "LEAST", 0)
+    timings, _ = speed.measure_speed(["cc-none"])
+    assert {t.form for t in timings} == {"plain", "ready"}
+    assert "cannot be compiled here: InvalidCxxCompiler" in capsys.readouterr().out
+
+
+def test_plain_is_the_definition():
+    """Inside, no fused attention and no DFT matrices: the operations that run are FFTs, or products and a softmax."""
+    for filter, expected in (("gs", "fft_rfft2"), ("gd", "fft_rfft2"), ("attention", "softmax")):
+        model, called = build_student("reg", filter, "none", "tiny").eval(), set()
+
+        class Watch(torch.overrides.TorchFunctionMode):
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                called.add(getattr(function, "__name__", ""))
+                return function(*args, **(kwargs or {}))
+
+        with torch.inference_mode(), speed.plainly(model), torch.profiler.profile() as profile, Watch():
+            model(torch.rand(1, 3, 64, 64))
+        names = called | {event.key.split("::")[-1] for event in profile.key_averages()}
+        assert any(expected in name for name in names), (filter, sorted(names))
+        assert not any("flash" in name for name in names)
+
+
+def test_training_speed():
+    found = speed.training_speed(people=40)
+    assert found["batch"] == 32 and found["input"] > found["step"] > 0
+
+
+def test_unknown_rows_are_refused():
+    import subprocess
+    import sys
+    done = subprocess.run([sys.executable, speed.__file__.replace("speed.py", "evaluate.py"), "--speed", "reg-w33"],
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "choose from reg-none, reg-w32" in done.stderr
+
+
+@pytest.mark.parametrize("filter", ["gs", "gd"])
+def test_the_definition_runs_in_bfloat16(filter):
+    model = build_student("reg", filter, "none", "tiny").eval()
+    with torch.inference_mode():
+        ready = for_inference(model, torch.bfloat16)
+        images = torch.rand(2, 3, 64, 64)
+        fast = ready(images).visual_tokens.float()
+        with speed.plainly(ready):
+            assert (ready(images).visual_tokens.float() - fast).abs().max() < 0.05 * fast.abs().max()
