@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+import crops as crops_module
 from crops import (FLIP, PHOTOS, TOKENPOSE, compose, coordinate_labels, crop_matrix, cut, gaussian, heatmaps, invert, make_batch,
                    store, stored_size, transform, warp)
 from data_mpii import People
+from synthetic import drawn_people
 
 
 def test_by_hand():
@@ -169,3 +171,13 @@ def test_colours_vary_within_their_range_and_only_where_asked():
     assert 0.75 <= gain.min() < 0.76 and 1.24 < gain.max() <= 1.25 and -0.125 <= shift.min() < -0.12 < 0.12 < shift.max()
     plain = TOKENPOSE.draw(100, torch.Generator().manual_seed(0))
     assert (plain.gain == 1).all() and (plain.shift == 0).all()
+
+
+def test_parts_and_tensors_give_the_same_batch(monkeypatch):
+    people = drawn_people("valid", 7, 64)
+    stored = store(people, 64)
+    variation = TOKENPOSE.draw(7, torch.Generator().manual_seed(0))
+    whole = make_batch(people, stored, range(7), 64, variation=variation).images
+    assert torch.equal(make_batch(people, torch.from_numpy(stored), range(7), 64, variation=variation).images, whole)
+    monkeypatch.setattr(crops_module, "CACHED", 1)                             # one at a time
+    assert torch.equal(make_batch(people, stored, range(7), 64, variation=variation).images, whole)

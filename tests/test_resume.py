@@ -39,7 +39,7 @@ def finished(process):
 def outcome(folder):
     """What must not depend on interruptions: weights, running mean, optimisers, log, scores; not seconds."""
     last = checkpoint.read(folder / "last.pt")
-    log = [{name: value for name, value in json.loads(line).items() if name != "images_per_second"}
+    log = [{name: value for name, value in json.loads(line).items() if name not in ("images_per_second", "input_alone")}
            for line in (folder / "log.jsonl").read_text().splitlines()]
     return (checkpoint.checksum([last["model"], last["training"]["averaged"], last["training"]["optimisers"]]), log,
             json.loads((folder / "result.json").read_text())["scores"])

@@ -1,0 +1,54 @@
+"""One filter layer of the paper's size alone: the definition through FFTs against products with DFT matrices.
+
+    python benchmarks/mixer.py                   # a minute on two cores
+
+The grid is 16 x 17, 192 channels. Medians, milliseconds a batch; 'times' is over the definition in float32.
+"""
+
+import argparse
+import statistics
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from gfl import GlobalDynamicFilter, StaticFilter, by_definition  # noqa: E402
+from inference import COMPILE  # noqa: E402
+from inputs import check_device, default_device, main_with_clear_errors  # noqa: E402
+from speed import seconds  # noqa: E402
+
+GRID, DIM = (16, 17), 192
+
+
+@torch.inference_mode()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16, help="token grids at once (default: 16)")
+    parser.add_argument("--device", default=default_device(), help="cpu, cuda or cuda:N")
+    args = parser.parse_args()
+    check_device(args.device)
+    kind = args.device.partition(":")[0]
+    for name, build in (("GS", StaticFilter), ("GD", GlobalDynamicFilter)):
+        torch.manual_seed(0)
+        layer, x = build(GRID, DIM).to(args.device).requires_grad_(False), torch.randn(args.batch, *GRID, DIM, device=args.device)
+        with by_definition(layer):
+            truth = layer(x)
+        first = None
+        for dtype in (torch.float32, torch.bfloat16):
+            mixer, tokens = build(GRID, DIM).to(args.device, dtype).requires_grad_(False), x.to(dtype)
+            mixer.load_state_dict(layer.state_dict())
+            for form, context in (("definition", by_definition), ("products", nullcontext), ("products, compiled", nullcontext)):
+                torch._dynamo.reset()
+                run = torch.compile(mixer, dynamic=False, **COMPILE[kind]) if "compiled" in form else mixer
+                with context(mixer):
+                    off = (run(tokens).float() - truth).abs().max() / truth.abs().max()
+                    took = statistics.median(seconds(lambda: run(tokens), kind))
+                first = first or took
+                print(f"{name}  {str(dtype).removeprefix('torch.'):9} {form:20} {1e3 * took:7.2f} ms  {first / took:5.2f} times   "
+                      f"off by {off:.0e} of the largest", flush=True)
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)
