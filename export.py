@@ -1,6 +1,7 @@
 """A student as one file for other machines: ONNX, or a program of torch.export.
 
     python export.py student.onnx                              # the shipped student for photos, checked, with its speed
+    python export.py student.onnx --data DATA                  # checked on photos in MPII's layout, not on drawn people
     python export.py student.onnx --checkpoint runs/cc-gd-none-tiny-drawn/best.pt
     python export.py student.pt2                               # torch.export.load(...).module() runs it
 
@@ -15,6 +16,7 @@ packages of requirements-extra.txt.
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -25,12 +27,12 @@ from torch import nn
 import checkpoint
 from crops import make_batch, store
 from data_mpii import JOINTS
+from evaluate import validation_people
 from inputs import BadInput, main_with_clear_errors
 from predict import WEIGHTS
-from synthetic import drawn_people
 
 OPSET = 18
-CHECKED = 64                 # drawn people on whom both are compared
+CHECKED = 64                 # people on whom both are compared
 CLOSE = 0.05                 # pixels between a joint of PyTorch's and one of the exported graph
 RUNS = 10
 
@@ -99,31 +101,37 @@ def main():
     parser.add_argument("out", type=Path, help="file to write: .onnx or .pt2")
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS,
                         help=f"network (default: {WEIGHTS.parent.name}/{WEIGHTS.name})")
+    parser.add_argument("--data", default="drawn", help="folder in MPII's layout to compare on (default: drawn people)")
     args = parser.parse_args()
     if args.out.suffix not in (".onnx", ".pt2"):
         raise BadInput(f"{args.out}: name a file that ends in .onnx or .pt2")
     if not args.out.resolve().parent.is_dir():
         raise BadInput(f"{args.out}: there is no folder {args.out.parent} to write into: make it first")
     model, facts = checkpoint.load(args.checkpoint)
-    if args.out.suffix == ".onnx":
-        export_onnx(model, args.out, f"{args.checkpoint.name}, learned from {facts.get('data')}")
-    else:
-        torch.export.save(program(model), args.out)
-
-    people = drawn_people("valid", CHECKED, model.size)
+    people = validation_people(args.data, model.size).first(CHECKED)
     images = make_batch(people, store(people, model.size), np.arange(len(people)), model.size).images
     crops = (255 * images.permute(0, 2, 3, 1)).round().byte().numpy()
-    whole, written = CropsToJoints(model), runner(args.out)
-    with torch.inference_mode():
-        joints, confidence = (part.numpy() for part in whole(torch.from_numpy(crops)))
-        found, sure = written(crops)
-        off = float(np.abs(found - joints).max())
-        if not (off < CLOSE and np.abs(sure - confidence).max() < 0.01):
-            raise BadInput(f"{args.out} differs from PyTorch by {off:.3f} pixels on {CHECKED} drawn people: do not use it")
-        here, there = crops_a_second(lambda c: whole(torch.from_numpy(c)), crops), crops_a_second(written, crops)
+    partial = args.out.with_name(f"partial-{args.out.name}")             # what is at its place has been checked
+    try:
+        if args.out.suffix == ".onnx":
+            export_onnx(model, partial, f"{args.checkpoint.name}, learned from {facts.get('data')}")
+        else:
+            torch.export.save(program(model), partial)
+        whole, written = CropsToJoints(model), runner(partial)
+        with torch.inference_mode():
+            joints, confidence = (part.numpy() for part in whole(torch.from_numpy(crops)))
+            found, sure = written(crops)
+            off = float(np.abs(found - joints).max())
+            if not (off < CLOSE and np.abs(sure - confidence).max() < 0.01):
+                raise BadInput(f"what was exported differs from PyTorch by {off:.3f} pixels on {people.name}: {args.out} is not "
+                               f"written")
+            here, there = crops_a_second(lambda c: whole(torch.from_numpy(c)), crops), crops_a_second(written, crops)
+        os.replace(partial, args.out)
+    finally:
+        partial.unlink(missing_ok=True)
     print(f"{args.out}: {checkpoint.describe(model.config)}, {args.out.stat().st_size / 1e6:.1f} MB, joints within "
-          f"{off:.5f} pixels of PyTorch's on {CHECKED} drawn people\n"
-          f"crops a second, batch {CHECKED}, {torch.get_num_threads()} threads: PyTorch {here:.0f}, this file {there:.0f}\n"
+          f"{off:.5f} pixels of PyTorch's on {len(people)} people of {people.name}\n"
+          f"crops a second, batch {len(people)}, {torch.get_num_threads()} threads: PyTorch {here:.0f}, this file {there:.0f}\n"
           f"next: cut crops as predict.box_matrix and crops.cut do, and feed them to it")
 
 
