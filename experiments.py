@@ -1,14 +1,13 @@
-"""The experiments behind the README's tables: run, stopped, continued, and pasted into the README.
+"""The experiments behind the README's tables: run, stopped, continued.
 
     python experiments.py drawn                          # 36 students of drawn people, and the loss taken apart: hours
     python experiments.py drawn --seeds 0 --jobs 2       # a third of it, two at a time
     python experiments.py photos --data DATA             # tiny teacher and students on photos in MPII's layout
     python experiments.py paper --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth     # the paper's rows: GPU-weeks
     python experiments.py paper --data MPII --stop-after 60                                    # one more hour of them
-    python experiments.py tables                         # write the README's tables from results/
 
 A run that is done has a file in results/ (arguments, scores by joint, the log of its epochs) and is skipped; one that was
-stopped (Ctrl-C, SIGTERM, --stop-after) goes on from its last checkpoint.
+stopped (Ctrl-C, SIGTERM, --stop-after) goes on from its last checkpoint. tables.py makes the tables.
 """
 
 import argparse
@@ -16,7 +15,6 @@ import json
 import math
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -103,6 +101,11 @@ def paper_runs(data, weights):
 
 # ------------------------------------------------------------------------------- one process a run
 
+def result(name):
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
 def stop(number, frame):
     """Asked to end: so are the runs, which save; runs have sessions of their own, so that a Ctrl-C reaches them just once."""
     stopping.set()
@@ -156,107 +159,9 @@ def run_all(runs, jobs, until):
             raise SystemExit(130 if stopping.is_set() else 0)
 
 
-# ------------------------------------------------------------------------------- tables
-
-def result(name):
-    file = RESULTS / f"{name}.json"
-    return json.loads(file.read_text()) if file.exists() else None
-
-
-def scores(names, threshold):
-    """PCKh of those of the runs that are done."""
-    return [found["scores"][f"pckh@{threshold}"]["mean"] for found in map(result, names) if found]
-
-
-def mean_and_spread(values):
-    """'54.3 ± 0.8': mean and standard deviation; blank where nothing was run."""
-    if not values:
-        return ""
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
-
-
-def table(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def drawn_table():
-    """Six students, without and with the teacher."""
-    rows = []
-    for student, filter in product(STUDENTS, FILTERS):
-        cells = []
-        for threshold in (0.5, 0.1):
-            alone, distilled = (scores([f"drawn-{name_of(student, filter, distill, seed)}" for seed in SEEDS], threshold)
-                                for distill in (False, True))
-            gain = f"{statistics.mean(distilled) - statistics.mean(alone):+.1f}" if alone and distilled else ""
-            cells += [mean_and_spread(alone), mean_and_spread(distilled), gain]
-        paper = next(row for row in PAPER if row[:3] == (student, filter, "none"))
-        rows.append([student, filter, *cells, f"{paper[3]:g} → {paper[4]:g}"])
-    return table(["student", "filter", "@0.5 alone", "distilled", "gain", "@0.1 alone", "distilled", "gain",
-                  "the paper's @0.5, on MPII"], rows)
-
-
-def terms_table():
-    """One student and the terms of its loss."""
-    prefix = "drawn-" + "-".join(TAKEN_APART)
-    titles = {"labels alone": "alone", "labels alone, ever new views": "new-views"}
-    titles |= {f"labels and {term.replace('_', ' ')}": term for term in TERMS} | {"labels and all four": "distilled"}
-    rows = [[title, *(mean_and_spread(scores([f"{prefix}-{what}-{seed}" for seed in SEEDS], threshold))
-                      for threshold in (0.5, 0.1))] for title, what in titles.items()]
-    return table([f"{' '.join(TAKEN_APART)} learns from", "PCKh@0.5", "PCKh@0.1"], rows)
-
-
-def photo_table():
-    """Teacher and students on photos, joint by joint."""
-    titles = [("teacher", "photos-teacher")]
-    for (student, filter), distill in product(PHOTO_STUDENTS, (False, True)):
-        titles.append((f"{student} {filter} {'distilled' if distill else 'alone'}",
-                       "photos-" + name_of(student, filter, distill, 0)))
-    student, filter = PHOTO_STUDENTS[0]
-    titles.append((f"{student} {filter} distilled, pre-trained on drawn people",
-                   "photos-" + name_of(student, filter, True, 0) + "-pretrained"))
-    rows, joints = [], ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean")
-    for title, name in titles:
-        found = result(name)
-        rows.append([title, *(f"{found['scores']['pckh@0.5'][joint]:.1f}" if found else "" for joint in joints),
-                     f"{found['scores']['pckh@0.1']['mean']:.1f}" if found else ""])
-    return table(["network", *joints, "mean @0.1"], rows)
-
-
-def paper_table():
-    """The paper's 16 rows beside what was measured here: costs.json is what evaluate.py --costs --json wrote."""
-    costs = json.loads((RESULTS / "costs.json").read_text()) if (RESULTS / "costs.json").exists() else None
-    rows = []
-    for i, (student, filter, backbone, alone, distilled, parameters, gflops, fps) in enumerate(PAPER):
-        mpii = [scores([f"mpii-{student}-{filter}-{backbone}-{side}"], 0.5) for side in ("alone", "distilled")]
-        here = costs["rows"][i] if costs else None
-        rows.append([student, filter, backbone, f"{alone:g} → {distilled:g}",
-                     " → ".join(map(mean_and_spread, mpii)).strip(" →"),
-                     f"{parameters:g}", f"{here['params_m']:.3f}" if here else "",
-                     f"{gflops:g}", f"{here['gflops']:.3f}" if here else "",
-                     f"{fps}", f"{here['fps']:.1f}" if here else ""])
-    return table(["student", "filter", "backbone", "PCKh, paper", "PCKh, here", "M parameters, paper", "here",
-                  "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
-
-
-TABLES = {"drawn": drawn_table, "terms": terms_table, "photos": photo_table, "paper": paper_table}
-
-
-def write_tables(readme):
-    """Replace what stands between <!-- table NAME --> and <!-- end --> in the README."""
-    text = readme.read_text()
-    for name, make in TABLES.items():
-        head, mark, rest = text.partition(f"<!-- table {name} -->\n")
-        if not mark or "<!-- end -->" not in rest:
-            raise BadInput(f"{readme} has no place for the table '{name}': lines <!-- table {name} --> and <!-- end -->")
-        text = head + mark + "\n" + make() + "\n\n" + rest[rest.index("<!-- end -->"):]
-    readme.write_text(text)
-    print(f"{readme}: {', '.join(TABLES)} written from {len(list(RESULTS.glob('*.json')))} files of {RESULTS.name}/")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("drawn", "photos", "paper", "tables"))
+    parser.add_argument("what", choices=("drawn", "photos", "paper"))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the drawn runs (default: 0 1 2)")
     parser.add_argument("--data", type=Path, help="folder of photos in MPII's layout; the paper's table takes those of MPII/")
     parser.add_argument("--init", type=Path, default=HERE / "weights" / "teacher-tiny-drawn.pt",
@@ -268,8 +173,6 @@ def main():
     args = parser.parse_args()
     if args.jobs < 1 or not args.stop_after > 0:
         raise BadInput(f"--jobs {args.jobs} and --stop-after {args.stop_after:g} must be above 0")
-    if args.what == "tables":
-        return write_tables(HERE / "README.md")
     if args.what != "drawn" and not args.data:
         raise BadInput(f"{args.what} needs --data, a folder in MPII's layout")
     runs = {"drawn": lambda: drawn_runs(args.seeds), "photos": lambda: photo_runs(args.data, args.init),
@@ -277,7 +180,7 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     run_all(runs, args.jobs, time.monotonic() + 60 * args.stop_after)
-    print("next: python experiments.py tables")
+    print("next: python tables.py")
 
 
 if __name__ == "__main__":

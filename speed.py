@@ -183,7 +183,7 @@ def best(timings, row, filter, precision, batch=None, forms=FORMS):
     return max(found, key=lambda t: t.fps, default=None)
 
 
-def speed_table(timings):
+def speed_lines(timings):
     """A line a form: frames a second at batch 1 and at the best larger batch, with quartiles."""
     lines = [f"{'row':10}{'mixer':10}{'form':10}{'precision':10}{'batch 1: fps':>13}{'quartiles':>15}"
              f"{'batch':>7}{'fps':>10}{'quartiles':>17}{'share':>7}{'off':>9}"]
@@ -198,28 +198,35 @@ def speed_table(timings):
     return "\n".join(lines)
 
 
-def speed_ratios(timings):
-    """How many times as fast a filter is as attention, with the paper's ratio of the same rows."""
+def ratios(timings):
+    """How many times as fast a filter is as attention, the best form of each.
+
+    Yields (row, filter, the paper's ratio, precision, batch, over fused attention of this precision, over attention written
+    out in float32).
+    """
     paper = {row[:3]: row[7] for row in PAPER}
-    lines = []
     for row, filter in dict.fromkeys((t.row, t.filter) for t in timings if t.filter != "attention"):
         student, backbone = row.split("-")
-        lines.append(f"{row} {filter} : attention (the paper's: "
-                     f"{paper[student, filter, backbone] / paper[student, 'attention', backbone]:.2f})")
+        stated = paper[student, filter, backbone] / paper[student, "attention", backbone]
         for precision in PRECISIONS:
             for batch in (1, None):
                 mine, fused = (best(timings, row, mixer, precision, batch, FORMS[1:]) for mixer in (filter, "attention"))
                 written = best(timings, row, "attention", "float32", batch, FORMS[:1])
                 if mine and fused and written:
-                    lines.append(f"    {precision}, {f'batch {mine.batch}':9} {mine.fps / fused.fps:6.2f} times fused, same "
-                                 f"precision, {mine.fps / written.fps:6.2f} times written out, float32")
-    return "\n".join(lines)
+                    yield row, filter, stated, precision, mine.batch, mine.fps / fused.fps, mine.fps / written.fps
+
+
+def ratio_lines(timings):
+    """`ratios` as text."""
+    return "\n".join(f"{row} {filter} : attention (the paper's: {stated:.2f}), {precision}, {f'batch {batch}':9} "
+                     f"{fused:6.2f} times fused, same precision, {written:6.2f} times written out, float32"
+                     for row, filter, stated, precision, batch, fused, written in ratios(timings))
 
 
 def report_speed(rows, device):
     """Measure, print, and return what --json keeps."""
     timings, rates = measure_speed(rows, device)
-    print(speed_table(timings), speed_ratios(timings), sep="\n")
+    print(speed_lines(timings), ratio_lines(timings), sep="\n")
     for precision, rate in rates.items():
         print(f"products of large matrices, {precision}: {rate / 1e9:.0f} billion operations a second")
     training = training_speed(device)

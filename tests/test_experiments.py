@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import experiments
+import tables
 from inputs import BadInput
 
 
@@ -34,14 +35,14 @@ def test_mean_spread_and_gain(results):
     for seed, value in enumerate((50, 52, 54)):
         results(f"drawn-cc-gd-distilled-{seed}", value, 5)
     results("drawn-cc-gd-alone-0", 40, 3)
-    assert cells(experiments.drawn_table(), "cc", "gd")[:6] == ["40.0", "52.0 ± 2.0", "+12.0", "3.0", "5.0 ± 0.0", "+2.0"]
+    assert cells(tables.drawn_table(), "cc", "gd")[:6] == ["40.0", "52.0 ± 2.0", "+12.0", "3.0", "5.0 ± 0.0", "+2.0"]
 
 
 def test_blank_where_nothing_was_run(results):
-    assert cells(experiments.drawn_table(), "reg", "gs")[:6] == [""] * 6
-    assert set(cells(experiments.photo_table(), "teacher")) == {""}
-    assert cells(experiments.terms_table(), "labels and all four") == ["", ""]
-    row = cells(experiments.paper_table(), "cc", "gd", "w32")
+    assert cells(tables.drawn_table(), "reg", "gs")[:6] == [""] * 6
+    assert set(cells(tables.photo_table(), "teacher")) == {""}
+    assert cells(tables.terms_table(), "labels and all four") == ["", ""]
+    row = cells(tables.paper_table(), "cc", "gd", "w32")
     assert row[0] == "87.67 → 89.25" and row[1] == "" and row[3] == ""
 
 
@@ -49,21 +50,21 @@ def test_tables_are_written_between_their_marks(results, tmp_path):
     results("photos-teacher", 55.55, 7)
     readme = tmp_path / "README.md"
     readme.write_text("before\n" + "".join(f"<!-- table {name} -->\nold\n<!-- end -->\nafter {name}\n"
-                                           for name in experiments.TABLES))
-    experiments.write_tables(readme)
+                                           for name in tables.TABLES))
+    tables.write_tables(readme)
     once = readme.read_text()
     assert "old" not in once and "| teacher | 55.5" in once and once.startswith("before\n")
-    assert all(f"after {name}" in once for name in experiments.TABLES)
-    experiments.write_tables(readme)
+    assert all(f"after {name}" in once for name in tables.TABLES)
+    tables.write_tables(readme)
     assert readme.read_text() == once
     readme.write_text("no marks")
     with pytest.raises(BadInput, match="has no place for the table 'drawn'"):
-        experiments.write_tables(readme)
+        tables.write_tables(readme)
 
 
 def test_the_readme_holds_what_the_results_say():
     text = (experiments.HERE / "README.md").read_text()
-    assert all(make() in text for make in experiments.TABLES.values()), "run: python experiments.py tables"
+    assert all(make() in text for make in tables.TABLES.values()), "run: python tables.py"
 
 
 def test_done_is_not_run_again_and_failure_is_told(results, tmp_path, monkeypatch):

@@ -1,0 +1,136 @@
+"""The README's tables, from results/: what experiments.py and evaluate.py --json left there.
+
+    python tables.py                # writes between the marks <!-- table NAME --> and <!-- end --> of README.md
+
+Blank is what nobody has run.
+"""
+
+import statistics
+from itertools import product
+
+from costs import PAPER
+from distill import TERMS
+from experiments import HERE, PHOTO_STUDENTS, RESULTS, SEEDS, TAKEN_APART, name_of, result
+from inputs import BadInput, main_with_clear_errors
+from models import FILTERS, STUDENTS
+from speed import PRECISIONS, Timing, best, ratios
+
+
+def scores(names, threshold):
+    """PCKh of those of the runs that are done."""
+    return [found["scores"][f"pckh@{threshold}"]["mean"] for found in map(result, names) if found]
+
+
+def mean_and_spread(values):
+    """'54.3 ± 0.8': mean and standard deviation; blank where nothing was run."""
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def table(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def drawn_table():
+    """Six students, without and with the teacher."""
+    rows = []
+    for student, filter in product(STUDENTS, FILTERS):
+        cells = []
+        for threshold in (0.5, 0.1):
+            alone, distilled = (scores([f"drawn-{name_of(student, filter, distill, seed)}" for seed in SEEDS], threshold)
+                                for distill in (False, True))
+            gain = f"{statistics.mean(distilled) - statistics.mean(alone):+.1f}" if alone and distilled else ""
+            cells += [mean_and_spread(alone), mean_and_spread(distilled), gain]
+        paper = next(row for row in PAPER if row[:3] == (student, filter, "none"))
+        rows.append([student, filter, *cells, f"{paper[3]:g} → {paper[4]:g}"])
+    return table(["student", "filter", "@0.5 alone", "distilled", "gain", "@0.1 alone", "distilled", "gain",
+                  "the paper's @0.5, on MPII"], rows)
+
+
+def terms_table():
+    """One student and the terms of its loss."""
+    prefix = "drawn-" + "-".join(TAKEN_APART)
+    titles = {"labels alone": "alone", "labels alone, ever new views": "new-views"}
+    titles |= {f"labels and {term.replace('_', ' ')}": term for term in TERMS} | {"labels and all four": "distilled"}
+    rows = [[title, *(mean_and_spread(scores([f"{prefix}-{what}-{seed}" for seed in SEEDS], threshold))
+                      for threshold in (0.5, 0.1))] for title, what in titles.items()]
+    return table([f"{' '.join(TAKEN_APART)} learns from", "PCKh@0.5", "PCKh@0.1"], rows)
+
+
+def photo_table():
+    """Teacher and students on photos, joint by joint."""
+    titles = [("teacher", "photos-teacher")]
+    for (student, filter), distill in product(PHOTO_STUDENTS, (False, True)):
+        titles.append((f"{student} {filter} {'distilled' if distill else 'alone'}",
+                       "photos-" + name_of(student, filter, distill, 0)))
+    student, filter = PHOTO_STUDENTS[0]
+    titles.append((f"{student} {filter} distilled, pre-trained on drawn people",
+                   "photos-" + name_of(student, filter, True, 0) + "-pretrained"))
+    rows, joints = [], ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean")
+    for title, name in titles:
+        found = result(name)
+        rows.append([title, *(f"{found['scores']['pckh@0.5'][joint]:.1f}" if found else "" for joint in joints),
+                     f"{found['scores']['pckh@0.1']['mean']:.1f}" if found else ""])
+    return table(["network", *joints, "mean @0.1"], rows)
+
+
+def paper_table():
+    """The paper's 16 rows beside what was measured here: costs.json is what evaluate.py --costs --json wrote."""
+    costs = result("costs")
+    rows = []
+    for i, (student, filter, backbone, alone, distilled, parameters, gflops, fps) in enumerate(PAPER):
+        mpii = [mean_and_spread(scores([f"mpii-{student}-{filter}-{backbone}-{side}"], 0.5)) for side in ("alone", "distilled")]
+        here = costs["rows"][i] if costs else None
+        rows.append([student, filter, backbone, f"{alone:g} → {distilled:g}",
+                     " → ".join(mpii).strip() if any(mpii) else "",
+                     f"{parameters:g}", f"{here['params_m']:.3f}" if here else "",
+                     f"{gflops:g}", f"{here['gflops']:.3f}" if here else "",
+                     f"{fps}", f"{here['fps']:.1f}" if here else ""])
+    return table(["student", "filter", "backbone", "PCKh, paper", "PCKh, here", "M parameters, paper", "here",
+                  "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
+
+
+def speed_table():
+    """Frames a second of each form, and its share of the machine's rate: speed.json is what evaluate.py --speed --json wrote."""
+    timings = [Timing(**timing) for timing in (result("speed") or {"timings": []})["timings"]]
+    rows = []
+    for row, filter, form in dict.fromkeys(timing[:3] for timing in timings):
+        cells = []
+        for precision in PRECISIONS:
+            one, many = (best(timings, row, filter, precision, batch, (form,)) for batch in (1, None))
+            cells += [f"{one.fps:.1f}" if one else "", f"{many.fps:.1f} ({many.batch})" if many else "",
+                      f"{100 * many.share:.0f}%" if many else ""]
+        rows.append([row, filter, form, *cells])
+    return table(["students", "mixer", "form", *(f"{precision}, {what}" for precision in PRECISIONS
+                                                 for what in ("batch 1", "large batch", "share"))], rows)
+
+
+def ratios_table():
+    """Filters over attention, the best form of each: over fused attention of the same precision, over written-out float32."""
+    timings = [Timing(**timing) for timing in (result("speed") or {"timings": []})["timings"]]
+    return table(["students", "mixer", "the paper's ratio", "precision", "batch", "times fused attention",
+                  "times written-out attention, float32"],
+                 [[row, filter, f"{paper:.2f}", precision, str(batch), f"{fused:.2f}", f"{written:.2f}"]
+                  for row, filter, paper, precision, batch, fused, written in ratios(timings)])
+
+
+TABLES = {"drawn": drawn_table, "terms": terms_table, "photos": photo_table, "paper": paper_table, "speed": speed_table,
+          "ratios": ratios_table}
+
+
+def write_tables(readme):
+    """Replace what stands between <!-- table NAME --> and <!-- end --> in the README."""
+    text = readme.read_text()
+    for name, make in TABLES.items():
+        head, mark, rest = text.partition(f"<!-- table {name} -->\n")
+        if not mark or "<!-- end -->" not in rest:
+            raise BadInput(f"{readme} has no place for the table '{name}': lines <!-- table {name} --> and <!-- end -->")
+        text = head + mark + "\n" + make() + "\n\n" + rest[rest.index("<!-- end -->"):]
+    readme.write_text(text)
+    print(f"{readme}: {', '.join(TABLES)} written from {RESULTS.name}/")
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(lambda: write_tables(HERE / "README.md"))
