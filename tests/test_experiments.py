@@ -1,6 +1,7 @@
 """Tables are what the results say, blank where nothing was run; runs that are done are not run again."""
 
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 import experiments
 import tables
+import train
+from costs import PAPER
 from inputs import BadInput
 
 
@@ -96,6 +99,22 @@ def test_the_papers_rows_in_order_of_value():
             assert (f"{backbone}.pth" in flags) == (f"-{backbone}-" in name or (name, backbone) == ("mpii-teacher", "w48"))
         assert ("--teacher" in flags) == name.endswith("-distilled") and ("--no-distill" in flags) == name.endswith("-alone")
     assert not any("--backbone-weights" in flags for flags in experiments.paper_runs(Path("MPII"), ()).values())
+
+
+def test_the_readme_has_a_command_for_every_row_of_the_paper(monkeypatch):
+    """Each is what train.py understands, and says what experiments.py runs."""
+    variables, rows = {}, []
+    for line in (experiments.HERE / "README.md").read_text().splitlines():
+        if found := re.fullmatch(r"    ([A-Z0-9]+)=\"(.*)\"", line):
+            variables[found[1]] = found[2]
+        elif line.startswith("    python train.py $COMMON"):
+            words = re.sub(r"\$([A-Z0-9]+)", lambda name: variables[name[1]], line).split()[2:]
+            monkeypatch.setattr("sys.argv", ["train.py", *words])
+            args = train.parse_arguments()
+            rows.append("teacher" if args.train_teacher else (args.student, args.filter, args.backbone))
+            assert args.preset == "paper" and args.amp and args.distill != args.train_teacher
+            assert str(args.backbone_weights) == f"hrnet_{args.backbone}.pth" or args.backbone == "none"
+    assert rows[0] == "teacher" and sorted(rows[1:]) == sorted(row[:3] for row in PAPER)
 
 
 FAKE_TRAIN = """
