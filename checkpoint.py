@@ -1,7 +1,7 @@
 """Networks on disk: what built them, their weights, and how good they were.
 
     python checkpoint.py half runs/teacher-tiny-drawn/best.pt small.pt      # a copy in float16, to use, not to train on
-    python checkpoint.py split runs/teacher-tiny-drawn/last.pt parts/       # files of at most 16 MB, for where large ones cannot go
+    python checkpoint.py split runs/teacher-tiny-drawn/last.pt parts/       # files of at most 16 MB
     python checkpoint.py join parts/ last.pt                                # together again
 
 A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher), 'facts'
@@ -192,6 +192,8 @@ def split(source, folder):
     size = source.stat().st_size
     count = -(-size // PART)
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{source.name}.part-*"):
+        old.unlink()
     with open(source, "rb") as file:
         for number in range(1, count + 1):
             (folder / f"{source.name}.part-{number}-of-{count}").write_bytes(file.read(PART))
@@ -199,7 +201,9 @@ def split(source, folder):
 
 
 def join(folder, target):
-    """What `split` made, together again; BadInput where a part is missing or another one's."""
+    """What `split` made, together again; BadInput where a part is missing, damaged or another one's."""
+    if not folder.is_dir():
+        raise BadInput(f"there is no folder {folder}: name the one that holds the parts")
     parts = {path: re.fullmatch(r"(.+)\.part-(\d+)-of-(\d+)", path.name) for path in sorted(folder.glob("*.part-*"))}
     wholes = {(found[1], int(found[3])) for found in parts.values() if found}
     if len(wholes) != 1:
@@ -212,8 +216,13 @@ def join(folder, target):
         with open(partial, "wb") as file:
             for number in range(1, count + 1):
                 file.write((folder / f"{name}.part-{number}-of-{count}").read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
         content = read(partial)
         os.replace(partial, target)
+    except BadInput as error:
+        raise BadInput(f"the parts in {folder} do not make a checkpoint, one of them is damaged or of another file "
+                       f"({error})") from error
     finally:
         partial.unlink(missing_ok=True)
     print(f"{target}: {describe(content['config'])}, {target.stat().st_size / 1e6:.1f} MB")

@@ -120,6 +120,19 @@ def stored_matrix(center, side, size):
     return crop_matrix(center, torch.as_tensor(side) * wide / size, wide)
 
 
+def reserve(path):
+    """Take the room on the disk that the file says it has: a full one is told now, where writing to a map would kill us."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            size = path.stat().st_size
+            path.unlink()
+            raise OSError(f"{path.parent} lacks room for {size / 1e9:.1f} GB of crops ({error.strerror}): name another folder "
+                          f"with --cache") from error
+
+
 def store(people, size, folder=None, desc="crops"):
     """The crops of all people, with their margin, decoded and cut once: (N, wide, wide, 3) uint8.
 
@@ -145,6 +158,7 @@ def store(people, size, folder=None, desc="crops"):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")
         array = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+        reserve(partial)
 
     def fill(i):
         array[i] = cut(people.picture(i), matrix[i], wide)

@@ -154,13 +154,14 @@ class Lessons:
     and its scale is whatever training left. The student is taught what differs between pictures, in units of its
     deviation: then one set of weights suits every teacher.
 
-    images: (B, 3, size, size) of pictures to measure mean and deviation on.
+    images: (B, 3, size, size) of pictures to measure mean and deviation on. source: a name for the teacher's weights, by which
+    a resumed run knows it again.
     views, people: the teacher's forward pass costs more than a whole step of a small student. Where people are few and each
     is shown in the same few views again and again, it is paid once: tokens are kept in float16, heatmaps in 255 steps.
     """
 
-    def __init__(self, teacher, images, views=0, people=0):
-        self.teacher = teacher
+    def __init__(self, teacher, images, views=0, people=0, source=None):
+        self.teacher, self.source = teacher, source
         lessons = [give_lesson(teacher, part) for part in images.split(32)]
         self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in list(zip(*lessons))[:2]]
         # float16 tokens, heatmaps of a byte a cell
@@ -175,8 +176,10 @@ class Lessons:
         keypoint, visual, heatmaps = give_lesson(self.teacher, images)
         return Lesson(self.scales[0](keypoint), self.scales[1](visual), heatmaps)
 
-    def prepare(self, view, images_of):
+    def prepare(self, view, images_of, between):
         """Ask the teacher about everybody in this view, unless that was done. images_of: rows -> (B, 3, size, size).
+
+        between: called after each batch; it may end the run.
 
         All at once and in order, so that an answer does not depend on who else was in a batch, or when a run was resumed.
         """
@@ -189,6 +192,7 @@ class Lessons:
                 self.kept = [torch.empty(len(self.known), self.people, *part.shape[1:], dtype=part.dtype) for part in packed]
             for kept, part in zip(self.kept, packed):
                 kept[view, rows] = part.cpu()
+            between()
         self.known[view] = True
 
     def __call__(self, images, view, rows):

@@ -5,6 +5,7 @@
     python evaluate.py --checkpoint best.pt --data MPII            # PCKh on MPII, add --flip-test for both mirror images
     python evaluate.py --predictions preds.mat --data MPII         # PCKh of anybody's predictions
     python evaluate.py --costs                                     # the paper's Tables A and B, measured here
+    python evaluate.py --speed                                     # filters against attention, plain, ready and compiled
 
 PCKh@t: the share of joints whose error is at most t times the head size, 0.6 x the diagonal of the head box.
 

@@ -4,7 +4,7 @@
     python experiments.py drawn --seeds 0 --jobs 2       # a third of it, two at a time
     python experiments.py photos --data DATA             # tiny teacher and students on photos in MPII's layout
     python experiments.py paper --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth     # the paper's rows: GPU-weeks
-    python experiments.py paper --data MPII --stop-after 60                                    # one more hour of them
+    # ... --stop-after 60: one more hour of them
 
 A run that is done has a file in results/ (arguments, scores by joint, the log of its epochs) and is skipped; one that was
 stopped (Ctrl-C, SIGTERM, --stop-after) goes on from its last checkpoint. tables.py makes the tables.
@@ -142,18 +142,31 @@ def run(name, flags, threads, until=math.inf):
         if found["arguments"].get(path):
             found["arguments"][path] = Path(found["arguments"][path]).name
     RESULTS.mkdir(exist_ok=True)
-    kept.write_text(json.dumps(found, indent=1) + "\n")
+    partial = kept.with_suffix(".partial")
+    partial.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(partial, kept)
     print(f"{name}: PCKh@0.5 {found['scores']['pckh@0.5']['mean']:.2f} "
           f"({(time.monotonic() - began) / 60:.1f} minutes)", flush=True)
 
 
 def run_all(runs, jobs, until):
-    """Teachers first: the others learn from them."""
+    """Teachers first: the others learn from them. A run that fails is told, and the others go on."""
+    failed = []
+
+    def attempt(item):
+        try:
+            run(*item, threads, until)
+        except BadInput as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            failed.append(item[0])
+
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs)
     teachers = {name: flags for name, flags in runs.items() if "--train-teacher" in flags}
     for batch in (teachers, {name: flags for name, flags in runs.items() if name not in teachers}):
         with ThreadPoolExecutor(jobs) as pool:               # threads that wait for processes
-            list(pool.map(lambda item: run(*item, threads, until), batch.items()))
+            list(pool.map(attempt, batch.items()))
+        if failed:
+            raise BadInput(f"{len(failed)} of {len(batch)} runs failed: {', '.join(failed)}")
         if missing := [name for name in batch if not result(name)]:
             print(f"{len(missing)} of {len(batch)} are still to be run, {missing[0]} the first: the same command goes on")
             raise SystemExit(130 if stopping.is_set() else 0)
@@ -177,7 +190,7 @@ def main():
         raise BadInput(f"{args.what} needs --data, a folder in MPII's layout")
     runs = {"drawn": lambda: drawn_runs(args.seeds), "photos": lambda: photo_runs(args.data, args.init),
             "paper": lambda: paper_runs(args.data, args.backbone_weights)}[args.what]()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):      # a terminal that closes, too
         signal.signal(number, stop)
     run_all(runs, args.jobs, time.monotonic() + 60 * args.stop_after)
     print("next: python tables.py")

@@ -24,6 +24,7 @@ def check_device(name):
     if int(index or 0) >= torch.cuda.device_count():
         raise BadInput(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use; "
                        f"--device cpu always works")
+    torch.cuda.set_device(name if index else 0)          # clocks and memory counters then mean this one
 
 
 def main_with_clear_errors(main):

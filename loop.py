@@ -26,10 +26,11 @@ from inputs import BadInput
 from recipe import SCORE_EVERY, average, build_optimisers, generator, rate_share
 
 SAVE_EVERY = 300         # seconds between two checkpoints within an epoch
+BEGAN = time.monotonic() # when this process did: --stop-after counts from here, not from the first step
 
 # What a run that goes on must have in common with the one that was stopped, or it would be neither. Epochs may be added or
 # taken off, the decay then follows the new number; the rate may be lowered, where it was too high.
-SETTINGS = ("data", "drawings", "distill", "terms", "views", "batch_size", "accumulate", "optimiser", "seed", "amp")
+SETTINGS = ("distill", "terms", "views", "batch_size", "accumulate", "optimiser", "seed", "amp")
 
 
 @dataclass
@@ -65,9 +66,11 @@ class Training:
         self.people_a_step = args.batch_size * args.accumulate * team.world
         self.per_epoch = max(1, len(people) // self.people_a_step)         # what is left over comes in another epoch
         self.progress = Progress()
-        self.teacher = lessons and checkpoint.checksum(lessons.teacher.state_dict())[:16]
+        # who is learned from, wherever the files are
+        labels = [torch.from_numpy(of) for of in (people.joints, people.visible, people.center, people.side)]
+        self.who = f"{len(people)} of {people.name}, {checkpoint.checksum(labels)[:16]}"
         self.asked_to_stop = None
-        self.saved_at = self.began = time.monotonic()
+        self.saved_at = time.monotonic()
 
     # --------------------------------------------------------------------------- one step
 
@@ -78,7 +81,7 @@ class Training:
         """
         with torch.autocast(torch.device(self.team.device).type, torch.bfloat16, enabled=self.args.amp):
             output = self.parallel(batch.images)
-            lesson = self.lessons(batch.images, view, rows) if self.lessons else None
+        lesson = self.lessons(batch.images, view, rows) if self.lessons else None      # whose precision is its own affair
         if lesson:
             terms = distillation_loss(self.model.head, output, lesson, batch.xy, batch.visible)
             weights = {name: WEIGHTS[self.args.student][name] for name in self.args.terms}
@@ -148,7 +151,7 @@ class Training:
         order = torch.randperm(len(self.people), generator=generator(args.seed, 2, done.epoch))
         if self.lessons:
             self.lessons.prepare(view, lambda rows: make_batch(self.people, self.crops, rows, self.model.size, team.device,
-                                                               variation).images)
+                                                               variation).images, self.stop_or_save)
         input_rate = self.input_rate(order[:self.args.batch_size], variation)
         self.model.train()
         began = time.monotonic() - done.seconds
@@ -167,10 +170,12 @@ class Training:
 
     def input_rate(self, rows, variation):
         """Pictures a second of the input side alone, of one batch: what a training step cannot be faster than."""
-        began = time.monotonic()
-        make_batch(self.people, self.crops, rows, self.model.size, self.team.device, variation)
-        if self.team.device != "cpu":
-            torch.cuda.synchronize()
+        wait = (lambda: None) if self.team.device == "cpu" else torch.cuda.synchronize
+        for _ in range(2):                               # the first warms up
+            wait()
+            began = time.monotonic()
+            make_batch(self.people, self.crops, rows, self.model.size, self.team.device, variation)
+            wait()
         return self.team.world * len(rows) / (time.monotonic() - began)
 
     def close_epoch(self, log, input_rate):
@@ -199,14 +204,14 @@ class Training:
     def settings(self):
         """SETTINGS, and what stands behind some of them: how many processes, which people, which teacher."""
         return {name: getattr(self.args, name) for name in SETTINGS} | {
-            "processes": self.team.world, "people": len(self.people), "teacher": self.teacher}
+            "processes": self.team.world, "people": self.who, "teacher": self.lessons and self.lessons.source}
 
     def facts(self, epoch):
         return dict(data=self.people.name, people=len(self.people), epoch=epoch, seed=self.args.seed)
 
     def stop_or_save(self):
         now = time.monotonic()
-        late = self.args.stop_after is not None and now - self.began > 60 * self.args.stop_after
+        late = self.args.stop_after is not None and now - BEGAN > 60 * self.args.stop_after
         if self.team.any(bool(self.asked_to_stop) or late):
             self.save()
             raise Stopped

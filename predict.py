@@ -33,6 +33,7 @@ from inputs import BadInput, check_device, default_device, main_with_clear_error
 WEIGHTS = Path(__file__).parent / "weights" / "student-cc-gd-photos.pt"
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
+DRAWN = "-pose.jpg"                  # ends the names of what we draw; such files are not looked at again
 LONGEST = 4096                       # JPEGs with a longer side are decoded at 1/2, 1/4 or 1/8
 BATCH_CROPS, BATCH_PIXELS = 32, 50_000_000      # a batch is as many pictures, or as many pixels
 
@@ -82,14 +83,16 @@ def list_pictures(paths, out=None):
     listed = []
     for path in paths:
         if path.is_dir():
+            drawings = out and path.resolve() in out.resolve().parents and out.resolve()      # a folder of ours in theirs
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES and file.is_file()
-                            and not (out and file.resolve().is_relative_to(out.resolve())))        # our own drawings
+                            and not file.name.endswith(DRAWN)
+                            and not (drawings and file.resolve().is_relative_to(drawings)))
             if not inside:
                 raise BadInput(f"{path} holds no pictures ({', '.join(sorted(PICTURES))})")
             listed += [(file, file.relative_to(path)) for file in inside]
         else:
             listed.append((path, Path(path.name)))
-    outputs = name_outputs([name for _, name in listed], "-pose.jpg")
+    outputs = name_outputs([name for _, name in listed], DRAWN)
     return [(file, output) for (file, _), output in zip(listed, outputs)]
 
 
@@ -293,10 +296,17 @@ def main():
     if sources and (args.json or args.boxes):
         raise BadInput("--json and --boxes are for pictures: leave them out for videos and cameras")
     names = name_outputs([Path("camera" if isinstance(source, int) else source.name) for source in sources], "-pose.mp4")
+    failed = 0
     for source, name in zip(sources, names):
-        predict_video(args, model, source, name)
+        try:
+            predict_video(args, model, source, name)
+        except BadInput as error:                        # the others go on
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
     args.pictures = [path for path in args.pictures if path not in videos]
-    if args.pictures and predict_pictures(args, model):
+    if args.pictures:
+        failed += predict_pictures(args, model)
+    if failed:
         raise SystemExit(2)
     print("next: python export.py student.onnx puts this network on other machines"
           + (f" (--checkpoint {args.checkpoint})" if args.checkpoint != WEIGHTS else ""))

@@ -54,7 +54,7 @@ class Timing(NamedTuple):
     high: float
     share: float             # of the machine's rate of matrix products
     off: float               # largest difference of a token from the plain float32 network's, over the largest token
-    memory: float            # bytes at the peak on a GPU, else 0
+    memory: float            # bytes that it took at the peak beside the network, on a GPU; 0 on a CPU (benchmarks/memory.py)
 
 
 def row_name(row):
@@ -105,6 +105,14 @@ def plainly(model):
         yield
 
 
+def fresh_peak(kind):
+    """Start counting a GPU's peak memory anew -> what is in use already."""
+    if kind == "cpu":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
 def variants(model):
     """(form, precision, network, what opens the context to run it in)."""
     for precision, dtype in PRECISIONS.items():
@@ -127,16 +135,17 @@ def measure_speed(rows, device="cpu"):
         model = build_student(student, filter, backbone, preset="paper").eval().to(device)
         operations = 2 * count_multiply_adds(model)
         images = torch.rand(max(LARGE[kind][backbone]), 3, model.size, model.size, device=device)
-        truth = model(images[:1]).visual_tokens
+        with plainly(model):
+            truth = model(images[:1]).visual_tokens
         for form, precision, network, context in variants(model):
             bar.set_description(f"{student} {filter} {backbone} {form} {precision}")
             for batch in (1, *LARGE[kind][backbone]):
                 few = images[:batch].clone()
-                if kind == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
+                before = fresh_peak(kind)
                 try:
                     with context():
-                        found = network(few).visual_tokens[:1].float()
+                        # at once: a CUDA graph writes its next output where this one is
+                        off = float((network(few).visual_tokens[:1].float() - truth).abs().max() / truth.abs().max())
                         times = seconds(lambda: network(few), kind)
                 except torch.OutOfMemoryError:
                     continue
@@ -147,9 +156,8 @@ def measure_speed(rows, device="cpu"):
                     break
                 high, median, low = (batch / t for t in np.quantile(times, (0.25, 0.5, 0.75)))
                 timings.append(Timing(row_name((student, filter, backbone)), filter, form, precision, batch, median, low, high,
-                                      operations * median / rates[precision],
-                                      float((found - truth).abs().max() / truth.abs().max()),
-                                      torch.cuda.max_memory_allocated() if kind == "cuda" else 0))
+                                      operations * median / rates[precision], off,
+                                      torch.cuda.max_memory_allocated() - before if kind == "cuda" else 0))
             bar.update()
     bar.close()
     return timings, rates
@@ -168,7 +176,7 @@ def training_speed(device="cpu", preset="tiny", people=512):
     training = Training(args, Team(0, 1, device), model, copy.deepcopy(model), drawn, crops, drawn, crops, None, TOKENPOSE)
     variation = TOKENPOSE.draw(people, torch.Generator().manual_seed(0))
     rows, kind = torch.arange(args.batch_size), "cuda" if device.startswith("cuda") else "cpu"
-    inputs = seconds(lambda: make_batch(drawn, crops, rows, model.size, device, variation), kind)
+    inputs = seconds(lambda: make_batch(drawn, training.crops, rows, model.size, device, variation), kind)
     whole = seconds(lambda: training.step(0, rows, 0, variation), kind)
     return dict(preset=preset, batch=len(rows), input=len(rows) / statistics.median(inputs),
                 step=len(rows) / statistics.median(whole))

@@ -43,6 +43,7 @@ from synthetic import drawn_people
 TINY_TEACHER = Path(__file__).parent / "weights" / "teacher-tiny-drawn.pt"
 MEASURED = 256           # people on whom the mean and deviation of the teacher's tokens are measured
 SHOWN = 24               # people in predictions.png
+RUN = "last.pt", "previous.pt"         # what a folder holds that no other run may overwrite
 LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"       # how PyTorch says that a process is gone
 
 
@@ -138,6 +139,8 @@ def check_arguments(args):
         raise BadInput(f"--out {args.out} is a file: name a folder")
     if args.resume and not any((args.out / name).exists() for name in ("last.pt", "previous.pt")):
         raise BadInput(f"--resume: there is no {args.out / 'last.pt'} to go on from")
+    if not args.resume and any((args.out / name).exists() for name in RUN):
+        raise BadInput(f"{args.out} holds a run: --resume goes on with it, --out names another folder, or remove it")
     return args
 
 
@@ -197,7 +200,7 @@ def save_predictions(path, model, people, stored, device):
 def make_lessons(args, people, crops, teacher, size):
     measured = make_batch(people, crops, range(min(MEASURED, len(people))), size, args.device)
     ready = for_inference(teacher, torch.bfloat16 if args.amp else torch.float32)
-    lessons = Lessons(ready, measured.images, args.views, len(people))
+    lessons = Lessons(ready, measured.images, args.views, len(people), checkpoint.checksum(teacher.state_dict())[:16])
     if args.views:
         print(f"the teacher is asked once about each person in {args.views} views: {lessons.bytes() / 1e9:.1f} GB of memory")
     return lessons
@@ -239,6 +242,21 @@ def main():
         os._exit(2)                      # what is left of a team waits for nobody
 
 
+def hold(folder):
+    """Nobody else trains into this folder as long as this process lives."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:                  # not on Windows
+        return
+    try:
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BadInput(f"another process trains into {folder}: wait for its end, or name another folder with --out") from error
+    except OSError:                      # a file system without locks
+        pass
+
+
 def train(args, team):
     torch.manual_seed(args.seed)
     torch.use_deterministic_algorithms(args.deterministic)
@@ -258,14 +276,12 @@ def train(args, team):
     if args.distill:
         teacher = load_teacher(args, people, valid, valid_crops)
         lessons = make_lessons(args, people, crops, teacher, model.size)
+    if team.leads:
+        hold(args.out)
     augmentation = UPRIGHT if args.data == "drawn" else TOKENPOSE if args.preset == "paper" else PHOTOS
     training = Training(args, team, model, averaged, people, crops, valid, valid_crops, lessons, augmentation)
     if args.resume:
         print(f"going on from {training.resume()}, epoch {training.progress.epoch + 1}, step {training.progress.step + 1}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    if team.leads and not args.resume:
-        for name in ("last.pt", "previous.pt", "best.pt", "result.json"):      # of a run before, in the same folder
-            (args.out / name).unlink(missing_ok=True)
     if team.leads:
         (args.out / "config.json").write_text(json.dumps(plain(args), indent=1) + "\n")
         if people.skipped:

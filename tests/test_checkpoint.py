@@ -31,8 +31,8 @@ def test_what_is_missing_mixed_or_damaged_is_told(saved, tmp_path, monkeypatch):
     checkpoint.split(saved, parts)
     first, second = sorted(parts.iterdir())[:2]
     content = second.read_bytes()
-    second.write_bytes(content[:1000] + b"x" + content[1001:])
-    with pytest.raises(BadInput, match="damaged|cannot be read|not a checkpoint"):
+    second.write_bytes(content[:1000] + bytes([content[1000] ^ 255]) + content[1001:])
+    with pytest.raises(BadInput, match="the parts in .* do not make a checkpoint"):
         checkpoint.join(parts, target)
     second.unlink()
     with pytest.raises(BadInput, match="lacks part 2 of"):
@@ -42,6 +42,13 @@ def test_what_is_missing_mixed_or_damaged_is_told(saved, tmp_path, monkeypatch):
         checkpoint.join(parts, target)
     with pytest.raises(BadInput, match="parts of 0 checkpoints"):
         checkpoint.join(tmp_path, target)
+    with pytest.raises(BadInput, match="there is no folder"):
+        checkpoint.join(tmp_path / "nowhere", target)
+    checkpoint.split(saved, parts)                           # anew: old parts go
+    monkeypatch.setattr(checkpoint, "PART", 700_000)
+    checkpoint.split(saved, parts)
+    (parts / "other.pt.part-1-of-1").unlink()
+    checkpoint.join(parts, tmp_path / "whole.pt")
     assert not target.exists() and not list(tmp_path.glob("*.partial"))
 
 

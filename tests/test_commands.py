@@ -101,6 +101,7 @@ def test_a_run_goes_on_only_as_it_began(workplace):
     folder, _ = workplace
     again = ["--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", "--resume"]
     refused(run("train.py", *again, "--seed", "1", cwd=folder), "trained with seed 0, now it is 1")
+    refused(run("train.py", *[word for word in again if word != "--resume"], cwd=folder), "runs/short holds a run: --resume")
     weights_only = folder / "runs/copied"
     weights_only.mkdir()
     (weights_only / "last.pt").write_bytes((folder / "runs/short/best.pt").read_bytes())

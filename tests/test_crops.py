@@ -181,3 +181,13 @@ def test_parts_and_tensors_give_the_same_batch(monkeypatch):
     assert torch.equal(make_batch(people, torch.from_numpy(stored), range(7), 64, variation=variation).images, whole)
     monkeypatch.setattr(crops_module, "CACHED", 1)                             # one at a time
     assert torch.equal(make_batch(people, stored, range(7), 64, variation=variation).images, whole)
+
+
+def test_a_full_disk_is_told_before_anything_is_cut(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(crops_module.os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="lacks room for .* GB of crops .No space left on device.: name another folder"):
+        store(drawn_people("valid", 3, 64), 64, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -148,11 +148,13 @@ def test_remembered_lessons_are_the_teachers_own(teacher):
     people, measured = torch.rand(5, 3, 64, 64), torch.rand(8, 3, 64, 64)
     rows = torch.tensor([4, 0, 2])
     fresh, lessons = Lessons(teacher, measured)(people[rows], 1, rows), Lessons(teacher, measured, views=2, people=5)
-    lessons.prepare(1, lambda rows: people[rows])
-    lessons.prepare(1, None)                                                                    # once is enough
+    asked = []
+    lessons.prepare(1, lambda rows: people[rows], lambda: asked.append(1))
+    assert asked
+    lessons.prepare(1, None, None)                                                                    # once is enough
     for kept, own, step in zip(lessons(torch.zeros(3, 3, 64, 64), 1, rows), fresh, (2e-3, 2e-3, 0.5 / 255)):
         torch.testing.assert_close(kept, own, atol=step, rtol=1e-3)
-    lessons.prepare(0, lambda rows: people[rows].flip(-1))                                      # another view is another
+    lessons.prepare(0, lambda rows: people[rows].flip(-1), lambda: None)                                      # another view is another
     assert not torch.allclose(lessons(people[rows], 0, rows).keypoint_tokens, fresh.keypoint_tokens)
 
 

@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,8 +24,8 @@ PICTURES = 100_000 if os.environ.get("LONG_TESTS") else 600
 WEIGHTS = ROOT / "weights/student-cc-gd-drawn.pt"
 
 
-def predict(*arguments, **more):
-    return subprocess.Popen([sys.executable, ROOT / "predict.py", *map(str, arguments), "--checkpoint", WEIGHTS,
+def predict(*arguments, sources=ROOT, **more):
+    return subprocess.Popen([sys.executable, sources / "predict.py", *map(str, arguments), "--checkpoint", WEIGHTS,
                              "--device", "cpu"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
 
 
@@ -96,17 +97,23 @@ def test_ten_processes_share_a_cache(tmp_path):
 
 def test_a_clone_that_is_only_read(drawings, tmp_path):
     """Names with spaces and letters beyond ASCII, no home, one core; nothing is written beside the sources."""
-    place = tmp_path / "Ein Ordner für Bilder"
+    place, clone = tmp_path / "Ein Ordner für Bilder", tmp_path / "clone"
     place.mkdir()
-    before = {path: path.stat().st_mtime_ns for path in ROOT.iterdir() if path.name not in (".pytest_cache", "__pycache__")}
+    clone.mkdir()
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, clone)
+    for path in clone.iterdir():
+        path.chmod(0o444)
+    clone.chmod(0o555)
+    before = {path: path.stat().st_mtime_ns for path in clone.rglob("*")}
     environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     one_core = (lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})) if hasattr(os, "sched_setaffinity") else None
-    process = predict(drawings, "--out", "Skizzen – neu", "--json", "é.json", cwd=place, env=environment, preexec_fn=one_core)
+    process = predict(drawings, "--out", "Skizzen – neu", "--json", "é.json", cwd=place, env=environment, preexec_fn=one_core,
+                      sources=clone)
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert len(list((place / "Skizzen – neu").iterdir())) == 20 and (place / "é.json").exists()
-    after = {path: path.stat().st_mtime_ns for path in ROOT.iterdir() if path.name not in (".pytest_cache", "__pycache__")}
-    assert after == before
+    assert {path: path.stat().st_mtime_ns for path in clone.rglob("*")} == before
 
 
 def test_without_shared_memory_one_process_draws(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from crops import UPRIGHT, store
 from distill import TERMS
 from inputs import BadInput
-from loop import Training
+from loop import Stopped, Training
 from models import build_student
 from parallel import Team
 from synthetic import drawn_people
@@ -70,3 +70,32 @@ def test_what_is_not_finite_is_named_and_kept(people, tmp_path):
     with pytest.raises(BadInput, match="step 1: gradient"):
         run.run()
     assert all(torch.equal(before[name], value) for name, value in run.model.state_dict().items())     # not spoiled
+
+
+def test_a_run_knows_its_people_wherever_they_are(people, tmp_path):
+    """Another path to the same people is the same run; other people, as many, of the same name, are not."""
+    run = training(people, tmp_path)
+    run.save()
+    assert training(people, tmp_path, data="elsewhere/drawn").resume() == tmp_path / "last.pt"
+    train, *rest = people
+    others = drawn_people("valid", 64, 64)
+    others.name = train.name
+    with pytest.raises(BadInput, match="was trained with people 64 of drawn/train"):
+        training((others, *rest), tmp_path).resume()
+
+
+def test_a_stop_is_heard_while_the_teacher_is_asked(people, tmp_path):
+    run = training(people, tmp_path)
+    run.asked_to_stop = 15
+
+    class Slow:
+        source = "x"
+
+        def prepare(self, view, images_of, between):
+            between()
+            raise AssertionError("not heard")
+
+    run.lessons = Slow()
+    with pytest.raises(Stopped):
+        run.epoch(None)
+    assert (tmp_path / "last.pt").exists()

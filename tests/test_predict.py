@@ -83,6 +83,11 @@ def test_no_two_pictures_share_an_output(tmp_path):
                                                      "x-4-pose.jpg"]
 
 
+    (tmp_path / "a/x-pose.jpg").touch()              # what we drew is not looked at again, wherever --out is
+    (tmp_path / "a/out").mkdir()
+    (tmp_path / "a/out/other.jpg").touch()
+    for out, count in ((tmp_path, 4), (tmp_path / "a", 4), (tmp_path / "a/out", 3), (None, 4)):
+        assert len(list_pictures([tmp_path / "a"], out)) == count, out
     clips = [Path("clip.mp4"), Path("elsewhere/clip.avi")]
     assert list(map(str, name_outputs([Path(clip.name) for clip in clips], "-pose.mp4"))) == ["clip-pose.mp4", "clip-2-pose.mp4"]
 

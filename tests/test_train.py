@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import checkpoint
+import train
 from inputs import BadInput
 from models import build_student, build_teacher
 from muon import Muon, orthogonal
@@ -79,3 +80,11 @@ def test_muon_takes_the_steps_of_torch_optim_muon():
 def test_orthogonal_updates():
     singular = torch.linalg.svdvals(orthogonal(torch.randn(3, 16, 48, generator=torch.Generator().manual_seed(0))))
     assert 0.6 < singular.min() and singular.max() < 1.3                         # what five iterations reach
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    train.hold(tmp_path / "run")
+    with pytest.raises(BadInput, match="another process trains into"):
+        train.hold(tmp_path / "run")
+    train.hold(tmp_path / "another")

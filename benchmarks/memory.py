@@ -1,0 +1,51 @@
+"""Peak memory of inference on a CPU: the plain form of each student without a backbone against the ready one.
+
+    python benchmarks/memory.py                  # half a minute
+
+Each form runs in a process of its own; what is said is by how much the process grew while it computed, beside its weights.
+"""
+
+import argparse
+import resource
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from inputs import main_with_clear_errors  # noqa: E402
+from models import FILTERS, build_student  # noqa: E402
+from speed import PRECISIONS, variants  # noqa: E402
+
+
+def peak():
+    """The most memory that this process ever held, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 ** 2 / 1000 if sys.platform == "darwin" else 1000)
+
+
+@torch.inference_mode()
+def grown(filter, form, precision, batch):
+    model = build_student("reg", filter, "none", "paper").eval()
+    network, context = next((network, context) for f, p, network, context in variants(model) if (f, p) == (form, precision))
+    images = torch.rand(batch, 3, model.size, model.size)
+    before = peak()
+    with context():
+        for _ in range(3):
+            network(images)
+    return peak() - before
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16, help="crops at once (default: 16)")
+    args = parser.parse_args()
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for filter in FILTERS:
+            for precision in PRECISIONS:
+                plain, ready = (pool.apply(grown, (filter, form, precision, args.batch)) for form in ("plain", "ready"))
+                print(f"{filter:10}{precision:10}batch {args.batch}: plain {plain:6.0f} MB, ready {ready:6.0f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)
