@@ -25,8 +25,11 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
+from inputs import lock
+
 MARGIN = 1.5                # side of a stored crop over the network's input: room to turn and zoom out.
                             # What augmentation would show beyond it (the corners) is black.
+SLICE = 1000                # crops between two notes of how far cutting has come
 CACHED = 384 * 384          # pixels that a CPU warps at a time: more do not fit its cache (64 crops of 256: 226 ms, so 84)
 # A mirrored person's right wrist is where the left one was: joint k of the mirror is joint FLIP[k] of the original.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
@@ -120,6 +123,77 @@ def stored_matrix(center, side, size):
     return crop_matrix(center, torch.as_tensor(side) * wide / size, wide)
 
 
+def store(people, size, folder=None):
+    """The crops of all people, with their margin, decoded and cut once: (N, wide, wide, 3) uint8.
+
+    folder: keep them there as a memory-mapped file, and take that the next time: its name is a digest of the pictures
+    (path, size, time of change) and of the boxes. One process cuts, others wait for it; one that was stopped goes on where it
+    was. None keeps them in memory.
+    """
+    wide = stored_size(size)
+    matrix = stored_matrix(people.center, people.side, size)
+    shape = (len(people), wide, wide, 3)
+
+    def fill(array, start=0, flushed=lambda end: None):
+        def cut_one(i):
+            array[i] = cut(people.picture(i), matrix[i], wide)
+
+        with ThreadPoolExecutor() as pool, tqdm(total=len(people), initial=start, desc="crops", leave=False,
+                                                disable=None) as bar:          # Pillow lets go of the interpreter to decode
+            for start in range(start, len(people), SLICE):
+                for _ in pool.map(cut_one, range(start, min(start + SLICE, len(people)))):
+                    bar.update()
+                flushed(start + SLICE)
+        return array
+
+    if folder is None:
+        return fill(np.empty(shape, np.uint8))
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in people.files]
+    digest = hashlib.sha256(repr((stats, shape)).encode() + matrix.numpy().tobytes()).hexdigest()[:16]
+    file = Path(folder) / f"crops-{people.name.replace('/', '-').replace(' ', '-')}-{wide}-{digest}.npy"
+    partial, progress = file.with_suffix(".partial"), file.with_suffix(".progress")
+    if (found := mapped(file, shape)) is not None:
+        return found
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(progress, "a+") as done:
+        lock(done, wait=True)
+        if (found := mapped(file, shape)) is not None:       # another process has cut them meanwhile
+            progress.unlink(missing_ok=True)
+            return found
+        done.seek(0)
+        said = done.read()
+        start = int(said) if said.isdigit() else 0
+        try:
+            array = mapped(partial, shape, "r+") if start else None
+            if array is None:
+                progress.write_text("")
+                start, array = 0, np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+                reserve(partial)
+            print(f"cutting {len(people):,} crops of {wide} x {wide} pixels into {file} ({math.prod(shape) / 1e9:.2f} GB)"
+                  + (f", from the {start:,}th on" if start else ""))
+
+            def flushed(end):        # what is said to be done is on the disk
+                array.flush()
+                progress.write_text(str(end))
+
+            fill(array, start, flushed)
+            os.replace(partial, file)
+        finally:
+            if file.exists() or not progress.read_text():    # through, or not worth keeping
+                partial.unlink(missing_ok=True)
+                progress.unlink(missing_ok=True)
+    return np.load(file, mmap_mode="r")
+
+
+def mapped(file, shape, mode="r"):
+    """A file of crops as an array; None where it is not there, cut off, or another one."""
+    try:
+        found = np.load(file, mmap_mode=mode)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == shape and found.dtype == np.uint8 else None
+
+
 def reserve(path):
     """Take the room on the disk that the file says it has: a full one is told now, where writing to a map would kill us."""
     if hasattr(os, "posix_fallocate"):
@@ -131,50 +205,6 @@ def reserve(path):
             path.unlink()
             raise OSError(f"{path.parent} lacks room for {size / 1e9:.1f} GB of crops ({error.strerror}): name another folder "
                           f"with --cache") from error
-
-
-def store(people, size, folder=None, desc="crops"):
-    """The crops of all people, with their margin, decoded and cut once: (N, wide, wide, 3) uint8.
-
-    folder: keep them there as a memory-mapped file, and take that the next time: its name is a digest of the pictures
-    (path, size, time of change) and of the boxes. None keeps them in memory.
-    """
-    wide = stored_size(size)
-    matrix = stored_matrix(people.center, people.side, size)
-    shape = (len(people), wide, wide, 3)
-    if folder is None:
-        array = np.empty(shape, np.uint8)
-    else:
-        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in people.files]
-        digest = hashlib.sha256(repr((stats, shape)).encode() + matrix.numpy().tobytes()).hexdigest()[:16]
-        file = Path(folder) / f"crops-{people.name.replace('/', '-').replace(' ', '-')}-{wide}-{digest}.npy"
-        try:
-            found = np.load(file, mmap_mode="r")
-            if found.shape == shape and found.dtype == np.uint8:
-                return found
-        except (OSError, ValueError, EOFError):   # not there, or cut off: cut the crops (anew)
-            pass
-        print(f"cutting {len(people):,} crops of {wide} x {wide} pixels into {file} ({math.prod(shape) / 1e9:.2f} GB)")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        array = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        reserve(partial)
-
-    def fill(i):
-        array[i] = cut(people.picture(i), matrix[i], wide)
-
-    try:
-        with ThreadPoolExecutor() as pool:        # Pillow lets go of the interpreter while it decodes
-            list(tqdm(pool.map(fill, range(len(people))), total=len(people), desc=desc, leave=False, disable=None))
-        if folder is not None:
-            array.flush()
-            os.replace(partial, file)
-            return np.load(file, mmap_mode="r")
-    except BaseException:
-        if folder is not None:
-            partial.unlink(missing_ok=True)
-        raise
-    return array
 
 
 class Variation(NamedTuple):

@@ -1,4 +1,5 @@
-"""Bad input ends a command with one clear line and exit status 2; a bug keeps its traceback."""
+"""Between a command and its surroundings: bad input ends it with one clear line and exit status 2 (a bug keeps its traceback),
+devices are there, and what only one process may do is locked."""
 
 import signal
 import sys
@@ -25,6 +26,21 @@ def check_device(name):
         raise BadInput(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use; "
                        f"--device cpu always works")
     torch.cuda.set_device(name if index else 0)          # clocks and memory counters then mean this one
+
+
+def lock(file, wait):
+    """Keep others from locking this open file or folder descriptor until it is closed -> False where another has it already.
+
+    wait: until the other lets go. Where the system knows no locks, everybody gets them.
+    """
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):       # Windows; file systems without locks
+        pass
+    return True
 
 
 def main_with_clear_errors(main):

@@ -33,7 +33,7 @@ from distill import TERMS, Lessons
 from draw import WHITE, contact_sheet
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_people
 from inference import for_inference
-from inputs import BadInput, check_device, default_device, main_with_clear_errors
+from inputs import BadInput, check_device, default_device, lock, main_with_clear_errors
 from loop import Stopped, Training
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
 from parallel import join
@@ -245,16 +245,8 @@ def main():
 def hold(folder):
     """Nobody else trains into this folder as long as this process lives."""
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:                  # not on Windows
-        return
-    try:
-        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BadInput(f"another process trains into {folder}: wait for its end, or name another folder with --out") from error
-    except OSError:                      # a file system without locks
-        pass
+    if hasattr(os, "O_DIRECTORY") and not lock(os.open(folder, os.O_RDONLY), wait=False):
+        raise BadInput(f"another process trains into {folder}: wait for its end, or name another folder with --out")
 
 
 def train(args, team):

@@ -191,3 +191,22 @@ def test_a_full_disk_is_told_before_anything_is_cut(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="lacks room for .* GB of crops .No space left on device.: name another folder"):
         store(drawn_people("valid", 3, 64), 64, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_cutting_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(crops_module, "SLICE", 2)
+    people = drawn_people("valid", 7, 64)
+    expected, picture, asked = store(people, 64), people.picture, []
+
+    def stopped(i):
+        if i == 5:
+            raise KeyboardInterrupt
+        return picture(i)
+
+    people.picture = stopped
+    with pytest.raises(KeyboardInterrupt):
+        store(people, 64, tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".partial", ".progress"]
+    people.picture = lambda i: asked.append(i) or picture(i)
+    assert np.array_equal(store(people, 64, tmp_path), expected) and sorted(asked) == [4, 5, 6]
+    assert "from the 4th on" in capsys.readouterr().out and len(list(tmp_path.iterdir())) == 1

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import json
 
 import pytest
 import torch
@@ -99,3 +100,12 @@ def test_a_stop_is_heard_while_the_teacher_is_asked(people, tmp_path):
     with pytest.raises(Stopped):
         run.epoch(None)
     assert (tmp_path / "last.pt").exists()
+
+
+def test_a_run_may_go_on_with_a_lower_rate(people, tmp_path):
+    training(people, tmp_path).save()
+    run = training(people, tmp_path, lr=1e-4)
+    run.resume()
+    run.run()
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(rates) == 2 and max(rates) <= 1e-4
