@@ -98,7 +98,8 @@ def read_safely(path):
             raise BadInput(f"{path} cannot be read safely: it holds more than tensors ({wanted[1]}), and loading such objects "
                            f"can run any command. Where you trust the file, save its tensors alone: "
                            f"torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)") from error
-        raise BadInput(f"{path} is not a checkpoint that can be read ({one_line(error)})") from error
+        why = "torch.save did not write it, or it is cut off" if "weights_only" in str(error) else one_line(error)
+        raise BadInput(f"{path} is not a checkpoint that can be read ({why})") from error
 
 
 def read(path):

@@ -8,7 +8,7 @@ WHITE = (255, 255, 255)
 LIMBS = ((0, 1, RIGHT), (1, 2, RIGHT), (2, 6, RIGHT), (3, 6, LEFT), (3, 4, LEFT), (4, 5, LEFT),
          (6, 7, MIDDLE), (7, 8, MIDDLE), (8, 9, MIDDLE),
          (10, 11, RIGHT), (11, 12, RIGHT), (12, 7, RIGHT), (13, 7, LEFT), (13, 14, LEFT), (14, 15, LEFT))
-FAINTEST = 0.15                      # opacity of a joint of no confidence
+FAINTEST = 0.3                       # opacity of a joint of no confidence
 
 
 def draw_skeleton(picture, joints, visible, colour=None, width=2, confidence=None):

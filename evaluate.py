@@ -122,8 +122,6 @@ def read_predictions(file, count):
     """preds of a .mat file, (N, 16, 2), (16, 2, N) or (2, 16, N), 1-based as MPII's own pixels -> (N, 16, 2) 0-based."""
     try:
         mat = loadmat(file)
-    except FileNotFoundError as error:
-        raise BadInput(f"there is no file {file}") from error
     except Exception as error:
         raise BadInput(f"{file} is not a Matlab file ({error!r:.80})") from error
     if "preds" not in mat:
@@ -172,12 +170,17 @@ def parse_arguments():
 
 def score_predictions(args):
     """Scores of --predictions, against annot/gt_valid.mat of --data."""
+    if not args.predictions.is_file():
+        raise BadInput(f"there is no file {args.predictions}")
+    if args.data == "drawn":
+        raise BadInput("--predictions need --data, the MPII folder that they are scored against")
     truth = Path(args.data) / "annot" / "gt_valid.mat"
     if not truth.is_file():
         raise BadInput(f"--predictions are scored against {truth}, which is not there: name MPII's folder with --data")
     joints, visible, head_size = read_truth(truth)
+    predictions = read_predictions(args.predictions, len(joints))
     print(f"{args.predictions}: PCKh against {truth}, {len(joints):,} people")
-    return score(read_predictions(args.predictions, len(joints)), joints, visible, head_size)
+    return score(predictions, joints, visible, head_size)
 
 
 def score_checkpoint(args, path):
@@ -187,6 +190,9 @@ def score_checkpoint(args, path):
     stored = store(people, model.size, None if args.data == "drawn" else args.cache)
     print(f"{path} ({checkpoint.describe(model.config)}): PCKh on {len(people):,} people of {people.name}"
           + (", flip test" if args.flip_test else "") + (f"; {people.note}" if people.note else ""))
+    learned = str(facts.get("data")).partition("/")[0]
+    if learned not in ("None", "as published", people.name.partition("/")[0]):
+        print(f"it learned from {learned}, and is scored on others: --data names the folder of photos")
     return evaluate(model, people, stored, args.device, args.flip_test)
 
 

@@ -123,6 +123,7 @@ def run(name, flags, threads, until=math.inf):
     ending = ["--stop-after", (until - began) / 60] * (until < math.inf)
     command = [sys.executable, HERE / "train.py", *flags, *resume, *ending, "--out", out]
     out.mkdir(parents=True, exist_ok=True)
+    print(f"{name}: begins, or goes on: {out / 'said.txt'} says how it fares", flush=True)
     with open(out / "said.txt", "a") as said:
         child = subprocess.Popen([str(part) for part in command], stdout=said, stderr=subprocess.STDOUT,
                                  start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
@@ -167,8 +168,9 @@ def run_all(runs, jobs, until):
             list(pool.map(attempt, batch.items()))
         if failed:
             raise BadInput(f"{len(failed)} of {len(batch)} runs failed: {', '.join(failed)}")
-        if missing := [name for name in batch if not result(name)]:
-            print(f"{len(missing)} of {len(batch)} are still to be run, {missing[0]} the first: the same command goes on")
+        if any(not result(name) for name in batch):
+            missing = [name for name in runs if not result(name)]
+            print(f"{len(missing)} of {len(runs)} are still to be run, {missing[0]} the first: the same command goes on")
             raise SystemExit(130 if stopping.is_set() else 0)
 
 

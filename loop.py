@@ -183,7 +183,7 @@ class Training:
         args, done = self.args, self.progress
         line = {"epoch": done.epoch + 1, "lr": self.optimisers[-1].param_groups[0]["lr"],
                 **{name: value / self.per_epoch for name, value in done.sums.items()},
-                "images_per_second": self.per_epoch * self.people_a_step / done.seconds, "input_alone": input_rate}
+                "images_per_second": round(self.per_epoch * self.people_a_step / done.seconds), "input_alone": round(input_rate)}
         if (done.epoch + 1) % SCORE_EVERY[args.preset] == 0 or done.epoch + 1 == args.epochs:
             self.team.share_buffers(self.averaged)
             found = evaluate(self.averaged, self.valid, self.valid_crops, self.team.device, team=self.team)
@@ -193,7 +193,8 @@ class Training:
                 done.best = scores["pckh@0.5"]
                 if self.team.leads:
                     checkpoint.save(args.out / "best.pt", self.averaged, self.facts(done.epoch + 1) | scores)
-        print("  ".join(f"{name} {value:.4g}" for name, value in line.items()), flush=True)
+        print("  ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in line.items()),
+              flush=True)
         if self.team.leads:
             print(json.dumps(line), file=log, flush=True)
         self.progress = Progress(epoch=done.epoch + 1, best=done.best)
@@ -222,7 +223,7 @@ class Training:
         """last.pt: all that a run needs to go on to the bit; the one before it becomes previous.pt."""
         self.saved_at = time.monotonic()
         if self.team.leads:
-            training = dict(progress=asdict(self.progress), averaged=self.averaged.state_dict(),
+            training = dict(progress=asdict(self.progress), epochs=self.args.epochs, averaged=self.averaged.state_dict(),
                             optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
                             settings=self.settings())
             checkpoint.save(self.args.out / "last.pt", self.model, self.facts(self.progress.epoch), training,
@@ -242,6 +243,8 @@ class Training:
             if (now := present.get(name)) != value:
                 raise BadInput(f"{file} was trained with {name} {value}, now it is {now}: "
                                f"give the flags of the run that is to go on")
+        if (epochs := training.get("epochs", self.args.epochs)) != self.args.epochs:
+            print(f"{file} was to have {epochs} epochs, now it is {self.args.epochs}: its rate falls at other steps than until now")
         self.model.load_state_dict(content["model"])
         self.averaged.load_state_dict(training["averaged"])
         for optimiser, state in zip(self.optimisers, training["optimisers"]):

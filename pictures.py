@@ -4,7 +4,7 @@
     python pictures.py filters --checkpoint GS.pt GD.pt                    # what the filters let through, layer by layer
     python pictures.py predictions --checkpoint FILE [--data DATA]         # best, middling and worst held-out people
 
-Each writes one file into --out (default: docs/).
+Each writes one file into --out (default: docs/, pictures of --data into predictions/, as they may not be ours to give).
 """
 
 import argparse
@@ -137,8 +137,9 @@ def main():
     parser.add_argument("--checkpoint", type=Path, nargs="+", help="networks to look at")
     parser.add_argument("--data", type=Path, help="folder in MPII's layout (default: drawn people)")
     parser.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "docs", help="folder (default: docs/)")
+    parser.add_argument("--out", type=Path, help="folder (default: docs/, with --data predictions/)")
     args = parser.parse_args()
+    args.out = args.out or (Path("predictions") if args.data else Path(__file__).parent / "docs")
     if args.what != "curves" and not args.checkpoint:
         raise BadInput(f"{args.what} need --checkpoint: which network to look at")
     args.out.mkdir(parents=True, exist_ok=True)

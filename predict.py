@@ -35,6 +35,7 @@ PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", "
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 DRAWN = "-pose.jpg"                  # ends the names of what we draw; such files are not looked at again
 LONGEST = 4096                       # JPEGs with a longer side are decoded at 1/2, 1/4 or 1/8
+THINNEST = 2                         # pixels of a line
 BATCH_CROPS, BATCH_PIXELS = 32, 50_000_000      # a batch is as many pictures, or as many pixels
 
 
@@ -122,6 +123,12 @@ def check_box(box):
     return [x, y, width, height]
 
 
+def meets(box, size, scale):
+    """Is some of this picture in the box? size: of the picture as read, box: in pixels of the file, scale between them."""
+    x, y, width, height = (scale * number for number in box)
+    return x < size[0] and y < size[1] and x + width > 0 and y + height > 0
+
+
 # ------------------------------------------------------------------------------- people
 
 def box_matrix(box, size, tight):
@@ -151,7 +158,7 @@ def find(model, pictures, boxes, device="cpu"):
 
 
 def draw_people(picture, people):
-    width = max(1, round(max(picture.size) / 250))
+    width = max(THINNEST, round(max(picture.size) / 250))
     for person in people:
         draw_skeleton(picture, person.joints, np.ones(len(JOINTS), bool), width=width, confidence=person.confidence)
     return picture
@@ -215,6 +222,10 @@ def predict_pictures(args, model):
                 failed += 1
                 continue
             of = boxes.get(path.name, args.box)
+            if outside := [box for box in of or () if not meets(box, picture.size, scale)]:
+                print(f"error: {path} has nothing in the box {outside[0]}", file=sys.stderr)
+                failed += 1
+                continue
             waiting.append((path, name, picture, scale, of and [[scale * number for number in box] for box in of]))
             if len(waiting) >= BATCH_CROPS or sum(p.size[0] * p.size[1] for _, _, p, _, _ in waiting) > BATCH_PIXELS:
                 flush(records)
@@ -225,6 +236,8 @@ def predict_pictures(args, model):
 
 def predict_video(args, model, source, name):
     """Frames of a video file or camera, drawn into the video `name` of --out; Ctrl-C ends a camera."""
+    if not isinstance(source, int) and not source.is_file():
+        raise BadInput(f"there is no video {source}")
     try:
         import cv2
     except ImportError as error:

@@ -5,6 +5,7 @@
 Blank is what nobody has run.
 """
 
+import argparse
 import statistics
 from itertools import product
 
@@ -29,6 +30,8 @@ def mean_and_spread(values):
 
 
 def table(header, rows):
+    if not rows:
+        return "(not measured yet)"
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -132,5 +135,10 @@ def write_tables(readme):
     print(f"{readme}: {', '.join(TABLES)} written from {RESULTS.name}/")
 
 
+def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    write_tables(HERE / "README.md")
+
+
 if __name__ == "__main__":
-    main_with_clear_errors(lambda: write_tables(HERE / "README.md"))
+    main_with_clear_errors(main)

@@ -62,7 +62,7 @@ def parse_arguments():
     what.add_argument("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
     what.add_argument("--teacher", type=Path, help="teacher's checkpoint (default: the shipped tiny one, for drawn people)")
     what.add_argument("--no-distill", action="store_true", help="learn from labels alone")
-    what.add_argument("--terms", nargs="+", choices=TERMS, default=list(TERMS), metavar="TERM",
+    what.add_argument("--terms", nargs="+", choices=TERMS, metavar="TERM",
                       help=f"which of the loss's four terms to learn from: {', '.join(TERMS)} (default: all)")
     data = parser.add_argument_group("from what")
     data.add_argument("--data", default="drawn", help="folder in MPII's layout, or 'drawn': people drawn by synthetic.py "
@@ -105,6 +105,11 @@ def check_arguments(args):
                        "the teacher is one network and learns from labels")
     if args.no_distill and args.teacher:
         raise BadInput("--no-distill and --teacher contradict each other: leave one out")
+    if args.terms and (args.no_distill or args.train_teacher):
+        raise BadInput("--terms are what a student learns from a teacher: leave them out, or --no-distill and --train-teacher")
+    args.terms = args.terms or list(TERMS)
+    if args.data != "drawn" and not Path(args.data).is_dir():
+        raise BadInput(f"--data {args.data} is not a folder: name one in MPII's layout, or leave it out for drawn people")
     if args.drawings is not None and args.data != "drawn":
         raise BadInput("--drawings says how many people to draw: leave it out where --data names a folder")
     check_device(args.device)
@@ -273,7 +278,9 @@ def train(args, team):
     augmentation = UPRIGHT if args.data == "drawn" else TOKENPOSE if args.preset == "paper" else PHOTOS
     training = Training(args, team, model, averaged, people, crops, valid, valid_crops, lessons, augmentation)
     if args.resume:
-        print(f"going on from {training.resume()}, epoch {training.progress.epoch + 1}, step {training.progress.step + 1}")
+        file = training.resume()
+        print(f"going on from {file}, epoch {training.progress.epoch + 1}, step {training.progress.step + 1}"
+              if training.progress.epoch < args.epochs else f"{file} has had its {args.epochs} epochs: --epochs N for more")
     if team.leads:
         (args.out / "config.json").write_text(json.dumps(plain(args), indent=1) + "\n")
         if people.skipped:

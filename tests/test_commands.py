@@ -100,6 +100,9 @@ def test_a_teacher_no_better_than_chance_is_refused(tmp_path):
 def test_a_run_goes_on_only_as_it_began(workplace):
     folder, _ = workplace
     again = ["--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", "--resume"]
+    refused(run("train.py", "--terms", "heatmap", "--no-distill", cwd=folder), "--terms are what a student learns from a teacher")
+    refused(run("train.py", "--data", "nowhere", cwd=folder), "--data nowhere is not a folder")
+    refused(run("evaluate.py", "--predictions", "no.mat", "--data", ".", cwd=folder), "there is no file no.mat")
     refused(run("train.py", *again, "--seed", "1", cwd=folder), "trained with seed 0, now it is 1")
     refused(run("train.py", *[word for word in again if word != "--resume"], cwd=folder), "runs/short holds a run: --resume")
     weights_only = folder / "runs/copied"

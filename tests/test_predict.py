@@ -158,7 +158,9 @@ def test_the_command(picture, tmp_path):
     found = json.loads((tmp_path / "joints.json").read_text())
     assert len(found["pictures"][0]["people"][0]["joints"]) == 16
     for arguments, message in (([], "name pictures"), (["my photos", "--boxes", "joints.json"], "--boxes joints.json"),
-                               (["my photos", "--box", "1", "2", "0", "3"], "size above 0")):
+                               (["my photos", "--box", "1", "2", "0", "3"], "size above 0"),
+                               (["my photos/é.jpg", "--box", "900", "2", "9", "9"], "é.jpg has nothing in the box"),
+                               (["nowhere.mp4"], "there is no video nowhere.mp4")):
         done = subprocess.run([sys.executable, ROOT / "predict.py", *arguments, "--checkpoint", weights],
                               capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
