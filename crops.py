@@ -140,10 +140,10 @@ def store(people, size, folder=None):
 
         with ThreadPoolExecutor() as pool, tqdm(total=len(people), initial=start, desc="crops", leave=False,
                                                 disable=None) as bar:          # Pillow lets go of the interpreter to decode
-            for start in range(start, len(people), SLICE):
-                for _ in pool.map(cut_one, range(start, min(start + SLICE, len(people)))):
+            for first in range(start, len(people), SLICE):
+                for _ in pool.map(cut_one, range(first, min(first + SLICE, len(people)))):
                     bar.update()
-                flushed(start + SLICE)
+                flushed(first + SLICE)
         return array
 
     if folder is None:

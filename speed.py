@@ -1,6 +1,6 @@
 """How fast each mixer is on this machine, in each form, side by side in one run.
 
-    python evaluate.py --speed                           # regression students without a backbone: ten minutes on two cores
+    python evaluate.py --speed                           # regression students without a backbone: five minutes on two cores
     python evaluate.py --speed reg-w32 cc-none           # other rows of the paper; 'all' for all of them (on a GPU)
 
     plain       the filters' definition (FFT) or attention written out step by step (products, softmax, products)
