@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 import checkpoint
 from costs import cost_table, measure_costs, protocol
-from crops import FLIP, crop_matrix, invert, make_batch, store, transform
+from crops import FLIP, invert, make_batch, store, transform
 from data_mpii import load_people, read_truth
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
+from models import CoordinateHead, Regression
 from parallel import Team
 from synthetic import drawn_people
 
@@ -82,26 +83,40 @@ def print_score(scores):
 def predict(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1, "cpu")):
     """Joints (N, 16, 2) in pixels of the pictures and confidences (N, 16), of people with stored crops.
 
-    flip_test: the mean of what the network says of a crop and of its mirror image.
+    flip_test: of the mean of what the network says of a crop and of its mirror image (with_mirror).
     team: processes that share the work; each gets the whole answer.
     """
     model.eval()
     joints, confidences = [], []
     mine = np.arange(team.rank, len(people), team.world)
     for start in tqdm(range(0, len(mine), BATCH), desc="evaluating", leave=False, disable=None):
-        rows = mine[start:start + BATCH]
-        batch = make_batch(people, stored, rows, model.size, device)
-        places, confidence = model.decode(model(batch.images))
-        back = invert(batch.matrix)
-        found = transform(back, places.cpu())                                        # crop -> picture
+        batch = make_batch(people, stored, mine[start:start + BATCH], model.size, device)
+        output = model(batch.images)
         if flip_test:
-            mirror = crop_matrix(people.center[rows], people.side[rows], model.size, flip=True)
-            places, mirrored = model.decode(model(batch.images.flip(-1)))
-            found = (found + transform(invert(mirror), places.cpu())[:, FLIP]) / 2
-            confidence = (confidence + mirrored[:, FLIP]) / 2
-        joints.append(found)
+            mirrored = model(batch.images.flip(-1))
+            output = output._replace(prediction=with_mirror(model.head, output.prediction, mirrored.prediction))
+        places, confidence = model.decode(output)
+        joints.append(transform(invert(batch.matrix), places.cpu()))                 # crop -> picture
         confidences.append(confidence.cpu())
     return tuple(team.gather(torch.cat(part).numpy()) for part in (joints, confidences))
+
+
+def with_mirror(head, said, mirrored):
+    """The mean of a head's predictions of crops and of their mirror images, in the form of the first.
+
+    Of positions (regression), or of distributions over positions, where a mean of two different peaks is not a third one.
+    """
+    if isinstance(said, Regression):
+        x, y = mirrored.xy[:, FLIP].unbind(-1)
+        return said._replace(xy=(said.xy + torch.stack([1 - x, y], -1)) / 2, score=(said.score + mirrored.score[:, FLIP]) / 2)
+    if isinstance(head, CoordinateHead):                                             # logits of x and y, (B, K, bins) each
+        (x, y), (other_x, other_y) = said, (logits[:, FLIP] for logits in mirrored)
+        return tuple(((one.softmax(-1) + other.softmax(-1)) / 2).log() for one, other in ((x, other_x.flip(-1)), (y, other_y)))
+    mirrored = mirrored[:, FLIP].flip(-1)                                            # (B, K, S, S)
+    if head.values:
+        return (said + mirrored) / 2
+    one, other = (logits.flatten(-2).softmax(-1) for logits in (said, mirrored))
+    return ((one + other) / 2).log().view_as(said)
 
 
 def evaluate(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1, "cpu")):

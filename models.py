@@ -276,9 +276,12 @@ class PoseNet(nn.Module):
         self.encoder = Encoder((preset.grid, preset.grid), preset.dim, preset.depth, preset.heads, filter)
         self.head = head
 
+    def normalised(self, images):
+        return (images - self.mean).div_(self.std).to(self.embed.project.weight.dtype)
+
     def forward(self, images):
-        images = ((images - self.mean) / self.std).to(self.embed.project.weight.dtype)
-        keypoint, visual = self.encoder(self.embed(self.backbone(images)))                # backbone: (B, C, H, W)
+        # in one expression: a name would keep what is done with in memory
+        keypoint, visual = self.encoder(self.embed(self.backbone(self.normalised(images))))
         return Output(keypoint, visual, self.head(keypoint.to(self.mean.dtype)))          # float32 within a bfloat16 network
 
     def decode(self, output):

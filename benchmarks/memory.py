@@ -3,9 +3,12 @@
     python benchmarks/memory.py                  # half a minute
 
 Each form runs in a process of its own; what is said is by how much the process grew while it computed, beside its weights.
+What is freed goes back to the system at once (MALLOC_MMAP_THRESHOLD_): by default glibc keeps a part of it, as it happens, and
+what one then sees is its habits: plain / ready 93 / 104 MB for GS in float32, where 57 / 56 are in use.
 """
 
 import argparse
+import os
 import resource
 import sys
 from multiprocessing import get_context
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")          # for the processes that are started below
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inputs import main_with_clear_errors  # noqa: E402
 from models import FILTERS, build_student  # noqa: E402

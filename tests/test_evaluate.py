@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from crops import FLIP, store
-from evaluate import GROUPS, evaluate, mean_pose_score, pckh, predict, score
-from models import build_student
+from crops import FLIP, coordinate_labels, heatmaps, make_batch, store
+from evaluate import GROUPS, evaluate, mean_pose_score, pckh, predict, score, with_mirror
+from models import CoordinateHead, HeatmapHead, Output, PoseNet, Regression, RegressionHead, build_student
 from synthetic import drawn_people
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,31 +76,55 @@ def people():
 
 
 class Oracle(torch.nn.Module):
-    """Stands in for a network: finds each joint where a map from crop pixels says it is, mirrored if the crop is."""
+    """Stands in for a network of a given head: it knows where each joint is in a crop, and in its mirror image."""
     size = 64
 
-    def __init__(self, people, stored):
+    def __init__(self, people, stored, head):
         super().__init__()
-        from crops import make_batch
         self.batch = make_batch(people, stored, np.arange(len(people)), 64)
+        self.head = head
 
     def forward(self, images):
-        plain = torch.allclose(images, self.batch.images)
-        mirrored = torch.cat([1 - self.batch.xy[..., :1], self.batch.xy[..., 1:]], -1)[:, FLIP]
-        return self.batch.xy if plain else mirrored
+        xy, score = self.batch.xy, torch.linspace(0, 1, 16).expand(len(images), 16)
+        if not torch.allclose(images, self.batch.images):
+            xy = torch.cat([1 - xy[..., :1], xy[..., 1:]], -1)[:, FLIP]
+        if isinstance(self.head, RegressionHead):
+            prediction = Regression(xy, score, torch.ones_like(xy))
+        elif isinstance(self.head, CoordinateHead):
+            prediction = tuple(label.log() for label in coordinate_labels(xy, self.head.sigma, 128))
+        else:
+            label = heatmaps(xy, self.head.sigma, 64)
+            prediction = label if self.head.values else label.log()
+        return Output(None, None, prediction)
 
-    def decode(self, xy):
-        return xy * 64 - 0.5, torch.linspace(0, 1, 16).expand(len(xy), 16)
+    decode = PoseNet.decode
 
 
+# how far off a decoding may be, in pixels of the picture: half a bin or half a cell (a person's box is two to three crops wide)
 @pytest.mark.parametrize("flip_test", [False, True])
-def test_perfect_predictions_score_100_with_and_without_flip_test(people, flip_test):
+@pytest.mark.parametrize("head,off", [(RegressionHead(8), 1e-3), (CoordinateHead(8, 128, 3), 2), (HeatmapHead(8, 64, 2), 2),
+                                      (HeatmapHead(8, 64, 2, values=True), 2)])
+def test_perfect_predictions_are_found_with_and_without_flip_test(people, head, off, flip_test):
     stored = store(people, 64)
-    joints, confidence = predict(Oracle(people, stored), people, stored, flip_test=flip_test)
-    assert np.abs(joints - people.joints).max() < 1e-3
-    assert score(joints, people.joints, people.visible, people.head_size)["pckh@0.1"]["mean"] == 100
-    if flip_test:       # scores swap sides as the joints do: right wrist's mean is of 10/15 and of 15/15
-        assert confidence[0, 10] == confidence[0, 15] == pytest.approx(12.5 / 15)
+    joints, confidence = predict(Oracle(people, stored, head), people, stored, flip_test=flip_test)
+    assert np.abs(joints - people.joints)[people.visible].max() < off
+    if isinstance(head, RegressionHead):
+        assert score(joints, people.joints, people.visible, people.head_size)["pckh@0.1"]["mean"] == 100
+        if flip_test:       # scores swap sides as the joints do: right wrist's mean is of 10/15 and of 15/15
+            assert confidence[0, 10] == confidence[0, 15] == pytest.approx(12.5 / 15)
+
+
+def test_flip_test_takes_the_better_peak_and_not_the_middle():
+    """Of two peaks that disagree the surer one wins; a mean of their positions would lie where nobody saw a joint."""
+    head = CoordinateHead(8, 128, 3)
+    sure, unsure = (torch.full((1, 16, 2), at) for at in (0.25, 0.75))
+    said = coordinate_labels(sure, 3, 128)
+    said = tuple((0.9 * a + 0.1 * b).log() for a, b in zip(said, coordinate_labels(unsure, 3, 128)))
+    mirrored = tuple((0.4 * a + 0.6 * b).log() for a, b in zip(
+        coordinate_labels(torch.cat([1 - sure[..., :1], sure[..., 1:]], -1), 3, 128),
+        coordinate_labels(torch.cat([1 - unsure[..., :1], unsure[..., 1:]], -1), 3, 128)))
+    found, _ = head.decode(with_mirror(head, said, mirrored))
+    assert (found - 0.25).abs().max() <= 0.5 / 128
 
 
 def test_mean_pose_floor_on_real_photos(real_data):
