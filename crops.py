@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
+from augmentation import hide
 from inputs import lock
 
 MARGIN = 1.5                # side of a stored crop over the network's input: room to turn and zoom out.
@@ -207,41 +208,6 @@ def reserve(path):
                           f"with --cache") from error
 
 
-class Variation(NamedTuple):
-    """How each of N crops differs from the plain one."""
-    rotation: torch.Tensor     # (N,) degrees
-    zoom: torch.Tensor         # (N,) size of the box over the plain one's
-    flip: torch.Tensor         # (N,) bool
-    gain: torch.Tensor         # (N, 3) what red, green and blue are multiplied by
-    shift: torch.Tensor        # (N, 1) what is then added to all three
-
-    def of(self, rows):
-        return Variation(*(each[rows] for each in self))
-
-
-class Augmentation(NamedTuple):
-    """How far random crops differ from the plain one."""
-    rotation: float            # deviation of the angle, degrees; twice that at most
-    rotation_chance: float     # share of the crops that are turned at all
-    zoom: float                # deviation of the box's size around 1; that much at most
-    flip_chance: float         # share of the crops that are mirrored
-    colour: float = 0          # gain of a colour off 1 by at most this, brightness off by half of it
-
-    def draw(self, count, random):
-        """The Variation of `count` crops, from a torch.Generator."""
-        rotation = (self.rotation * torch.randn(count, generator=random)).clamp(-2 * self.rotation, 2 * self.rotation)
-        rotation *= torch.rand(count, generator=random) < self.rotation_chance
-        zoom = 1 + (self.zoom * torch.randn(count, generator=random)).clamp(-self.zoom, self.zoom)
-        flip = torch.rand(count, generator=random) < self.flip_chance
-        gain = 1 + self.colour * (2 * torch.rand(count, 3, generator=random) - 1)
-        return Variation(rotation, zoom, flip, gain, self.colour * (torch.rand(count, 1, generator=random) - 0.5))
-
-
-TOKENPOSE = Augmentation(rotation=30, rotation_chance=0.6, zoom=0.25, flip_chance=0.5)       # its recipe on MPII
-PHOTOS = TOKENPOSE._replace(colour=0.25)                                                     # few photos want more
-UPRIGHT = Augmentation(rotation=10, rotation_chance=0.6, zoom=0.1, flip_chance=0.5)          # for drawn people
-
-
 class Batch(NamedTuple):
     """What one training or evaluation step sees."""
     images: torch.Tensor       # (B, 3, size, size) RGB in [0, 1]
@@ -285,6 +251,8 @@ def make_batch(people, stored, rows, size, device="cpu", variation=None):
     if variation and not (variation.gain == 1).all():
         gain, shift = (each[rows, :, None, None].to(device) for each in (variation.gain, variation.shift))
         images.mul_(gain).add_(shift).clamp_(0, 1)
+    if variation and variation.hidden[:, 2:].any():
+        images = hide(images, *(each[rows].to(device) for each in (variation.hidden, variation.paint)))
     return Batch(images, xy.to(device), visible.to(device), matrix)
 
 

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 import checkpoint
+from augmentation import AUGMENTATIONS
 from crops import make_batch, place
 from distill import WEIGHTS, distillation_loss, of_a_part, task_loss, total
 from evaluate import evaluate
@@ -30,7 +31,7 @@ BEGAN = time.monotonic() # when this process did: --stop-after counts from here,
 
 # What a run that goes on must have in common with the one that was stopped, or it would be neither. Epochs may be added or
 # taken off, the decay then follows the new number; the rate may be lowered, where it was too high.
-SETTINGS = ("distill", "terms", "views", "batch_size", "accumulate", "optimiser", "seed", "amp")
+SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp")
 
 
 @dataclass
@@ -56,10 +57,10 @@ class Stopped(Exception):
 class Training:
     """A network on its way. people, crops: to learn from. lessons: distill.Lessons, or None without a teacher."""
 
-    def __init__(self, args, team, model, averaged, people, crops, valid, valid_crops, lessons, augmentation):
+    def __init__(self, args, team, model, averaged, people, crops, valid, valid_crops, lessons):
         self.args, self.team, self.model, self.averaged = args, team, model, averaged
         self.people, self.crops, self.valid, self.valid_crops = people, resident(crops, team.device), valid, valid_crops
-        self.lessons, self.augmentation = lessons, augmentation
+        self.lessons, self.augmentation = lessons, AUGMENTATIONS[args.augmentation]
         self.parallel = team.wrap(model)
         self.optimisers = build_optimisers(model, args.optimiser, args.lr)
         self.highest = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from costs import PAPER, count_multiply_adds
-from crops import TOKENPOSE, make_batch, store
+from crops import make_batch, store
 from gfl import by_definition
 from inference import for_inference
 from loop import Training
@@ -171,10 +171,10 @@ def training_speed(device="cpu", preset="tiny", people=512):
     crops = store(drawn, PRESETS[preset].size)
     recipe = RECIPES[preset]
     args = SimpleNamespace(**recipe | dict(batch_size=min(people, recipe["batch_size"])), accumulate=1, seed=0, amp=False,
-                           student="cc", terms=(), views=0, distill=False)
+                           student="cc", terms=(), views=0, distill=False, augmentation="tokenpose")
     model = build_student("cc", "gd", "none", preset).to(device)
-    training = Training(args, Team(0, 1, device), model, copy.deepcopy(model), drawn, crops, drawn, crops, None, TOKENPOSE)
-    variation = TOKENPOSE.draw(people, torch.Generator().manual_seed(0))
+    training = Training(args, Team(0, 1, device), model, copy.deepcopy(model), drawn, crops, drawn, crops, None)
+    variation = training.augmentation.draw(people, torch.Generator().manual_seed(0))
     rows, kind = torch.arange(args.batch_size), "cuda" if device.startswith("cuda") else "cpu"
     inputs = seconds(lambda: make_batch(drawn, training.crops, rows, model.size, device, variation), kind)
     whole = seconds(lambda: training.step(0, rows, 0, variation), kind)

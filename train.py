@@ -27,7 +27,8 @@ import torch
 import torch.distributed as dist
 
 import checkpoint
-from crops import PHOTOS, TOKENPOSE, UPRIGHT, make_batch, store, transform
+from augmentation import AUGMENTATIONS
+from crops import make_batch, store, transform
 from data_mpii import load_people
 from distill import TERMS, Lessons
 from draw import WHITE, contact_sheet
@@ -74,6 +75,10 @@ def parse_arguments():
                            "(default: stop at the first)")
     data.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
     how = parser.add_argument_group("how")
+    data.add_argument("--augmentation", choices=tuple(AUGMENTATIONS),
+                      help="how people are shown: upright (turned and zoomed a little), tokenpose (up to 60 degrees, 0.75 to 1.25 "
+                           "times), colour (that, and light and colours), occlusion (that, and a part hidden) (default: upright "
+                           "for drawn people, colour for the tiny preset's photos, tokenpose for the paper's)")
     how.add_argument("--views", type=int,
                      help="in how many ways a person is shown, again and again: the teacher is asked once for each and its answers "
                           f"stay in memory; 0: ever new ones (default: {VIEWS['drawn']} of drawings, {VIEWS['photos']} of "
@@ -124,6 +129,8 @@ def check_arguments(args):
         args.teacher = TINY_TEACHER
     for name, value in RECIPES[args.preset].items():
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+    if args.augmentation is None:
+        args.augmentation = "upright" if args.data == "drawn" else "tokenpose" if args.preset == "paper" else "colour"
     if args.views is None:
         few = args.preset == "tiny" and not args.train_teacher
         args.views = VIEWS["drawn" if args.data == "drawn" else "photos"] if few else 0
@@ -222,7 +229,9 @@ def finish(args, valid, valid_crops):
     print(f"best epoch: {facts['epoch']}; PCKh on {len(valid):,} people of {valid.name}")
     scores = evaluate(model, valid, valid_crops, args.device)
     print_score(scores)
-    result = dict(arguments=plain(args), network=checkpoint.describe(model.config), facts=facts, scores=scores,
+    mirrored = evaluate(model, valid, valid_crops, args.device, flip_test=True)
+    print("flip test: " + ", ".join(f"{name} {values['mean']:.2f}" for name, values in mirrored.items()))
+    result = dict(arguments=plain(args), network=checkpoint.describe(model.config), facts=facts, scores=scores, flip_test=mirrored,
                   torch=torch.__version__, log=[json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()])
     (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     save_predictions(args.out / "predictions.png", model, valid, valid_crops, args.device)
@@ -275,8 +284,7 @@ def train(args, team):
         lessons = make_lessons(args, people, crops, teacher, model.size)
     if team.leads:
         hold(args.out)
-    augmentation = UPRIGHT if args.data == "drawn" else TOKENPOSE if args.preset == "paper" else PHOTOS
-    training = Training(args, team, model, averaged, people, crops, valid, valid_crops, lessons, augmentation)
+    training = Training(args, team, model, averaged, people, crops, valid, valid_crops, lessons)
     if args.resume:
         file = training.resume()
         print(f"going on from {file}, epoch {training.progress.epoch + 1}, step {training.progress.step + 1}"

@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from crops import TOKENPOSE, heatmaps, invert, make_batch, place, store  # noqa: E402
+from augmentation import TOKENPOSE  # noqa: E402
+from crops import heatmaps, invert, make_batch, place, store  # noqa: E402
 from data_mpii import load_people  # noqa: E402
 from inputs import BadInput, main_with_clear_errors  # noqa: E402
 from models import IMAGENET_MEAN, IMAGENET_STD, PRESETS  # noqa: E402

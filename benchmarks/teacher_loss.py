@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from crops import UPRIGHT, heatmaps, make_batch, store  # noqa: E402
+from augmentation import AUGMENTATIONS  # noqa: E402
+from crops import heatmaps, make_batch, store  # noqa: E402
 from distill import heatmap_task, over_visible  # noqa: E402
 from evaluate import evaluate  # noqa: E402
 from models import build_teacher  # noqa: E402
@@ -54,7 +55,7 @@ def main():
         for step in range(args.steps):
             optimiser.param_groups[0]["lr"] = RATE * rate_share(step, args.steps)
             rows = torch.randint(len(train), (BATCH,), generator=random).numpy()
-            batch = make_batch(train, crops, rows, model.size, variation=UPRIGHT.draw(PEOPLE, random))
+            batch = make_batch(train, crops, rows, model.size, variation=AUGMENTATIONS["upright"].draw(PEOPLE, random))
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(batch.images).prediction
             value = loss(logits, batch, model.head)

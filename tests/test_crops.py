@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 import crops as crops_module
-from crops import (FLIP, PHOTOS, TOKENPOSE, compose, coordinate_labels, crop_matrix, cut, gaussian, heatmaps, invert, make_batch,
+from augmentation import AUGMENTATIONS, HIDDEN, TOKENPOSE, hide
+from crops import (FLIP, compose, coordinate_labels, crop_matrix, cut, gaussian, heatmaps, invert, make_batch,
                    store, stored_size, transform, warp)
 from data_mpii import People
 from synthetic import drawn_people
@@ -167,10 +168,31 @@ def test_coordinate_labels_sum_to_one():
 
 
 def test_colours_vary_within_their_range_and_only_where_asked():
-    gain, shift = PHOTOS.draw(10_000, torch.Generator().manual_seed(0))[3:]
+    gain, shift = AUGMENTATIONS["colour"].draw(10_000, torch.Generator().manual_seed(0))[3:5]
     assert 0.75 <= gain.min() < 0.76 and 1.24 < gain.max() <= 1.25 and -0.125 <= shift.min() < -0.12 < 0.12 < shift.max()
     plain = TOKENPOSE.draw(100, torch.Generator().manual_seed(0))
     assert (plain.gain == 1).all() and (plain.shift == 0).all()
+
+
+def test_half_of_the_people_lose_a_rectangle_where_asked():
+    variation = AUGMENTATIONS["occlusion"].draw(10_000, torch.Generator().manual_seed(0))
+    sides = variation.hidden[:, 2:]
+    assert (sides > 0).all(1).float().mean() == pytest.approx(0.5, abs=0.02)
+    assert HIDDEN[0] <= sides[sides > 0].min() and sides.max() <= HIDDEN[1]
+    assert not AUGMENTATIONS["colour"].draw(100, torch.Generator().manual_seed(0)).hidden[:, 2:].any()
+    before = AUGMENTATIONS["colour"].draw(10_000, torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(before[:5], variation[:5]))                 # the rest is as without
+
+
+def test_a_hidden_rectangle_by_hand():
+    """8 x 8 pixels: middle (3/8, 4/8), 2 wide and 4 high hides columns 2 and 3 of rows 2 to 5."""
+    images = torch.ones(2, 3, 8, 8)
+    hidden = torch.tensor([[3 / 8, 4 / 8, 2 / 8, 4 / 8], [0.5, 0.5, 0, 0]])
+    paint = torch.tensor([[0.1, 0.2, 0.3], [0.0, 0.0, 0.0]])
+    expected = images.clone()
+    for channel in range(3):
+        expected[0, channel, 2:6, 2:4] = (channel + 1) / 10
+    torch.testing.assert_close(hide(images, hidden, paint), expected)
 
 
 def test_parts_and_tensors_give_the_same_batch(monkeypatch):

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from crops import UPRIGHT, store
+from crops import store
 from distill import TERMS
 from inputs import BadInput
 from loop import Stopped, Training
@@ -26,12 +26,12 @@ def training(people, out, **changes):
     out.mkdir(exist_ok=True)
     args = argparse.Namespace(**{**dict(
         out=out, data="drawn", drawings=64, distill=False, terms=list(TERMS), views=0, batch_size=16, accumulate=1, lr=1e-3,
-        optimiser="muon", seed=0, amp=False, epochs=2, preset="tiny", student="cc", stop_after=None), **changes})
+        optimiser="muon", seed=0, amp=False, epochs=2, preset="tiny", student="cc", stop_after=None, augmentation="upright"), **changes})
     train, valid, crops, valid_crops = people
     torch.manual_seed(args.seed)
     model = build_student("cc", "gs", preset="tiny")
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
-    return Training(args, Team(0, 1, "cpu"), model, averaged, train, crops, valid, valid_crops, None, UPRIGHT)
+    return Training(args, Team(0, 1, "cpu"), model, averaged, train, crops, valid, valid_crops, None)
 
 
 def weights(run):
