@@ -4,7 +4,7 @@
     python experiments.py drawn --seeds 0 --jobs 2       # a third of it, two at a time
     python experiments.py photos --data DATA             # tiny teacher and students on photos in MPII's layout
     python experiments.py paper --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth     # the paper's rows: GPU-weeks
-    # ... --stop-after 60: one more hour of them
+    # ... --stop-after 60: one more hour of them; ... -- --batch-size 128: flags behind -- go to every train.py
 
 A run that is done has a file in results/ (arguments, scores by joint, the log of its epochs) and is skipped; one that was
 stopped (Ctrl-C, SIGTERM, --stop-after) goes on from its last checkpoint. tables.py makes the tables.
@@ -32,9 +32,11 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"           # in the repository
 RUNS = Path("runs") / "experiments"
 SEEDS = (0, 1, 2)
-TAKEN_APART = ("cc", "gs")           # the student that learns from each term of the loss alone
+TAKEN_APART = ("cc", "gs")           # the student on which choices are measured one by one
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
-PHOTO_EPOCHS = {"teacher": 30, "student": 16}
+PHOTO_EPOCHS = {"teacher": 30, "student": 16, "long": 64}
+PHOTO_PARTS = {"colour": (), "upright": ("--augmentation", "upright"), "tokenpose": ("--augmentation", "tokenpose"),
+               "occlusion": ("--augmentation", "occlusion"), "views": ("--views", 16)}      # cc gs: the first is the default
 
 stopping = threading.Event()         # somebody asked for an end
 children = set()                     # processes under way
@@ -77,8 +79,11 @@ def photo_runs(data, init):
     for (student, filter), distill in product(PHOTO_STUDENTS, (True, False)):
         add(name_of(student, filter, distill, 0), student, filter, *(teacher if distill else ["--no-distill"]))
     student, filter = PHOTO_STUDENTS[0]
-    add(name_of(student, filter, True, 0) + "-pretrained", student, filter, *teacher,
-        "--init", HERE / "weights" / f"student-{student}-{filter}-drawn.pt")
+    name, init = name_of(student, filter, True, 0), ["--init", HERE / "weights" / f"student-{student}-{filter}-drawn.pt"]
+    add(f"{name}-pretrained", student, filter, *teacher, *init)
+    add(f"{name}-long", student, filter, *teacher, *init, "--views", 16, "--epochs", PHOTO_EPOCHS["long"])
+    for part, flags in PHOTO_PARTS.items():
+        add(f"{'-'.join(TAKEN_APART)}-{part}", *TAKEN_APART, *teacher, *flags)
     return runs
 
 
@@ -185,6 +190,7 @@ def main():
                         help="published HRNet weights that the paper's backbones start from (default: random)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default: 1)")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="MINUTES", help="save and leave after this time")
+    parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="of train.py, for every run: -- --epochs 100 --device cuda:1")
     args = parser.parse_args()
     if args.jobs < 1 or not args.stop_after > 0:
         raise BadInput(f"--jobs {args.jobs} and --stop-after {args.stop_after:g} must be above 0")
@@ -192,6 +198,7 @@ def main():
         raise BadInput(f"{args.what} needs --data, a folder in MPII's layout")
     runs = {"drawn": lambda: drawn_runs(args.seeds), "photos": lambda: photo_runs(args.data, args.init),
             "paper": lambda: paper_runs(args.data, args.backbone_weights)}[args.what]()
+    runs = {name: [*flags, *args.flags] for name, flags in runs.items()}
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):      # a terminal that closes, too
         signal.signal(number, stop)
     run_all(runs, args.jobs, time.monotonic() + 60 * args.stop_after)

@@ -9,12 +9,16 @@ import argparse
 import statistics
 from itertools import product
 
-from costs import PAPER
+from costs import PAPER, count_multiply_adds
 from distill import TERMS
 from experiments import HERE, PHOTO_STUDENTS, RESULTS, SEEDS, TAKEN_APART, name_of, result
 from inputs import BadInput, main_with_clear_errors
-from models import FILTERS, STUDENTS
+from models import FILTERS, STUDENTS, build_teacher
+from recipe import RECIPES
 from speed import PRECISIONS, Timing, best, ratios
+
+MPII_PEOPLE = 22246      # of its training split
+RATE = 1e14              # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
 
 
 def scores(names, threshold):
@@ -69,14 +73,27 @@ def photo_table():
         titles.append((f"{student} {filter} {'distilled' if distill else 'alone'}",
                        "photos-" + name_of(student, filter, distill, 0)))
     student, filter = PHOTO_STUDENTS[0]
-    titles.append((f"{student} {filter} distilled, pre-trained on drawn people",
-                   "photos-" + name_of(student, filter, True, 0) + "-pretrained"))
+    for title, suffix in (("", "pretrained"), (", four times as long", "long")):
+        titles.append((f"{student} {filter} distilled, pre-trained on drawn people{title}",
+                       f"photos-{name_of(student, filter, True, 0)}-{suffix}"))
     rows, joints = [], ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean")
     for title, name in titles:
         found = result(name)
         rows.append([title, *(f"{found['scores']['pckh@0.5'][joint]:.1f}" if found else "" for joint in joints),
-                     f"{found['scores']['pckh@0.1']['mean']:.1f}" if found else ""])
-    return table(["network", *joints, "mean @0.1"], rows)
+                     *(f"{found[of][f'pckh@{t}']['mean']:.1f}" if found and of in found else ""
+                       for of, t in (("flip_test", 0.5), ("scores", 0.1), ("flip_test", 0.1)))])
+    return table(["network", *joints, "flip test", "mean @0.1", "flip test"], rows)
+
+
+def photo_parts_table():
+    """One student of photos and what it is shown."""
+    titles = {"upright": "turned by 20 degrees, zoomed by a tenth, mirrored: as the drawn people",
+              "tokenpose": "turned by 60 degrees, zoomed by a quarter, mirrored: as TokenPose on MPII",
+              "colour": "that, and light and colours: the default", "occlusion": "that, and a part hidden of half of them",
+              "views": "the default, in 16 views instead of 4"}
+    rows = [[titles[part], *(mean_and_spread(scores([f"photos-{'-'.join(TAKEN_APART)}-{part}"], t)) for t in (0.5, 0.1))]
+            for part in titles]
+    return table([f"{' '.join(TAKEN_APART)} distilled on photos", "PCKh@0.5", "PCKh@0.1"], rows)
 
 
 def paper_table():
@@ -84,14 +101,15 @@ def paper_table():
     costs = result("costs")
     rows = []
     for i, (student, filter, backbone, alone, distilled, parameters, gflops, fps) in enumerate(PAPER):
-        mpii = [mean_and_spread(scores([f"mpii-{student}-{filter}-{backbone}-{side}"], 0.5)) for side in ("alone", "distilled")]
+        mpii, photos = ([mean_and_spread(scores([f"{data}-{student}-{filter}-{backbone}-{side}"], 0.5))
+                         for side in ("alone", "distilled")] for data in ("mpii", "lspet"))
         here = costs["rows"][i] if costs else None
         rows.append([student, filter, backbone, f"{alone:g} → {distilled:g}",
-                     " → ".join(mpii).strip() if any(mpii) else "",
+                     *(" → ".join(pair).strip() if any(pair) else "" for pair in (mpii, photos)),
                      f"{parameters:g}", f"{here['params_m']:.3f}" if here else "",
                      f"{gflops:g}", f"{here['gflops']:.3f}" if here else "",
                      f"{fps}", f"{here['fps']:.1f}" if here else ""])
-    return table(["student", "filter", "backbone", "PCKh, paper", "PCKh, here", "M parameters, paper", "here",
+    return table(["student", "filter", "backbone", "PCKh, paper", "here", "Leeds photos, here", "M parameters, paper", "here",
                   "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
 
 
@@ -119,8 +137,27 @@ def ratios_table():
                   for row, filter, paper, precision, batch, fused, written in ratios(timings)])
 
 
-TABLES = {"drawn": drawn_table, "terms": terms_table, "photos": photo_table, "paper": paper_table, "speed": speed_table,
-          "ratios": ratios_table}
+def hours_table():
+    """What the paper's rows cost to train, without and with the teacher: counted and, of those that were run on MPII, measured."""
+    teacher = count_multiply_adds(build_teacher("paper"))
+    networks = {"teacher": (("mpii-teacher", 3 * teacher),)}                   # backward is twice the work of forward
+    for student, filter, backbone, _, _, _, gflops, _ in PAPER:
+        name, alone = f"mpii-{student}-{filter}-{backbone}", 3 * 1e9 * gflops
+        networks[f"{student} {filter} {backbone}"] = (f"{name}-alone", alone), (f"{name}-distilled", alone + teacher)
+    pictures, rows = RECIPES["paper"]["epochs"] * MPII_PEOPLE, []
+    for title, runs in networks.items():
+        cells = [[f"{2 * work / 1e9:.0f}" for _, work in runs], [f"{2 * work * pictures / RATE / 3600:.1f}" for _, work in runs], []]
+        for name, _ in runs:
+            seen = [line["images_per_second"] for line in (result(name) or {"log": []})["log"]]
+            rate = statistics.median(seen) if seen else 0
+            cells[2] += [f"{rate:.0f} ({pictures / rate / 3600:.1f})"] if rate else []
+        rows.append([title, *map(" / ".join, cells)])
+    return table(["network: alone / distilled", "billion operations a picture", "hours at 100 TFLOP/s",
+                  "measured: pictures a second (hours)"], rows)
+
+
+TABLES = {"drawn": drawn_table, "terms": terms_table, "photos": photo_table, "photo-parts": photo_parts_table, "paper": paper_table, "hours": hours_table,
+          "speed": speed_table, "ratios": ratios_table}
 
 
 def write_tables(readme):

@@ -46,7 +46,25 @@ def test_blank_where_nothing_was_run(results):
     assert set(cells(tables.photo_table(), "teacher")) == {""}
     assert cells(tables.terms_table(), "labels and all four") == ["", ""]
     row = cells(tables.paper_table(), "cc", "gd", "w32")
-    assert row[0] == "87.67 → 89.25" and row[1] == "" and row[3] == ""
+    assert row[0] == "87.67 → 89.25" and row[1] == row[2] == "" and row[4] == ""
+
+
+def test_hours_are_counted_and_measured_ones_stand_beside(results):
+    """Teacher, by hand: 3 x 2 x 13.65 billion multiply-adds a picture, 300 x 22,246 pictures, 100 TFLOP/s."""
+    results("mpii-cc-gs-w32-alone", 80, 20, log=[{"images_per_second": rate} for rate in (100, 1000, 1200)])
+    table = tables.hours_table()
+    assert cells(table, "teacher") == ["82", "1.5", ""]
+    pictures, hours, measured = cells(table, "cc gs w32")
+    assert pictures == "43 / 70" and hours == "0.8 / 1.3" and measured == "1000 (1.9)"
+
+
+def test_flags_behind_two_dashes_go_to_every_run(monkeypatch, tmp_path):
+    given = {}
+    monkeypatch.setattr(experiments, "run_all", lambda runs, jobs, until: given.update(runs))
+    monkeypatch.setattr(experiments.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["experiments.py", "paper", "--data", str(tmp_path), "--", "--epochs", "2", "--batch-size", "4"])
+    experiments.main()
+    assert len(given) == 33 and all(flags[-4:] == ["--epochs", "2", "--batch-size", "4"] for flags in given.values())
 
 
 def test_tables_are_written_between_their_marks(results, tmp_path):
