@@ -190,15 +190,17 @@ def main():
                         help="published HRNet weights that the paper's backbones start from (default: random)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default: 1)")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="MINUTES", help="save and leave after this time")
-    parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="of train.py, for every run: -- --epochs 100 --device cuda:1")
-    args = parser.parse_args()
+    ours, theirs = sys.argv[1:], []
+    if "--" in ours:
+        ours, theirs = ours[:ours.index("--")], ours[ours.index("--") + 1:]
+    args = parser.parse_args(ours)
     if args.jobs < 1 or not args.stop_after > 0:
         raise BadInput(f"--jobs {args.jobs} and --stop-after {args.stop_after:g} must be above 0")
     if args.what != "drawn" and not args.data:
         raise BadInput(f"{args.what} needs --data, a folder in MPII's layout")
     runs = {"drawn": lambda: drawn_runs(args.seeds), "photos": lambda: photo_runs(args.data, args.init),
             "paper": lambda: paper_runs(args.data, args.backbone_weights)}[args.what]()
-    runs = {name: [*flags, *args.flags] for name, flags in runs.items()}
+    runs = {name: [*flags, *theirs] for name, flags in runs.items()}
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):      # a terminal that closes, too
         signal.signal(number, stop)
     run_all(runs, args.jobs, time.monotonic() + 60 * args.stop_after)
