@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from augmentation import hide
-from inputs import lock
+from inputs import BadInput, lock
 
 MARGIN = 1.5                # side of a stored crop over the network's input: room to turn and zoom out.
                             # What augmentation would show beyond it (the corners) is black.
@@ -137,7 +137,10 @@ def store(people, size, folder=None):
 
     def fill(array, start=0, flushed=lambda end: None):
         def cut_one(i):
-            array[i] = cut(people.picture(i), matrix[i], wide)
+            try:
+                array[i] = cut(people.picture(i), matrix[i], wide)
+            except BadInput as error:
+                raise BadInput(f"{people.name}, entry {i}: {error}") from error
 
         with ThreadPoolExecutor() as pool, tqdm(total=len(people), initial=start, desc="crops", leave=False,
                                                 disable=None) as bar:          # Pillow lets go of the interpreter to decode

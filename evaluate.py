@@ -80,17 +80,22 @@ def print_score(scores):
 # ------------------------------------------------------------------------------- predictions of a network
 
 @torch.inference_mode()
-def predict(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1, "cpu")):
+def predict(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1, "cpu"), between=lambda: None):
     """Joints (N, 16, 2) in pixels of the pictures and confidences (N, 16), of people with stored crops.
 
     flip_test: of the mean of what the network says of a crop and of its mirror image (with_mirror).
     team: processes that share the work; each gets the whole answer.
+    between: called before each batch, equally often by every process; it may end the run.
     """
     model.eval()
     joints, confidences = [], []
-    mine = np.arange(team.rank, len(people), team.world)
-    for start in tqdm(range(0, len(mine), BATCH), desc="evaluating", leave=False, disable=None):
-        batch = make_batch(people, stored, mine[start:start + BATCH], model.size, device)
+    for rows in tqdm(np.array_split(np.arange(len(people)), range(BATCH * team.world, len(people), BATCH * team.world)),
+                     desc="evaluating", leave=False, disable=None):
+        between()
+        rows = rows[team.rank::team.world]
+        if not len(rows):
+            continue
+        batch = make_batch(people, stored, rows, model.size, device)
         output = model(batch.images)
         if flip_test:
             mirrored = model(batch.images.flip(-1))
@@ -119,9 +124,9 @@ def with_mirror(head, said, mirrored):
     return ((one + other) / 2).log().view_as(said)
 
 
-def evaluate(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1, "cpu")):
-    """Scores of a network on people with stored crops."""
-    return score(predict(model, people, stored, device, flip_test, team)[0], people.joints, people.visible, people.head_size)
+def evaluate(model, people, stored, *how, **more):
+    """Scores of a network on people with stored crops; how: as in `predict`."""
+    return score(predict(model, people, stored, *how, **more)[0], people.joints, people.visible, people.head_size)
 
 
 def mean_pose_score(train, valid):

@@ -187,7 +187,8 @@ class Training:
                 "images_per_second": round(self.per_epoch * self.people_a_step / done.seconds), "input_alone": round(input_rate)}
         if (done.epoch + 1) % SCORE_EVERY[args.preset] == 0 or done.epoch + 1 == args.epochs:
             self.team.share_buffers(self.averaged)
-            found = evaluate(self.averaged, self.valid, self.valid_crops, self.team.device, team=self.team)
+            found = evaluate(self.averaged, self.valid, self.valid_crops, self.team.device, team=self.team,
+                             between=self.stop_or_save)
             scores = {name: values["mean"] for name, values in found.items()}
             line |= scores
             if scores["pckh@0.5"] > done.best:

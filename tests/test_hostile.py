@@ -174,7 +174,7 @@ def test_damaged_pictures_are_skipped_only_where_asked(tmp_path):
     bad = [dict(ENTRY, image=f"bad{n}.jpg") for n in range(60)]
     (root / "annot/train.json").write_text(json.dumps(entries + bad))
     people = load_people(root, "train")                                        # strict: found when the crops are cut
-    with pytest.raises(BadInput, match="bad0.jpg cannot be read as a picture .*200 million"):
+    with pytest.raises(BadInput, match="train, entry 1200: .*bad0.jpg cannot be read as a picture .*200 million"):
         store(people, 64)
     people = load_people(root, "train", skip_bad=True)
     assert len(people) == 1200 and len(people.skipped) == 60 and all("bad" in line for line in people.skipped)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+import loop
 from crops import store
 from distill import TERMS
 from inputs import BadInput
@@ -100,6 +101,29 @@ def test_a_stop_is_heard_while_the_teacher_is_asked(people, tmp_path):
     with pytest.raises(Stopped):
         run.epoch(None)
     assert (tmp_path / "last.pt").exists()
+
+
+def test_a_stop_is_heard_while_a_network_is_scored(people, tmp_path, monkeypatch):
+    expected = weights(training(people, tmp_path / "whole"))
+    run = training(people, tmp_path / "run")
+    scoring = loop.evaluate
+
+    def asked_meanwhile(*how, **more):
+        run.asked_to_stop = 15
+        return scoring(*how, **more)
+
+    monkeypatch.setattr(loop, "evaluate", asked_meanwhile)
+    with pytest.raises(Stopped):
+        run.run()
+    assert run.progress.epoch == 1 and run.progress.step == run.per_epoch        # all steps of the second, which has no score yet
+    monkeypatch.setattr(loop, "evaluate", scoring)
+    run = training(people, tmp_path / "run")
+    run.resume()
+    assert torch.equal(weights(run), expected)
+    one, other = ([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "run"))
+    changing = {"images_per_second", "input_alone"}
+    assert [{key: line[key] for key in line.keys() - changing} for line in one] == [
+        {key: line[key] for key in line.keys() - changing} for line in other]
 
 
 def test_a_run_may_go_on_with_a_lower_rate(people, tmp_path):
