@@ -31,7 +31,7 @@ BEGAN = time.monotonic() # when this process did: --stop-after counts from here,
 
 # What a run that goes on must have in common with the one that was stopped, or it would be neither. Epochs may be added or
 # taken off, the decay then follows the new number; the rate may be lowered, where it was too high.
-SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp")
+SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp", "compile")
 
 
 @dataclass
@@ -48,6 +48,10 @@ def resident(crops, device):
     if device == "cpu" or crops.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return crops
     return torch.from_numpy(np.asarray(crops)).to(device)
+
+
+def rounded(rate):
+    return round(rate) if rate >= 10 else round(rate, 2)
 
 
 class Stopped(Exception):
@@ -184,7 +188,7 @@ class Training:
         args, done = self.args, self.progress
         line = {"epoch": done.epoch + 1, "lr": self.optimisers[-1].param_groups[0]["lr"],
                 **{name: value / self.per_epoch for name, value in done.sums.items()},
-                "images_per_second": round(self.per_epoch * self.people_a_step / done.seconds), "input_alone": round(input_rate)}
+                "images_per_second": rounded(self.per_epoch * self.people_a_step / done.seconds), "input_alone": rounded(input_rate)}
         if (done.epoch + 1) % SCORE_EVERY[args.preset] == 0 or done.epoch + 1 == args.epochs:
             self.team.share_buffers(self.averaged)
             found = evaluate(self.averaged, self.valid, self.valid_crops, self.team.device, team=self.team,

@@ -171,7 +171,8 @@ def training_speed(device="cpu", preset="tiny", people=512):
     crops = store(drawn, PRESETS[preset].size)
     recipe = RECIPES[preset]
     args = SimpleNamespace(**recipe | dict(batch_size=min(people, recipe["batch_size"])), accumulate=1, seed=0, amp=False,
-                           student="cc", terms=(), views=0, distill=False, augmentation="tokenpose")
+                           student="cc", terms=(), views=0, distill=False, augmentation="tokenpose",
+                           compile=False)
     model = build_student("cc", "gd", "none", preset).to(device)
     training = Training(args, Team(0, 1, device), model, copy.deepcopy(model), drawn, crops, drawn, crops, None)
     variation = training.augmentation.draw(people, torch.Generator().manual_seed(0))

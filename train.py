@@ -93,6 +93,8 @@ def parse_arguments():
                      help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
     how.add_argument("--amp", action="store_true",
                      help="compute in bfloat16 where that is safe, and the whole teacher but its head (default: float32)")
+    how.add_argument("--compile", action="store_true", help="compile the network that learns, by torch.compile: a minute or two "
+                                                            "before the first step (needs a C++ compiler; default: not)")
     how.add_argument("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
     how.add_argument("--accumulate", type=int, default=1, metavar="N",
                      help="parts of --batch-size people that make one step: N times the batch in the same memory (default: 1)")
@@ -276,6 +278,8 @@ def train(args, team):
         print(checkpoint.start_from(model, args.init))
     model.to(args.device, memory_format=torch.channels_last)      # what convolutions like best, filters do not mind
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
+    if args.compile:
+        model.compile(dynamic=False)
 
     people, valid, crops, valid_crops = load_data(args, model.size, team)
     lessons = None

@@ -27,7 +27,8 @@ def training(people, out, **changes):
     out.mkdir(exist_ok=True)
     args = argparse.Namespace(**{**dict(
         out=out, data="drawn", drawings=64, distill=False, terms=list(TERMS), views=0, batch_size=16, accumulate=1, lr=1e-3,
-        optimiser="muon", seed=0, amp=False, epochs=2, preset="tiny", student="cc", stop_after=None, augmentation="upright"), **changes})
+        optimiser="muon", seed=0, amp=False, epochs=2, preset="tiny", student="cc", stop_after=None, augmentation="upright",
+        compile=False), **changes})
     train, valid, crops, valid_crops = people
     torch.manual_seed(args.seed)
     model = build_student("cc", "gs", preset="tiny")
@@ -55,6 +56,20 @@ def test_threads_change_roundings_only(people, tmp_path):
     finally:
         torch.set_num_threads(before)
     assert (found[0] - found[1]).norm() < 0.02 * found[0].norm()
+
+
+def test_compiled_learns_the_same(people, tmp_path):
+    plain, compiled = (training(people, tmp_path / name, epochs=1, compile=name == "compiled") for name in ("plain", "compiled"))
+    compiled.model.compile(dynamic=False)                    # as train.py does
+    try:
+        found = weights(compiled)
+    except RuntimeError as error:
+        if "compiler" in str(error).lower():
+            pytest.skip("no C++ compiler")
+        raise
+    expected = weights(plain)
+    assert not torch.equal(found, expected)                  # sums in another order, or nothing was compiled
+    assert (found - expected).norm() < 0.02 * expected.norm()                  # as far as threads may move it
 
 
 def test_what_is_not_finite_is_named_and_kept(people, tmp_path):
