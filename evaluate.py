@@ -96,14 +96,19 @@ def predict(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1
         if not len(rows):
             continue
         batch = make_batch(people, stored, rows, model.size, device)
-        output = model(batch.images)
-        if flip_test:
-            mirrored = model(batch.images.flip(-1))
-            output = output._replace(prediction=with_mirror(model.head, output.prediction, mirrored.prediction))
-        places, confidence = model.decode(output)
+        places, confidence = look(model, batch.images, flip_test)
         joints.append(transform(invert(batch.matrix), places.cpu()))                 # crop -> picture
         confidences.append(confidence.cpu())
     return tuple(team.gather(torch.cat(part).numpy()) for part in (joints, confidences))
+
+
+def look(model, images, flip_test=False):
+    """Joints (B, 16, 2) in pixels of the crops `images` (B, 3, size, size), and confidences (B, 16)."""
+    output = model(images)
+    if flip_test:
+        mirrored = model(images.flip(-1))
+        output = output._replace(prediction=with_mirror(model.head, output.prediction, mirrored.prediction))
+    return model.decode(output)
 
 
 def with_mirror(head, said, mirrored):

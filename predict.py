@@ -27,6 +27,7 @@ import checkpoint
 from crops import crop_matrix, cut, invert, transform
 from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, MOST_PIXELS
 from draw import draw_skeleton
+from evaluate import look
 from inference import for_inference
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
 
@@ -139,7 +140,7 @@ def box_matrix(box, size, tight):
 
 
 @torch.inference_mode()
-def find(model, pictures, boxes, device="cpu"):
+def find(model, pictures, boxes, device="cpu", flip_test=False):
     """The people of pictures, boxes of each (None: one person, the whole picture): a list of Found for each picture."""
     tight = [of is not None for of in boxes]
     boxes = [[[0, 0, *picture.size]] if of is None else of for picture, of in zip(pictures, boxes)]
@@ -150,7 +151,7 @@ def find(model, pictures, boxes, device="cpu"):
     crops = np.stack([cut(picture, matrix, model.size) for picture, matrix in zip(owners, matrices)])
     places, confidences = [], []
     for part in torch.from_numpy(crops).split(BATCH_CROPS):
-        joints, confidence = model.decode(model(part.to(device).permute(0, 3, 1, 2).float() / 255))
+        joints, confidence = look(model, part.to(device).permute(0, 3, 1, 2).float() / 255, flip_test)
         places.append(joints.cpu()), confidences.append(confidence.cpu())
     joints = transform(invert(matrices), torch.cat(places)).numpy()                      # crop -> picture
     people = iter(zip(joints, torch.cat(confidences).numpy()))
@@ -203,7 +204,8 @@ def predict_pictures(args, model):
 
     def flush(records):
         nonlocal read
-        found = find(model, [picture for _, _, picture, _, _ in waiting], [of for *_, of in waiting], args.device)
+        found = find(model, [picture for _, _, picture, _, _ in waiting], [of for *_, of in waiting], args.device,
+                     args.flip_test)
         for (path, name, picture, scale, _), people in zip(waiting, found):
             target = args.out / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +253,7 @@ def predict_video(args, model, source, name):
     try:
         while (read := stream.read())[0]:
             picture = Image.fromarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
-            people, = find(model, [picture], [args.box], args.device)
+            people, = find(model, [picture], [args.box], args.device, args.flip_test)
             frame = cv2.cvtColor(np.asarray(draw_people(picture, people)), cv2.COLOR_RGB2BGR)
             if writer is None:
                 rate = stream.get(cv2.CAP_PROP_FPS) or 25
@@ -281,6 +283,7 @@ def parse_arguments():
     parser.add_argument("--box", type=float, nargs=4, action="append", metavar=("X", "Y", "WIDTH", "HEIGHT"),
                         help="tight box around a person, in pixels; once for each person (default: the whole picture)")
     parser.add_argument("--boxes", type=Path, help='json file of boxes: {"photo.jpg": [[x, y, width, height], ...], ...}')
+    parser.add_argument("--flip-test", action="store_true", help="look at the mirror image, too: surer, in twice the time")
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder (default: predictions/)")
     parser.add_argument("--json", type=Path, help="write joints and confidences to this file, too")
     parser.add_argument("--device", default=default_device(),

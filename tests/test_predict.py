@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from crops import FLIP
 from draw import draw_skeleton
 from inputs import BadInput
 from models import build_student
@@ -135,6 +136,16 @@ def test_batches_do_not_mix_people_up():
             alone = find(model, [picture], [of and [of[n]]])[0][0]
             np.testing.assert_allclose(person.joints, alone.joints, atol=1e-6)
             np.testing.assert_allclose(person.confidence, alone.confidence, rtol=1e-4)
+
+
+def test_flip_test_gives_a_picture_and_its_mirror_image_mirrored_joints(picture):
+    torch.manual_seed(0)
+    model = build_student("cc", "gs", preset="tiny").eval()
+    (one,), (other,) = find(model, [picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)], [None, None], flip_test=True)
+    mirrored = other.joints[FLIP]
+    np.testing.assert_allclose(one.joints[:, 0], picture.width - 1 - mirrored[:, 0], atol=1e-3)
+    np.testing.assert_allclose(one.joints[:, 1], mirrored[:, 1], atol=1e-3)
+    np.testing.assert_allclose(one.confidence, other.confidence[FLIP], atol=1e-5)
 
 
 def test_unsure_joints_are_faint():
