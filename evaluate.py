@@ -88,7 +88,10 @@ def predict(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1
     between: called before each batch, equally often by every process; it may end the run.
     """
     model.eval()
-    joints, confidences = [], []
+    mine = len(range(team.rank, len(people), team.world))
+    # taken at once: small pieces kept among the network's large ones would keep these from being given back (100,000 people
+    # took 0.8 GB more)
+    joints, confidences, done = np.empty((mine, 16, 2)), np.empty((mine, 16), np.float32), 0
     for rows in tqdm(np.array_split(np.arange(len(people)), range(BATCH * team.world, len(people), BATCH * team.world)),
                      desc="evaluating", leave=False, disable=None):
         between()
@@ -97,9 +100,10 @@ def predict(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1
             continue
         batch = make_batch(people, stored, rows, model.size, device)
         places, confidence = look(model, batch.images, flip_test)
-        joints.append(transform(invert(batch.matrix), places.cpu()))                 # crop -> picture
-        confidences.append(confidence.cpu())
-    return tuple(team.gather(torch.cat(part).numpy()) for part in (joints, confidences))
+        joints[done:done + len(rows)] = transform(invert(batch.matrix), places.cpu())          # crop -> picture
+        confidences[done:done + len(rows)] = confidence.cpu()
+        done += len(rows)
+    return team.gather(joints), team.gather(confidences)
 
 
 def look(model, images, flip_test=False):
