@@ -4,11 +4,14 @@ Tests that need it skip where the variable is unset; nothing of it is part of th
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+# A shell starts what stands before & with SIGINT ignored, and so would be every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
