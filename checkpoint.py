@@ -32,7 +32,10 @@ def one_line(error):
 
 
 def checksum(content):
-    """sha256 over all names, numbers and tensors of nested dictionaries and lists, in their order."""
+    """sha256 over all names, numbers and tensors of nested dictionaries and lists, in their order.
+
+    ValueError where a tensor claims more than is stored of it (one number, repeated 10^13 times, would fill the memory).
+    """
     digest = hashlib.sha256()
 
     def add(part):
@@ -44,6 +47,8 @@ def checksum(content):
             for value in part:
                 add(value)
         elif isinstance(part, torch.Tensor):
+            if part.layout != torch.strided or part.numel() * part.element_size() > part.untyped_storage().nbytes():
+                raise ValueError("a tensor is not stored as it is")
             digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
             digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         else:
@@ -79,6 +84,10 @@ def save(path, model, facts, training=None, half=False, keep=None):
     if keep is not None and path.exists():
         os.replace(path, keep)
     os.replace(temporary, path)
+    if hasattr(os, "O_DIRECTORY"):                     # the new names are on the disk, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
 
 
 def read_safely(path):
@@ -107,7 +116,12 @@ def read(path):
     content = read_safely(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("facts"), dict):
         raise BadInput(f"{path} is not a checkpoint of this project (format {FORMAT}): train.py writes those")
-    if (stated := content.pop("checksum", None)) is not None and stated != checksum(content):
+    stated = content.pop("checksum", None)
+    try:
+        found = checksum(content)
+    except (ValueError, RuntimeError) as error:          # RecursionError is one of the latter
+        raise BadInput(f"{path} is not a checkpoint of this project ({one_line(error)}): train.py writes those") from error
+    if stated != found:
         raise BadInput(f"{path} is damaged: its checksum is not that of its content")
     return content
 
@@ -120,8 +134,11 @@ def read_last(folder):
     except BadInput as error:
         if not previous.exists():
             raise
+        content = read(previous)
         print(f"{error}: going on from {previous}")
-        return previous, read(previous)
+        if last.exists():                # or the next save would put it in the place of the good one
+            os.replace(last, folder / "last.damaged")
+        return previous, content
 
 
 def build(config):

@@ -44,6 +44,7 @@ CENTER_SHIFT = 15                    # pixels per unit of scale, before the enla
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # what that unit is in MPII for nearly everyone, where no head box is at hand
 MOST_PIXELS = 200_000_000            # a larger picture is refused before it is decoded
+PICTURE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")        # none that starts another program, as EPS does
 Image.MAX_IMAGE_PIXELS = None        # by us, in one line, instead of by Pillow
 FARTHEST = 100_000                   # no picture is wider: a coordinate beyond is a mistake
 SHOWN = 24                           # people on the contact sheet
@@ -95,6 +96,9 @@ def load_people(root, split, pictures=True, skip_bad=False):
     if json_file.is_file():
         return read_json(root, split, json_file, pictures, skip_bad)
     releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
+    if releases and skip_bad:
+        raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's release {releases[0].name}: "
+                       f"leave the flag out")
     if releases:
         return read_release(root, split, releases[0], pictures)
     raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release mpii_human_pose_v1_u12_1.mat: "
@@ -149,8 +153,8 @@ def check_entries(file, entries, images, skip_bad):
             except OSError:                                # a name that is too long
                 there = False
             if not there:
-                raise BadInput(f"{file}, entry {index}: there is no picture {str(path)[:200]}: unpack the pictures into {images}")
-            if path.is_symlink() and not path.resolve().is_relative_to(images.resolve()):
+                raise BadInput(f"{file}, entry {index}: there is no picture {str(path)[:200]!r}: unpack the pictures into {images}")
+            if not path.resolve().is_relative_to(images.resolve()):
                 raise BadInput(f"{file}, entry {index}: {path} is a link to something outside {images}: put the picture there")
             if skip_bad:
                 open_picture(path)
@@ -185,6 +189,19 @@ def check_entries(file, entries, images, skip_bad):
     return [what for what in found if not isinstance(what, str)], skipped
 
 
+def numbers(value):
+    """A number, or lists of numbers, as an array; ValueError where something else is among them: "12", true, null."""
+    def check(part):
+        if isinstance(part, list):
+            for each in part:
+                check(each)
+        elif type(part) not in (int, float):
+            raise ValueError(part)
+
+    check(value)
+    return np.array(value, np.float64)
+
+
 def check_entry(file, index, entry):
     """One person of the json list -> (image, joints, visible, center, scale); BadInput names the first fault."""
     def refuse(fault):
@@ -199,10 +216,7 @@ def check_entry(file, index, entry):
             or "\0" in entry["image"]:
         refuse(f"image {entry['image']!r} does not name a file inside images/")
     try:
-        joints = np.array(entry["joints"], np.float64)
-        visible = np.array(entry["joints_vis"], np.float64)
-        center = np.array(entry["center"], np.float64)
-        scale = float(entry["scale"])
+        joints, visible, center, scale = (numbers(entry[key]) for key in ("joints", "joints_vis", "center", "scale"))
     except (TypeError, ValueError, OverflowError):
         refuse("joints, joints_vis, center and scale must be numbers")
     if joints.shape != (len(JOINTS), 2) or visible.shape != (len(JOINTS),):
@@ -210,11 +224,11 @@ def check_entry(file, index, entry):
     if center.shape != (2,) or not (np.abs(center) < FARTHEST).all() or not (np.abs(joints) < FARTHEST).all() \
             or not np.isin(visible, (0, 1)).all():
         refuse(f"joints and center must be finite, within {FARTHEST:,} pixels, and joints_vis 0 or 1")
-    if not 0 < PIXELS_PER_SCALE * scale < FARTHEST:
-        refuse(f"scale {scale} must be above 0, and a person below {FARTHEST:,} pixels")
+    if scale.shape or not 1 <= PIXELS_PER_SCALE * scale < FARTHEST:
+        refuse(f"scale {entry['scale']} must be above 0: a person is at least a pixel tall, and below {FARTHEST:,}")
     if not visible.any():
         refuse("has no labelled joint")
-    return entry["image"], joints, visible, center, scale
+    return entry["image"], joints, visible, center, float(scale)
 
 
 def read_truth(file):
@@ -246,14 +260,18 @@ def read_release(root, split, file, pictures):
     except Exception as error:
         raise BadInput(f"{file} is not MPII's release ({error!r:.80}): it must hold RELEASE.annolist") from error
     try:
-        rows = [(root / "images" / picture.image.name, *person)
-                for picture, train in zip(annolist, training)
-                if train and (zlib.crc32(picture.image.name.encode()) % VALIDATION_SHARE == 0) == (split == "valid")
-                for person in map(read_person, np.atleast_1d(getattr(picture, "annorect", []))) if person is not None]
+        found = [(n, picture.image.name, *person)
+                 for n, (picture, train) in enumerate(zip(annolist, training))
+                 if train and (zlib.crc32(picture.image.name.encode()) % VALIDATION_SHARE == 0) == (split == "valid")
+                 for person in map(read_person, np.atleast_1d(getattr(picture, "annorect", []))) if person is not None]
     except (AttributeError, TypeError, ValueError) as error:
         raise BadInput(f"{file} is not MPII's release ({error!r:.80}): get it anew") from error
-    if not rows:
+    if not found:
         raise BadInput(f"{file} has no labelled person of the {split} split: get it anew")
+    rows = []
+    for n, name, joints, visible, center, scale, head_size in found:           # the same rules as for a json file
+        entry = dict(image=name, joints=joints.tolist(), joints_vis=visible.astype(int).tolist(), center=list(center), scale=scale)
+        rows.append((root / "images" / check_entry(file, n, entry)[0], joints, visible, center, scale, head_size))
     files, joints, visible, center, scale, head_size = (list(column) for column in zip(*rows))
     for path in files:
         if pictures and not path.is_file():
@@ -294,7 +312,7 @@ def read_person(rect):
 def open_picture(path):
     """A decoded RGB picture; BadInput names a file that is none."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PICTURE_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} million")
             return image.convert("RGB")

@@ -38,6 +38,8 @@ PHOTO_EPOCHS = {"teacher": 30, "student": 16, "long": 64}
 PHOTO_PARTS = {"colour": (), "upright": ("--augmentation", "upright"), "tokenpose": ("--augmentation", "tokenpose"),
                "occlusion": ("--augmentation", "occlusion"), "views": ("--views", 16)}      # cc gs: the first is the default
 
+COMPARED = {"--epochs": "epochs", "--batch-size": "batch_size", "--views": "views", "--augmentation": "augmentation", "--lr": "lr"}
+
 stopping = threading.Event()         # somebody asked for an end
 children = set()                     # processes under way
 
@@ -122,7 +124,14 @@ def run(name, flags, threads, until=math.inf):
     """One run of train.py in a process of its own, up to a time (time.monotonic); when done its result is in results/."""
     kept, out = RESULTS / f"{name}.json", RUNS / name
     began = time.monotonic()
-    if kept.exists() or stopping.is_set() or began >= until:
+    if kept.exists():
+        told, asked = result(name).get("arguments", {}), dict(zip(flags, flags[1:]))
+        for flag, key in COMPARED.items():
+            if flag in asked and key in told and str(asked[flag]) != str(told[key]):
+                raise BadInput(f"{kept} was made with {flag} {told[key]}, now it is {asked[flag]}: move that file and {out} away, "
+                               f"or give the same flags")
+        return
+    if stopping.is_set() or began >= until:
         return
     resume = ["--resume"] * any((out / state).exists() for state in ("last.pt", "previous.pt"))
     ending = ["--stop-after", (until - began) / 60] * (until < math.inf)

@@ -10,6 +10,7 @@ weights, its optimisers and how far it has come.
 
 import json
 import math
+import os
 import signal
 import time
 from dataclasses import asdict, dataclass, field
@@ -31,7 +32,7 @@ BEGAN = time.monotonic() # when this process did: --stop-after counts from here,
 
 # What a run that goes on must have in common with the one that was stopped, or it would be neither. Epochs may be added or
 # taken off, the decay then follows the new number; the rate may be lowered, where it was too high.
-SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp", "compile")
+SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp", "compile", "deterministic")
 
 
 @dataclass
@@ -127,10 +128,11 @@ class Training:
         file, done = self.args.out / "not-finite.pt", self.progress
         named = [name for name, value in terms.items() if not math.isfinite(value)] or ["gradient"]
         if self.team.leads:
-            torch.save(dict(rows=rows, epoch=done.epoch, step=done.step, terms=terms, gradient=size,
+            torch.save(dict(rows=rows, epoch=done.epoch, step=done.step, terms=terms, gradient=size, settings=self.settings(),
                             model=self.model.state_dict()), file)
         raise BadInput(f"not finite at epoch {done.epoch + 1}, step {done.step + 1}: {', '.join(named)} ({file} holds the "
-                       f"weights and the people of this batch). Lower --lr and go on with --resume, or look at these people")
+                       f"weights and the people of this batch). Nothing was learned from it: look at these people, or lower --lr"
+                       + (" and go on with --resume" if (self.args.out / "last.pt").exists() else ""))
 
     # --------------------------------------------------------------------------- one epoch
 
@@ -141,6 +143,8 @@ class Training:
             with open(self.args.out / "log.jsonl", "a" if self.progress.epoch else "w") as log:
                 while self.progress.epoch < self.args.epochs:
                     self.epoch(log)
+            if not (self.args.out / "best.pt").exists():       # no epoch of this run was one that is scored
+                self.score(self.progress)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -190,21 +194,26 @@ class Training:
                 **{name: value / self.per_epoch for name, value in done.sums.items()},
                 "images_per_second": rounded(self.per_epoch * self.people_a_step / done.seconds), "input_alone": rounded(input_rate)}
         if (done.epoch + 1) % SCORE_EVERY[args.preset] == 0 or done.epoch + 1 == args.epochs:
-            self.team.share_buffers(self.averaged)
-            found = evaluate(self.averaged, self.valid, self.valid_crops, self.team.device, team=self.team,
-                             between=self.stop_or_save)
-            scores = {name: values["mean"] for name, values in found.items()}
-            line |= scores
-            if scores["pckh@0.5"] > done.best:
-                done.best = scores["pckh@0.5"]
-                if self.team.leads:
-                    checkpoint.save(args.out / "best.pt", self.averaged, self.facts(done.epoch + 1) | scores)
+            line |= self.score(done)
         print("  ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in line.items()),
               flush=True)
         if self.team.leads:
             print(json.dumps(line), file=log, flush=True)
         self.progress = Progress(epoch=done.epoch + 1, best=done.best)
         self.save()
+
+    def score(self, done):
+        """Score the running mean, keep it where it is the best so far -> {'pckh@0.5': mean, 'pckh@0.1': mean}."""
+        self.team.share_buffers(self.averaged)
+        found = evaluate(self.averaged, self.valid, self.valid_crops, self.team.device, team=self.team,
+                         between=self.stop_or_save)
+        scores = {name: values["mean"] for name, values in found.items()}
+        if scores["pckh@0.5"] > done.best:
+            done.best = scores["pckh@0.5"]
+            if self.team.leads:
+                checkpoint.save(self.args.out / "best.pt", self.averaged,
+                                self.facts(min(done.epoch + 1, self.args.epochs)) | scores)
+        return scores
 
     # --------------------------------------------------------------------------- the state
 
@@ -256,7 +265,12 @@ class Training:
         for optimiser, state in zip(self.optimisers, training["optimisers"]):
             optimiser.load_state_dict(state)
         self.progress = Progress(**training["progress"])
+        if not (self.args.out / "best.pt").exists():     # left behind on another machine: what comes is the best there is
+            self.progress.best = -1
         log = self.args.out / "log.jsonl"                # a kill may have come between the log's line and the checkpoint
-        if self.team.leads and log.exists():
-            log.write_text("".join(log.read_text().splitlines(keepends=True)[:self.progress.epoch]))
+        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+        if self.team.leads and len(lines) > self.progress.epoch:
+            shorter = log.with_suffix(".partial")
+            shorter.write_text("".join(lines[:self.progress.epoch]))
+            os.replace(shorter, log)
         return file

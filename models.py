@@ -20,6 +20,7 @@ Positions inside the networks are fractions of the crop, 0 at its left or top ed
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -282,7 +283,10 @@ class PoseNet(nn.Module):
     def forward(self, images):
         # in one expression: a name would keep what is done with in memory
         keypoint, visual = self.encoder(self.embed(self.backbone(self.normalised(images))))
-        return Output(keypoint, visual, self.head(keypoint.to(self.mean.dtype)))          # float32 within a bfloat16 network
+        kind = "cpu" if images.is_meta else images.device.type
+        # the head in float32, within a bfloat16 network and within autocast: bfloat16 tells 256 positions apart
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            return Output(keypoint, visual, self.head(keypoint.to(self.mean.dtype)))
 
     def decode(self, output):
         """Output -> joints (B, K, 2) x, y in pixels of the crop (0: the centre of the first), confidences (B, K)."""

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import checkpoint
 from crops import crop_matrix, cut, invert, transform
-from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, MOST_PIXELS
+from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, MOST_PIXELS, PICTURE_FORMATS
 from draw import draw_skeleton
 from evaluate import look
 from inference import for_inference
@@ -56,7 +56,7 @@ def read_picture(path):
     BadInput where the file is no picture.
     """
     try:
-        picture = Image.open(path)
+        picture = Image.open(path, formats=PICTURE_FORMATS)
         width, height = picture.size
         if width * height > MOST_PIXELS:
             raise BadInput(f"{path} has {width} x {height} pixels, more than {MOST_PIXELS // 10 ** 6} million: make it smaller")

@@ -172,7 +172,7 @@ def training_speed(device="cpu", preset="tiny", people=512):
     recipe = RECIPES[preset]
     args = SimpleNamespace(**recipe | dict(batch_size=min(people, recipe["batch_size"])), accumulate=1, seed=0, amp=False,
                            student="cc", terms=(), views=0, distill=False, augmentation="tokenpose",
-                           compile=False)
+                           compile=False, deterministic=False)
     model = build_student("cc", "gd", "none", preset).to(device)
     training = Training(args, Team(0, 1, device), model, copy.deepcopy(model), drawn, crops, drawn, crops, None)
     variation = training.augmentation.draw(people, torch.Generator().manual_seed(0))

@@ -297,6 +297,7 @@ def train(args, team):
         (args.out / "config.json").write_text(json.dumps(plain(args), indent=1) + "\n")
         if people.skipped:
             (args.out / "skipped.txt").write_text("\n".join(people.skipped) + "\n")
+        (args.out / "result.json").unlink(missing_ok=True)             # of fewer epochs
     print(f"{checkpoint.describe(model.config)} on {args.device}: {args.epochs} epochs of {training.per_epoch} steps, "
           f"{training.people_a_step} people each, into {args.out}/")
     try:

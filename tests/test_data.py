@@ -140,8 +140,11 @@ def test_an_unreadable_picture_is_named(tmp_path):
 
 # ------------------------------------------------------------------------------- MPII's release
 
-def release(tmp_path, pictures=40):
-    """A file like mpii_human_pose_v1_u12_1.mat: two people a picture, one of them without joints, a test picture."""
+def release(tmp_path, pictures=40, first={}):
+    """A file like mpii_human_pose_v1_u12_1.mat: two people a picture, one of them without joints, a test picture.
+
+    first: what is different about the first person, or the name of the first picture.
+    """
     def person(k):
         points = np.array([(j, 10.0 + j + k, 30.0, 1.0) for j in range(15)],
                           dtype=[("id", "f8"), ("x", "f8"), ("y", "f8"), ("is_visible", "f8")])
@@ -150,15 +153,16 @@ def release(tmp_path, pictures=40):
     bare = dict(x1=1.0, y1=1.0, x2=2.0, y2=2.0, scale=np.array([]), objpos=np.array([]), annopoints=np.array([]))
     kinds = ("x1", "y1", "x2", "y2", "scale", "objpos", "annopoints")
     annolist = np.zeros(pictures, dtype=[("image", "O"), ("annorect", "O")])
-    (tmp_path / "images").mkdir()
+    (tmp_path / "images").mkdir(exist_ok=True)
     for k in range(pictures):
         name = f"{k:05d}.jpg"
         Image.new("RGB", (64, 48)).save(tmp_path / "images" / name)
         rects = np.zeros(2 if k else 1, dtype=[(kind, "O") for kind in kinds])
-        for row, rect in zip(rects, (person(k), bare)):
+        changed = {} if k else dict(first)
+        for row, rect in zip(rects, (person(k) | changed, bare)):
             for kind in kinds:
                 row[kind] = rect[kind]
-        annolist[k] = (dict(name=name), rects)
+        annolist[k] = (dict(name=changed.get("name", name)), rects)
     training = np.ones(pictures)
     training[-1] = 0
     savemat(tmp_path / "mpii_human_pose_v1_u12_1.mat", dict(RELEASE=dict(annolist=annolist, img_train=training)))
@@ -176,6 +180,17 @@ def test_mpiis_release(tmp_path):
     assert train.head_size[0] == pytest.approx(0.6 * 5) and train.side[0] == 125
     assert train.center[0].tolist() == [19, 36.5]
     assert load_people(root, "valid").files == valid.files                  # the split is for good
+    with pytest.raises(BadInput, match="--skip-bad-data leaves out entries of annot/train.json"):
+        load_people(root, "train", skip_bad=True)
+
+
+@pytest.mark.parametrize("change", [dict(scale=1e-50), dict(scale=1e30), dict(objpos=dict(x=1e20, y=3.0)), dict(name="../secret.jpg")])
+def test_a_release_is_checked_as_a_json_file_is(tmp_path, change):
+    (tmp_path / "secret.jpg").touch()
+    with pytest.raises(BadInput, match="mpii_human_pose_v1_u12_1.mat, entry 0: ") as caught:
+        for split in ("train", "valid"):
+            load_people(release(tmp_path, first=change), split)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_joint_without_a_place_counts_as_missing():

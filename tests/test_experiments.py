@@ -97,6 +97,13 @@ def test_done_is_not_run_again_and_failure_is_told(results, tmp_path, monkeypatc
     assert "no-such-flag" in (tmp_path / "runs/drawn-y/said.txt").read_text()
 
 
+def test_a_result_of_other_flags_is_not_taken_for_done(results, tmp_path):
+    results("mpii-x", 1, 1, arguments=dict(epochs=300, batch_size=64))
+    experiments.run("mpii-x", ["--epochs", 16, "--epochs", 300], 1)            # the last one counts
+    with pytest.raises(BadInput, match="mpii-x.json was made with --epochs 300, now it is 100: move that file"):
+        experiments.run("mpii-x", ["--data", "MPII", "--epochs", "100"], 1)
+
+
 def test_both_sides_of_a_pair_differ_by_the_teacher_alone():
     runs = experiments.drawn_runs((0, 1))
     assert len(runs) == 2 * (2 * 3 * 2 + 5)

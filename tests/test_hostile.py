@@ -20,6 +20,7 @@ from crops import store
 from data_mpii import load_people
 from inputs import BadInput
 from models import build_student
+from predict import read_picture
 from test_data import ENTRY, folder
 
 
@@ -94,9 +95,20 @@ def test_hostile_checkpoints(good, tmp_path):
                   {**content, "model": {}}, {**content, "model": [1, 2]}, {**content, "facts": None}, [content], "text", 7,
                   {**content, "model": {name: tensor[..., :1] for name, tensor in content["model"].items()}}):
         if isinstance(wrong, dict):
-            wrong.pop("checksum", None)
+            wrong["checksum"] = checkpoint.checksum({name: value for name, value in wrong.items() if name != "checksum"})
         torch.save(wrong, file)
         with pytest.raises(BadInput) as caught:
+            checkpoint.load(file)
+        one_line(caught)
+
+
+    without = {name: value for name, value in content.items() if name != "checksum"}
+    endless = []
+    endless.append(endless)
+    for wrong in (without, {**content, "training": torch.zeros(1).expand(10 ** 13)}, {**content, "training": endless},
+                  {**content, "training": torch.eye(3).to_sparse()}):
+        torch.save(wrong, file)
+        with pytest.raises(BadInput, match="hostile.pt is (damaged|not a checkpoint)") as caught:
             checkpoint.load(file)
         one_line(caught)
 
@@ -146,6 +158,33 @@ def test_mutated_annotations(tmp_path):
             assert "train.json, entry 1: " in str(error) and "\n" not in str(error)
             refused += 1
     assert refused > 280
+
+
+@pytest.mark.parametrize("change", [
+    dict(scale=1e-50), dict(scale="0.5"), dict(scale=True), dict(scale=[0.5]), dict(center=["12", 3.0]), dict(image="a\nb.jpg"),
+    dict(joints=[["12", 3.0]] * 16), dict(joints=[[float("nan"), 3.0]] * 16), dict(joints_vis=["1"] * 16), dict(image="sub/s.jpg")])
+def test_what_must_be_refused(change, tmp_path):
+    root = folder(tmp_path, ENTRY, dict(ENTRY, **change))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/s.jpg").write_bytes((root / "images/a.jpg").read_bytes())
+    (root / "images/sub").symlink_to(tmp_path / "elsewhere")                   # a linked folder leads out, too
+    with pytest.raises(BadInput, match="train.json, entry 1: ") as caught:
+        load_people(root, "train")
+    one_line(caught)
+
+
+def test_no_picture_starts_another_program(tmp_path, monkeypatch):
+    """Pillow hands Encapsulated PostScript to Ghostscript, whatever the file is called."""
+    from PIL import EpsImagePlugin
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(1))
+    root = folder(tmp_path, ENTRY)
+    Image.new("RGB", (40, 40)).save(root / "images/a.jpg", "EPS")
+    with pytest.raises(BadInput, match="a.jpg cannot be read as a picture"):
+        load_people(root, "train").picture(0)
+    with pytest.raises(BadInput, match="a.jpg cannot be read as a picture"):
+        read_picture(root / "images/a.jpg")
+    assert not started
 
 
 def test_links_and_doubles(tmp_path):

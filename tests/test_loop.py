@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 
+import checkpoint
 import loop
 from crops import store
 from distill import TERMS
 from inputs import BadInput
 from loop import Stopped, Training
-from models import build_student
+from models import build_student, build_teacher
 from parallel import Team
 from synthetic import drawn_people
 
@@ -23,15 +24,15 @@ def people():
     return train, valid, store(train, 64), store(valid, 64)
 
 
-def training(people, out, **changes):
+def training(people, out, build=lambda: build_student("cc", "gs", preset="tiny"), **changes):
     out.mkdir(exist_ok=True)
     args = argparse.Namespace(**{**dict(
         out=out, data="drawn", drawings=64, distill=False, terms=list(TERMS), views=0, batch_size=16, accumulate=1, lr=1e-3,
         optimiser="muon", seed=0, amp=False, epochs=2, preset="tiny", student="cc", stop_after=None, augmentation="upright",
-        compile=False), **changes})
+        compile=False, deterministic=False), **changes})
     train, valid, crops, valid_crops = people
     torch.manual_seed(args.seed)
-    model = build_student("cc", "gs", preset="tiny")
+    model = build()
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
     return Training(args, Team(0, 1, "cpu"), model, averaged, train, crops, valid, valid_crops, None)
 
@@ -76,7 +77,7 @@ def test_what_is_not_finite_is_named_and_kept(people, tmp_path):
     run = training(people, tmp_path / "run")
     with torch.no_grad():
         run.model.head.x.weight[0, 0] = float("nan")
-    with pytest.raises(BadInput, match=r"not finite at epoch 1, step 1: task, loss \(.*not-finite.pt holds .*Lower --lr"):
+    with pytest.raises(BadInput, match=r"not finite at epoch 1, step 1: task, loss \(.*not-finite.pt holds .*or lower --lr$"):
         run.run()
     kept = torch.load(tmp_path / "run/not-finite.pt", weights_only=True)
     assert len(kept["rows"]) == 16 and kept["epoch"] == 0 and "head.x.weight" in kept["model"]
@@ -139,6 +140,55 @@ def test_a_stop_is_heard_while_a_network_is_scored(people, tmp_path, monkeypatch
     changing = {"images_per_second", "input_alone"}
     assert [{key: line[key] for key in line.keys() - changing} for line in one] == [
         {key: line[key] for key in line.keys() - changing} for line in other]
+
+
+def test_stopped_after_every_step_to_the_bit(people, tmp_path):
+    """The teacher, whose batch norms count, in bfloat16 and in parts, partly hidden people: six stops in two epochs of three."""
+    changes = dict(build=lambda: build_teacher("tiny"), amp=True, accumulate=2, batch_size=8, augmentation="occlusion", optimiser="adam")
+    whole = training(people, tmp_path / "whole", **changes)
+    expected, stops = weights(whole), 0
+    while True:
+        run = training(people, tmp_path / "run", **changes)
+        if stops:
+            run.resume()
+        step = run.step
+
+        def one_step(*how):
+            done = step(*how)
+            run.asked_to_stop = 15
+            return done
+
+        run.step = one_step
+        try:
+            run.run()
+            break
+        except Stopped:
+            stops += 1
+    assert stops == 8 and torch.equal(weights(run), expected)
+    for name, value in whole.averaged.state_dict().items():
+        assert torch.equal(run.averaged.state_dict()[name], value), name
+
+
+def test_best_weights_left_behind_are_scored_anew(people, tmp_path):
+    """last.pt alone travels; or no epoch was one that is scored."""
+    training(people, tmp_path).run()
+    (tmp_path / "best.pt").unlink()
+    run = training(people, tmp_path)
+    run.resume()
+    run.run()
+    assert checkpoint.read(tmp_path / "best.pt")["facts"]["epoch"] == 2
+
+
+def test_a_damaged_state_does_not_replace_the_good_one(people, tmp_path):
+    run = training(people, tmp_path)
+    run.save(), run.save()
+    (tmp_path / "last.pt").write_bytes(b"damaged")
+    run = training(people, tmp_path)
+    run.resume(), run.save()
+    for name in ("last.pt", "previous.pt"):
+        if (tmp_path / name).exists():
+            checkpoint.read(tmp_path / name)
+    assert (tmp_path / "last.damaged").exists() and (tmp_path / "previous.pt").exists()
 
 
 def test_a_run_may_go_on_with_a_lower_rate(people, tmp_path):

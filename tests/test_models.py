@@ -266,6 +266,19 @@ def test_channels_last_and_bfloat16_on_a_whole_model(filter):
     assert (low - expected).abs().max() < 0.1 * expected.abs().max()      # bfloat16 keeps 8 bits a layer
 
 
+@pytest.mark.parametrize("student", STUDENTS)
+def test_heads_stay_in_float32_within_autocast(student):
+    torch.manual_seed(0)
+    model = build_student(student, "gs", preset="tiny").eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = model(torch.rand(4, 3, 64, 64))
+    with torch.no_grad():
+        expected = model.head(output.keypoint_tokens.float())
+    for found, wanted in zip(output.prediction, expected):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)        # in bfloat16: off by 1e-2
+        assert found.dtype == torch.float32
+
+
 def test_unknown_names_are_refused():
     for arguments in (("regression", "gs"), ("reg", "fft"), ("reg", "gs", "w18"), ("reg", "gs", "none", "huge")):
         with pytest.raises(ValueError, match="is not one of"):
