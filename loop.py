@@ -174,7 +174,7 @@ class Training:
                 done.step, done.seconds = done.step + 1, time.monotonic() - began
                 bar.set_postfix({name: f"{value / done.step:.3g}" for name, value in done.sums.items()}, refresh=False)
                 bar.update(len(rows))
-                self.stop_or_save()
+                self.stop_or_save(between_steps=True)
         self.close_epoch(log, input_rate)
 
     def input_rate(self, rows, variation):
@@ -225,9 +225,10 @@ class Training:
     def facts(self, epoch):
         return dict(data=self.people.name, people=len(self.people), epoch=epoch, seed=self.args.seed)
 
-    def stop_or_save(self):
+    def stop_or_save(self, between_steps=False):
+        """Stop where somebody asked; between steps also where time is up: then every slice of a run makes one step at least."""
         now = time.monotonic()
-        late = self.args.stop_after is not None and now - BEGAN > 60 * self.args.stop_after
+        late = between_steps and self.args.stop_after is not None and now - BEGAN > 60 * self.args.stop_after
         if self.team.any(bool(self.asked_to_stop) or late):
             self.save()
             raise Stopped

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import time
 
 import pytest
 import torch
@@ -142,20 +143,24 @@ def test_a_stop_is_heard_while_a_network_is_scored(people, tmp_path, monkeypatch
         {key: line[key] for key in line.keys() - changing} for line in other]
 
 
-def test_stopped_after_every_step_to_the_bit(people, tmp_path):
-    """The teacher, whose batch norms count, in bfloat16 and in parts, partly hidden people: six stops in two epochs of three."""
+@pytest.mark.parametrize("how", ["signal", "time is up"])
+def test_stopped_after_every_step_to_the_bit(people, tmp_path, monkeypatch, how):
+    """The teacher, whose batch norms count, in bfloat16 and in parts, partly hidden people: eight stops in two epochs of four."""
     changes = dict(build=lambda: build_teacher("tiny"), amp=True, accumulate=2, batch_size=8, augmentation="occlusion", optimiser="adam")
     whole = training(people, tmp_path / "whole", **changes)
     expected, stops = weights(whole), 0
+    if how == "time is up":
+        monkeypatch.setattr(loop, "BEGAN", time.monotonic() - 120)
+        changes["stop_after"] = 1
     while True:
         run = training(people, tmp_path / "run", **changes)
         if stops:
             run.resume()
         step = run.step
 
-        def one_step(*how):
-            done = step(*how)
-            run.asked_to_stop = 15
+        def one_step(*what):
+            done = step(*what)
+            run.asked_to_stop = 15 if how == "signal" else None
             return done
 
         run.step = one_step
