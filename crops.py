@@ -186,11 +186,14 @@ def store(people, size, folder=None):
             if file.exists() or not progress.read_text():    # through, or not worth keeping
                 partial.unlink(missing_ok=True)
                 progress.unlink(missing_ok=True)
-    return np.load(file, mmap_mode="r")
+    return mapped(file, shape)
 
 
-def mapped(file, shape, mode="r"):
-    """A file of crops as an array; None where it is not there, cut off, or another one."""
+def mapped(file, shape, mode="c"):
+    """A file of crops as an array; None where it is not there, cut off, or another one.
+
+    mode: "c", which nobody can write through; PyTorch would warn of a read-only one.
+    """
     try:
         found = np.load(file, mmap_mode=mode)
     except (OSError, ValueError, EOFError):

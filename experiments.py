@@ -3,7 +3,7 @@
     python experiments.py drawn                          # 36 students of drawn people, and the loss taken apart: hours
     python experiments.py drawn --seeds 0 --jobs 2       # a third of it, two at a time
     python experiments.py photos --data DATA             # tiny teacher and students on photos in MPII's layout
-    python experiments.py paper --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth     # the paper's rows: GPU-weeks
+    python experiments.py paper --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth     # the paper's rows: GPU-days
     # ... --stop-after 60: one more hour of them; ... -- --batch-size 128: flags behind -- go to every train.py
 
 A run that is done has a file in results/ (arguments, scores by joint, the log of its epochs) and is skipped; one that was

@@ -43,9 +43,15 @@ def lock(file, wait):
     return True
 
 
+def terminate(number, frame):
+    """SIGTERM as Ctrl-C: files and workers are let go."""
+    print("terminated", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
 def main_with_clear_errors(main):
     """Run a command's main(); BadInput and files that cannot be written become one line on stderr and exit status 2."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))      # so that files and workers are let go
+    signal.signal(signal.SIGTERM, terminate)
     try:
         main()
     except (BadInput, OSError) as error:

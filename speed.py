@@ -211,7 +211,7 @@ def ratios(timings):
     """How many times as fast a filter is as attention, the best form of each.
 
     Yields (row, filter, the paper's ratio, precision, batch, over fused attention of this precision, over attention written
-    out in float32).
+    out in float32, over the filter's own plain form of this precision).
     """
     paper = {row[:3]: row[7] for row in PAPER}
     for row, filter in dict.fromkeys((t.row, t.filter) for t in timings if t.filter != "attention"):
@@ -221,15 +221,17 @@ def ratios(timings):
             for batch in (1, None):
                 mine, fused = (best(timings, row, mixer, precision, batch, FORMS[1:]) for mixer in (filter, "attention"))
                 written = best(timings, row, "attention", "float32", batch, FORMS[:1])
-                if mine and fused and written:
-                    yield row, filter, stated, precision, mine.batch, mine.fps / fused.fps, mine.fps / written.fps
+                plain = best(timings, row, filter, precision, batch, FORMS[:1])
+                if mine and fused and written and plain:
+                    yield row, filter, stated, precision, mine.batch, *(mine.fps / other.fps for other in (fused, written, plain))
 
 
 def ratio_lines(timings):
     """`ratios` as text."""
     return "\n".join(f"{row} {filter} : attention (the paper's: {stated:.2f}), {precision}, {f'batch {batch}':9} "
-                     f"{fused:6.2f} times fused, same precision, {written:6.2f} times written out, float32"
-                     for row, filter, stated, precision, batch, fused, written in ratios(timings))
+                     f"{fused:6.2f} times fused, same precision, {written:6.2f} times written out, float32, "
+                     f"{plain:6.2f} times its own plain form"
+                     for row, filter, stated, precision, batch, fused, written, plain in ratios(timings))
 
 
 def report_speed(rows, device):

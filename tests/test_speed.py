@@ -12,15 +12,15 @@ def timing(filter, form, batch, fps, precision="float32", row="reg-none"):
     return speed.Timing(row, filter, form, precision, batch, fps, fps - 1, fps + 1, 0.5, 1e-6, 0)
 
 
-TIMINGS = [timing("gs", "plain", 1, 10), timing("gs", "ready", 1, 20), timing("gs", "ready", 16, 80),
+TIMINGS = [timing("gs", "plain", 1, 10), timing("gs", "ready", 1, 20), timing("gs", "plain", 16, 30), timing("gs", "ready", 16, 80),
            timing("gs", "ready", 64, 90), timing("attention", "plain", 1, 5), timing("attention", "plain", 16, 9),
            timing("attention", "ready", 1, 10), timing("attention", "compiled", 16, 45)]
 
 
 def test_ratios_worked_by_hand():
     one, many = speed.ratios(TIMINGS)
-    assert one == ("reg-none", "gs", 3325 / 1481, "float32", 1, 20 / 10, 20 / 5)
-    assert many == ("reg-none", "gs", 3325 / 1481, "float32", 64, 90 / 45, 90 / 9)
+    assert one == ("reg-none", "gs", 3325 / 1481, "float32", 1, 20 / 10, 20 / 5, 20 / 10)
+    assert many == ("reg-none", "gs", 3325 / 1481, "float32", 64, 90 / 45, 90 / 9, 90 / 30)
     assert "2.00 times fused" in speed.ratio_lines(TIMINGS)
 
 
