@@ -198,6 +198,8 @@ def describe(config):
 
 def half(source, target):
     """A copy with weights in float16 and without the state of training."""
+    if target.exists():
+        raise BadInput(f"{target} is there already: name another file")
     model, facts = load(source)
     save(target, model, facts, half=True)
     print(f"{target}: {describe(model.config)}, {target.stat().st_size / 1e6:.1f} MB, "
@@ -220,6 +222,8 @@ def split(source, folder):
 
 def join(folder, target):
     """What `split` made, together again; BadInput where a part is missing, damaged or another one's."""
+    if target.exists():
+        raise BadInput(f"{target} is there already: name another file")
     if not folder.is_dir():
         raise BadInput(f"there is no folder {folder}: name the one that holds the parts")
     parts = {path: re.fullmatch(r"(.+)\.part-(\d+)-of-(\d+)", path.name) for path in sorted(folder.glob("*.part-*"))}

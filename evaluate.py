@@ -221,7 +221,8 @@ def score_checkpoint(args, path):
           + (", flip test" if args.flip_test else "") + (f"; {people.note}" if people.note else ""))
     learned = str(facts.get("data")).partition("/")[0]
     if learned not in ("None", "as published", people.name.partition("/")[0]):
-        print(f"it learned from {learned}, and is scored on others: --data names the folder of photos")
+        print(f"it learned from {learned}, and is scored on others"
+              + (": --data names the folder of photos" if args.data == "drawn" else ""))
     return evaluate(model, people, stored, args.device, args.flip_test)
 
 

@@ -36,7 +36,7 @@ TAKEN_APART = ("cc", "gs")           # the student on which choices are measured
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
 PHOTO_EPOCHS = {"teacher": 30, "student": 16, "long": 64}
 PHOTO_PARTS = {"colour": (), "upright": ("--augmentation", "upright"), "tokenpose": ("--augmentation", "tokenpose"),
-               "occlusion": ("--augmentation", "occlusion"), "views": ("--views", 16)}      # cc gs: the first is the default
+               "occlusion": ("--augmentation", "occlusion"), "views": ("--views", 16)}      # each in place of what all have
 
 COMPARED = {"--epochs": "epochs", "--batch-size": "batch_size", "--views": "views", "--augmentation": "augmentation", "--lr": "lr"}
 
@@ -76,7 +76,7 @@ def photo_runs(data, init):
 
     def add(name, student, filter, *flags):
         runs[f"photos-{name}"] = ["--data", data, "--student", student, "--filter", filter,
-                                  "--epochs", PHOTO_EPOCHS["student"], *flags]
+                                  "--epochs", PHOTO_EPOCHS["student"], "--augmentation", "colour", *flags]
 
     for (student, filter), distill in product(PHOTO_STUDENTS, (True, False)):
         add(name_of(student, filter, distill, 0), student, filter, *(teacher if distill else ["--no-distill"]))
@@ -84,6 +84,8 @@ def photo_runs(data, init):
     name, init = name_of(student, filter, True, 0), ["--init", HERE / "weights" / f"student-{student}-{filter}-drawn.pt"]
     add(f"{name}-pretrained", student, filter, *teacher, *init)
     add(f"{name}-long", student, filter, *teacher, *init, "--views", 16, "--epochs", PHOTO_EPOCHS["long"])
+    add(f"{name}-upright", student, filter, *teacher, "--init", RUNS / f"photos-{name}-long" / "best.pt", "--views", 8,
+        "--augmentation", "upright")
     for part, flags in PHOTO_PARTS.items():
         add(f"{'-'.join(TAKEN_APART)}-{part}", *TAKEN_APART, *teacher, *flags)
     return runs
@@ -165,7 +167,8 @@ def run(name, flags, threads, until=math.inf):
 
 
 def run_all(runs, jobs, until):
-    """Teachers first: the others learn from them. A run that fails is told, and the others go on."""
+    """Teachers first: the others learn from them; then the runs that begin where another ends. One that fails is told, and the
+    others go on."""
     failed = []
 
     def attempt(item):
@@ -177,7 +180,8 @@ def run_all(runs, jobs, until):
 
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs)
     teachers = {name: flags for name, flags in runs.items() if "--train-teacher" in flags}
-    for batch in (teachers, {name: flags for name, flags in runs.items() if name not in teachers}):
+    later = {name: flags for name, flags in runs.items() if "--init" in flags and RUNS in Path(flags[flags.index("--init") + 1]).parents}
+    for batch in (teachers, {name: flags for name, flags in runs.items() if name not in teachers | later}, later):
         with ThreadPoolExecutor(jobs) as pool:               # threads that wait for processes
             list(pool.map(attempt, batch.items()))
         if failed:

@@ -239,7 +239,7 @@ class Training:
         """last.pt: all that a run needs to go on to the bit; the one before it becomes previous.pt."""
         self.saved_at = time.monotonic()
         if self.team.leads:
-            training = dict(progress=asdict(self.progress), epochs=self.args.epochs, averaged=self.averaged.state_dict(),
+            training = dict(progress=asdict(self.progress), epochs=self.args.epochs, lr=self.args.lr, averaged=self.averaged.state_dict(),
                             optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
                             settings=self.settings())
             checkpoint.save(self.args.out / "last.pt", self.model, self.facts(self.progress.epoch), training,
@@ -259,6 +259,8 @@ class Training:
             if (now := present.get(name)) != value:
                 raise BadInput(f"{file} was trained with {name} {value}, now it is {now}: "
                                f"give the flags of the run that is to go on")
+        if self.args.lr > training.get("lr", self.args.lr):
+            raise BadInput(f"{file} was trained with --lr {training['lr']}, now it is {self.args.lr}: it may be lowered, not raised")
         if (epochs := training.get("epochs", self.args.epochs)) != self.args.epochs:
             print(f"{file} was to have {epochs} epochs, now it is {self.args.epochs}: its rate falls at other steps than until now")
         self.model.load_state_dict(content["model"])

@@ -298,14 +298,16 @@ def main():
         raise BadInput("name pictures, a folder, a video, or --camera N")
     if args.json and not args.json.resolve().parent.is_dir():
         raise BadInput(f"--json {args.json}: there is no folder {args.json.parent} to write into: make it first")
+    if args.box and args.boxes:
+        raise BadInput("--box and --boxes both say where people are: leave one out")
     if args.box:
         try:
             args.box = [check_box(box) for box in args.box]
         except ValueError as error:
             raise BadInput(f"--box: {error}") from error
     model, facts = checkpoint.load(args.checkpoint, args.device)
-    print(f"{args.checkpoint.name}: {checkpoint.describe(model.config)}, learned from {facts.get('data')}, "
-          f"PCKh@0.5 {facts.get('pckh@0.5', float('nan')):.1f} there")
+    print(f"{args.checkpoint.name}: {checkpoint.describe(model.config)}, learned from {facts.get('data')}"
+          + (f", PCKh@0.5 {facts['pckh@0.5']:.1f} there" if "pckh@0.5" in facts else ""))
     model = for_inference(model)
     videos = [path for path in args.pictures if path.suffix.lower() in VIDEOS]
     sources = videos + [args.camera] * (args.camera is not None)

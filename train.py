@@ -77,8 +77,9 @@ def parse_arguments():
     how = parser.add_argument_group("how")
     data.add_argument("--augmentation", choices=tuple(AUGMENTATIONS),
                       help="how people are shown: upright (turned and zoomed a little), tokenpose (up to 60 degrees, 0.75 to 1.25 "
-                           "times), colour (that, and light and colours), occlusion (that, and a part hidden) (default: upright "
-                           "for drawn people, colour for the tiny preset's photos, tokenpose for the paper's)")
+                           "times), colour (that, and light and colours), occlusion (that, and a part hidden) (default: "
+                           "upright for drawn people and tiny students, colour for a tiny teacher of photos, tokenpose for the "
+                           "paper's preset)")
     how.add_argument("--views", type=int,
                      help="in how many ways a person is shown, again and again: the teacher is asked once for each and its answers "
                           f"stay in memory; 0: ever new ones (default: {VIEWS['drawn']} of drawings, {VIEWS['photos']} of "
@@ -132,7 +133,9 @@ def check_arguments(args):
     for name, value in RECIPES[args.preset].items():
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
     if args.augmentation is None:
-        args.augmentation = "upright" if args.data == "drawn" else "tokenpose" if args.preset == "paper" else "colour"
+        # tiny students of photos: measured (README); the tiny teacher of photos: what it was trained with, others not tried
+        args.augmentation = ("upright" if args.data == "drawn" else "tokenpose" if args.preset == "paper" else
+                             "colour" if args.train_teacher else "upright")
     if args.views is None:
         few = args.preset == "tiny" and not args.train_teacher
         args.views = VIEWS["drawn" if args.data == "drawn" else "photos"] if few else 0

@@ -22,6 +22,9 @@ def test_parts_are_small_and_make_the_same_file(saved, tmp_path, monkeypatch, ca
     assert len(parts) > 9 and all(part.stat().st_size <= 100_000 for part in parts)          # 10 sorts before 2
     checkpoint.join(tmp_path / "parts", tmp_path / "again.pt")
     assert (tmp_path / "again.pt").read_bytes() == saved.read_bytes()
+    for overwrites in (lambda: checkpoint.join(tmp_path / "parts", saved), lambda: checkpoint.half(saved, saved)):
+        with pytest.raises(BadInput, match="last.pt is there already"):
+            overwrites()
     assert f"in {len(parts)} parts" in capsys.readouterr().out
 
 

@@ -160,7 +160,7 @@ def test_foreign_and_broken_checkpoints(tmp_path):
 
     content = checkpoint.read(tmp_path / "good.pt")
     content["config"]["filter"] = "attention"                     # says it is something else than it is
-    torch.save(content, tmp_path / "other.pt")
+    torch.save(content | {"checksum": checkpoint.checksum(content)}, tmp_path / "other.pt")
     refused(run("evaluate.py", "--checkpoint", "other.pt", cwd=tmp_path), "does not fit the network", "attention")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "good.pt").read_bytes()[:5000])
     refused(run("evaluate.py", "--checkpoint", "cut.pt", cwd=tmp_path), "cut.pt is not a checkpoint")

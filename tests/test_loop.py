@@ -201,5 +201,7 @@ def test_a_run_may_go_on_with_a_lower_rate(people, tmp_path):
     run = training(people, tmp_path, lr=1e-4)
     run.resume()
     run.run()
+    with pytest.raises(BadInput, match="was trained with --lr 0.0001, now it is 0.001: it may be lowered, not raised"):
+        training(people, tmp_path, lr=1e-3).resume()
     rates = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(rates) == 2 and max(rates) <= 1e-4
