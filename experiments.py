@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
+from augmentation import AUGMENTATIONS
 from costs import PAPER
 from distill import TERMS
 from inputs import BadInput, main_with_clear_errors
@@ -35,8 +36,6 @@ SEEDS = (0, 1, 2)
 TAKEN_APART = ("cc", "gs")           # the student on which choices are measured one by one
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
 PHOTO_EPOCHS = {"teacher": 30, "student": 16, "long": 64}
-PHOTO_PARTS = {"colour": (), "upright": ("--augmentation", "upright"), "tokenpose": ("--augmentation", "tokenpose"),
-               "occlusion": ("--augmentation", "occlusion"), "views": ("--views", 16)}      # each in place of what all have
 
 COMPARED = {"--epochs": "epochs", "--batch-size": "batch_size", "--views": "views", "--augmentation": "augmentation", "--lr": "lr"}
 
@@ -84,10 +83,8 @@ def photo_runs(data, init):
     name, init = name_of(student, filter, True, 0), ["--init", HERE / "weights" / f"student-{student}-{filter}-drawn.pt"]
     add(f"{name}-pretrained", student, filter, *teacher, *init)
     add(f"{name}-long", student, filter, *teacher, *init, "--views", 16, "--epochs", PHOTO_EPOCHS["long"])
-    add(f"{name}-upright", student, filter, *teacher, "--init", RUNS / f"photos-{name}-long" / "best.pt", "--views", 8,
-        "--augmentation", "upright")
-    for part, flags in PHOTO_PARTS.items():
-        add(f"{'-'.join(TAKEN_APART)}-{part}", *TAKEN_APART, *teacher, *flags)
+    for augmentation in AUGMENTATIONS:
+        add(f"{'-'.join(TAKEN_APART)}-{augmentation}", *TAKEN_APART, *teacher, "--augmentation", augmentation)
     return runs
 
 
@@ -167,8 +164,7 @@ def run(name, flags, threads, until=math.inf):
 
 
 def run_all(runs, jobs, until):
-    """Teachers first: the others learn from them; then the runs that begin where another ends. One that fails is told, and the
-    others go on."""
+    """Teachers first: the others learn from them. A run that fails is told, and the others go on."""
     failed = []
 
     def attempt(item):
@@ -180,8 +176,7 @@ def run_all(runs, jobs, until):
 
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs)
     teachers = {name: flags for name, flags in runs.items() if "--train-teacher" in flags}
-    later = {name: flags for name, flags in runs.items() if "--init" in flags and RUNS in Path(flags[flags.index("--init") + 1]).parents}
-    for batch in (teachers, {name: flags for name, flags in runs.items() if name not in teachers | later}, later):
+    for batch in (teachers, {name: flags for name, flags in runs.items() if name not in teachers}):
         with ThreadPoolExecutor(jobs) as pool:               # threads that wait for processes
             list(pool.map(attempt, batch.items()))
         if failed:

@@ -73,7 +73,7 @@ def photo_table():
         titles.append((f"{student} {filter} {'distilled' if distill else 'alone'}",
                        "photos-" + name_of(student, filter, distill, 0)))
     student, filter = PHOTO_STUDENTS[0]
-    for title, suffix in (("", "pretrained"), (", four times as long", "long"), (", then upright", "upright")):
+    for title, suffix in (("", "pretrained"), (", four times as long", "long")):
         titles.append((f"{student} {filter} distilled, pre-trained on drawn people{title}",
                        f"photos-{name_of(student, filter, True, 0)}-{suffix}"))
     rows, joints = [], ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean")
@@ -89,8 +89,7 @@ def photo_parts_table():
     """One student of photos and what it is shown."""
     titles = {"upright": "`upright`: turned by up to 20 degrees, zoomed by a tenth, mirrored",
               "tokenpose": "`tokenpose`: turned by up to 60 degrees, zoomed by a quarter, mirrored",
-              "colour": "`colour`: that, and light and colours", "occlusion": "`occlusion`: that, and a part of half of them hidden",
-              "views": "`colour`, in 16 views instead of 4"}
+              "colour": "`colour`: that, and light and colours", "occlusion": "`occlusion`: that, and a part of half of them hidden"}
     rows = [[titles[part], *(mean_and_spread(scores([f"photos-{'-'.join(TAKEN_APART)}-{part}"], t)) for t in (0.5, 0.1))]
             for part in titles]
     return table([f"{' '.join(TAKEN_APART)} distilled on photos", "PCKh@0.5", "PCKh@0.1"], rows)
