@@ -143,7 +143,8 @@ class Training:
             with open(self.args.out / "log.jsonl", "a" if self.progress.epoch else "w") as log:
                 while self.progress.epoch < self.args.epochs:
                     self.epoch(log)
-            if not (self.args.out / "best.pt").exists():       # no epoch of this run was one that is scored
+            # no epoch of this run was one that is scored; the first process knows, the others may look before it has written
+            if self.team.any(self.team.leads and not (self.args.out / "best.pt").exists()):
                 self.score(self.progress)
         finally:
             for number, handler in handlers.items():
