@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
+from heads import RegressionHead
 from inputs import BadInput, main_with_clear_errors
-from models import RegressionHead, build_student, build_teacher
+from models import build_student, build_teacher
 from official import fill_backbone, is_teacher, published_teacher
 
 FORMAT = 1

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from crops import coordinate_labels, heatmaps
-from models import CoordinateHead, Regression
+from heads import CoordinateHead, Regression
 
 # Weights a1 .. a4, of standardised tokens (see Lessons): found in runs of 1,000 steps of the tiny gs students (PCKh@0.5 of one
 # seed). cc, by its a1 and a2: 41.5 with 0.3 and 0.1, 43.1 with 1 and 0.3, 45.1 with 3 and 1. reg, whose L_task is a twentieth

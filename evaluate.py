@@ -30,7 +30,6 @@ from costs import cost_table, measure_costs, protocol
 from crops import FLIP, invert, make_batch, store, transform
 from data_mpii import load_people, read_truth
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
-from models import CoordinateHead, Regression
 from parallel import Team
 from synthetic import drawn_people
 
@@ -83,7 +82,7 @@ def print_score(scores):
 def predict(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1, "cpu"), between=lambda: None):
     """Joints (N, 16, 2) in pixels of the pictures and confidences (N, 16), of people with stored crops.
 
-    flip_test: of the mean of what the network says of a crop and of its mirror image (with_mirror).
+    flip_test: of the mean of what the network says of a crop and of its mirror image (with_mirror of heads.py).
     team: processes that share the work; each gets the whole answer.
     between: called before each batch, equally often by every process; it may end the run.
     """
@@ -111,31 +110,13 @@ def look(model, images, flip_test=False):
     output = model(images)
     if flip_test:
         mirrored = model(images.flip(-1))
-        output = output._replace(prediction=with_mirror(model.head, output.prediction, mirrored.prediction))
+        output = output._replace(prediction=model.head.with_mirror(output.prediction, mirrored.prediction))
     return model.decode(output)
 
 
-def with_mirror(head, said, mirrored):
-    """The mean of a head's predictions of crops and of their mirror images, in the form of the first.
-
-    Of positions (regression), or of distributions over positions, where a mean of two different peaks is not a third one.
-    """
-    if isinstance(said, Regression):
-        x, y = mirrored.xy[:, FLIP].unbind(-1)
-        return said._replace(xy=(said.xy + torch.stack([1 - x, y], -1)) / 2, score=(said.score + mirrored.score[:, FLIP]) / 2)
-    if isinstance(head, CoordinateHead):                                             # logits of x and y, (B, K, bins) each
-        (x, y), (other_x, other_y) = said, (logits[:, FLIP] for logits in mirrored)
-        return tuple(((one.softmax(-1) + other.softmax(-1)) / 2).log() for one, other in ((x, other_x.flip(-1)), (y, other_y)))
-    mirrored = mirrored[:, FLIP].flip(-1)                                            # (B, K, S, S)
-    if head.values:
-        return (said + mirrored) / 2
-    one, other = (logits.flatten(-2).softmax(-1) for logits in (said, mirrored))
-    return ((one + other) / 2).log().view_as(said)
-
-
-def evaluate(model, people, stored, *how, **more):
-    """Scores of a network on people with stored crops; how: as in `predict`."""
-    return score(predict(model, people, stored, *how, **more)[0], people.joints, people.visible, people.head_size)
+def evaluate(model, people, stored, device="cpu", **how):
+    """Scores of a network on people with stored crops; how: flip_test, team and between, as in `predict`."""
+    return score(predict(model, people, stored, device, **how)[0], people.joints, people.visible, people.head_size)
 
 
 def mean_pose_score(train, valid):
@@ -223,7 +204,7 @@ def score_checkpoint(args, path):
     if learned not in ("None", "as published", people.name.partition("/")[0]):
         print(f"it learned from {learned}, and is scored on others"
               + (": --data names the folder of photos" if args.data == "drawn" else ""))
-    return evaluate(model, people, stored, args.device, args.flip_test)
+    return evaluate(model, people, stored, args.device, flip_test=args.flip_test)
 
 
 def main():

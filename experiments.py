@@ -75,7 +75,7 @@ def photo_runs(data, init):
 
     def add(name, student, filter, *flags):
         runs[f"photos-{name}"] = ["--data", data, "--student", student, "--filter", filter,
-                                  "--epochs", PHOTO_EPOCHS["student"], "--augmentation", "colour", *flags]
+                                  "--epochs", PHOTO_EPOCHS["student"], *flags]
 
     for (student, filter), distill in product(PHOTO_STUDENTS, (True, False)):
         add(name_of(student, filter, distill, 0), student, filter, *(teacher if distill else ["--no-distill"]))

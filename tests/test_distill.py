@@ -9,7 +9,8 @@ from crops import coordinate_labels, heatmaps
 from distill import (TERMS, Lessons, confidence_loss, coordinate_task, distillation_loss, heatmap_loss_coordinates,
                      give_lesson, heatmap_loss_regression, heatmap_task, keypoint_token_loss, kl_divergence, marginals, of_a_part,
                      regression_task, total, visual_token_loss)
-from models import Regression, build_student, build_teacher
+from heads import Regression
+from models import build_student, build_teacher
 
 XY = torch.tensor([[[0.5, 0.4], [0.3, 0.6]]])                        # (1, 2, 2)
 ALL, FIRST = torch.tensor([[True, True]]), torch.tensor([[True, False]])

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from crops import FLIP, coordinate_labels, heatmaps, make_batch, store
-from evaluate import GROUPS, evaluate, mean_pose_score, pckh, predict, score, with_mirror
-from models import CoordinateHead, HeatmapHead, Output, PoseNet, Regression, RegressionHead, build_student
+from evaluate import GROUPS, evaluate, mean_pose_score, pckh, predict, score
+from heads import CoordinateHead, HeatmapHead, Regression, RegressionHead
+from models import Output, PoseNet, build_student
 from synthetic import drawn_people
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,7 +124,7 @@ def test_flip_test_takes_the_better_peak_and_not_the_middle():
     mirrored = tuple((0.4 * a + 0.6 * b).log() for a, b in zip(
         coordinate_labels(torch.cat([1 - sure[..., :1], sure[..., 1:]], -1), 3, 128),
         coordinate_labels(torch.cat([1 - unsure[..., :1], unsure[..., 1:]], -1), 3, 128)))
-    found, _ = head.decode(with_mirror(head, said, mirrored))
+    found, _ = head.decode(head.with_mirror(said, mirrored))
     assert (found - 0.25).abs().max() <= 0.5 / 128
 
 
