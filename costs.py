@@ -40,7 +40,7 @@ PAPER = [
     ("cc", "attention", "w48", 89.07, 90.3, 21.5, 13.8, 396),
 ]
 BATCH = {"none": 16, "w32": 4, "w48": 4}       # crops a forward pass when timing
-WARM_UP, RUNS = 2, 5
+WARM_UP, RUNS, LEAST = 3, 7, 0.5           # runs before timing, runs timed, and seconds that these take at least
 
 
 def fft_flops(input_shape, dims, *args, out_shape=None, **kwargs):
@@ -71,17 +71,34 @@ def count_multiply_adds(model):
     return counter.get_total_flops() / 2
 
 
+def seconds(work, kind="cpu"):
+    """Times of runs of work(), a sorted list: events of the device on a GPU, the wall clock on a CPU."""
+    def once():
+        if kind == "cpu":
+            began = time.perf_counter()
+            work()
+            return time.perf_counter() - began
+        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        before.record()
+        work()
+        after.record()
+        after.synchronize()
+        return before.elapsed_time(after) / 1e3
+
+    for _ in range(WARM_UP):
+        once()
+    times = []
+    while len(times) < RUNS or sum(times) < LEAST:
+        times.append(once())
+    return sorted(times)
+
+
 @torch.inference_mode()
 def frames_a_second(model, batch, device):
-    """Median over runs of a forward pass and decoding, float32, crops already on the device."""
+    """Median over runs of a forward pass and decoding, float32, crops already on the device, joints back on the host."""
     images = torch.rand(batch, 3, model.size, model.size, device=device)
-    seconds = []
-    for run in range(WARM_UP + RUNS):
-        start = time.perf_counter()
-        joints, _ = model.decode(model(images))
-        joints.cpu()             # waits for the device
-        seconds.append(time.perf_counter() - start)
-    return batch / statistics.median(seconds[WARM_UP:])
+    times = seconds(lambda: model.decode(model(images))[0].cpu(), torch.device(device).type)
+    return batch / statistics.median(times)
 
 
 def measure_costs(device="cpu"):
@@ -101,7 +118,7 @@ def protocol(device="cpu"):
     name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
     batches = ", ".join(f"{batch} ({backbone})" for backbone, batch in BATCH.items())
     return (f"fps: {name}, PyTorch {torch.__version__}, float32, batch by backbone {batches};\n"
-            f"{WARM_UP} warm-up and the median of {RUNS} runs; timed: normalisation, network and decoding,\n"
+            f"{WARM_UP} warm-up and the median of at least {RUNS} runs; timed: normalisation, network and decoding,\n"
             f"from crops on the device to joints on the host (synchronised). The paper does not name its GPU.\n"
             f"GFLOPs: multiply-adds of products, convolutions and transforms.")
 

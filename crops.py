@@ -189,11 +189,8 @@ def store(people, size, folder=None):
     return mapped(file, shape)
 
 
-def mapped(file, shape, mode="c"):
-    """A file of crops as an array; None where it is not there, cut off, or another one.
-
-    mode: "c", which nobody can write through; PyTorch would warn of a read-only one.
-    """
+def mapped(file, shape, mode="r"):
+    """A file of crops as an array; None where it is not there, cut off, or another one."""
     try:
         found = np.load(file, mmap_mode=mode)
     except (OSError, ValueError, EOFError):

@@ -97,8 +97,8 @@ def load_people(root, split, pictures=True, skip_bad=False):
         return read_json(root, split, json_file, pictures, skip_bad)
     releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
     if releases and skip_bad:
-        raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's release {releases[0].name}: "
-                       f"leave the flag out")
+        raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's release "
+                       f"{releases[0].name}: leave the flag out")
     if releases:
         return read_release(root, split, releases[0], pictures)
     raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release mpii_human_pose_v1_u12_1.mat: "
@@ -153,7 +153,8 @@ def check_entries(file, entries, images, skip_bad):
             except OSError:                                # a name that is too long
                 there = False
             if not there:
-                raise BadInput(f"{file}, entry {index}: there is no picture {str(path)[:200]!r}: unpack the pictures into {images}")
+                raise BadInput(f"{file}, entry {index}: there is no picture {str(path)[:200]!r}: "
+                               f"unpack the pictures into {images}")
             if not path.resolve().is_relative_to(images.resolve()):
                 raise BadInput(f"{file}, entry {index}: {path} is a link to something outside {images}: put the picture there")
             if skip_bad:
@@ -270,7 +271,8 @@ def read_release(root, split, file, pictures):
         raise BadInput(f"{file} has no labelled person of the {split} split: get it anew")
     rows = []
     for n, name, joints, visible, center, scale, head_size in found:           # the same rules as for a json file
-        entry = dict(image=name, joints=joints.tolist(), joints_vis=visible.astype(int).tolist(), center=list(center), scale=scale)
+        entry = dict(image=name, joints=joints.tolist(), joints_vis=visible.astype(int).tolist(), center=list(center),
+                     scale=scale)
         rows.append((root / "images" / check_entry(file, n, entry)[0], joints, visible, center, scale, head_size))
     files, joints, visible, center, scale, head_size = (list(column) for column in zip(*rows))
     for path in files:

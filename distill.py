@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from crops import coordinate_labels, heatmaps
 from heads import CoordinateHead, Regression
+from inputs import has_room
 
 # Weights a1 .. a4, of standardised tokens (see Lessons): found in runs of 1,000 steps of the tiny gs students (PCKh@0.5 of one
 # seed). cc, by its a1 and a2: 41.5 with 0.3 and 0.1, 43.1 with 1 and 0.3, 45.1 with 3 and 1. reg, whose L_task is a twentieth
@@ -167,6 +168,7 @@ class Lessons:
         # float16 tokens, heatmaps of a byte a cell
         self.bytes_an_answer = sum(part[0].numel() * size for part, size in zip(lessons[0], (2, 2, 1)))
         self.people, self.known, self.kept = people, [False] * views, None
+        self.device = images.device if has_room(images.device, self.bytes()) else torch.device("cpu")     # where they are kept
 
     def bytes(self):
         """What the remembered answers take."""
@@ -189,9 +191,10 @@ class Lessons:
             tokens, visual, heatmaps = self.give(images_of(rows))
             packed = tokens.half(), visual.half(), (255 * heatmaps).round().byte()
             if self.kept is None:
-                self.kept = [torch.empty(len(self.known), self.people, *part.shape[1:], dtype=part.dtype) for part in packed]
+                self.kept = [torch.empty(len(self.known), self.people, *part.shape[1:], dtype=part.dtype, device=self.device)
+                             for part in packed]
             for kept, part in zip(self.kept, packed):
-                kept[view, rows] = part.cpu()
+                kept[view, rows] = part.to(self.device)
             between()
         self.known[view] = True
 

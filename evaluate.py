@@ -169,8 +169,8 @@ def parse_arguments():
                         help="folder in MPII's layout, or 'drawn' for people drawn by synthetic.py (default: drawn)")
     parser.add_argument("--flip-test", action="store_true", help="average over each crop and its mirror image")
     parser.add_argument("--costs", action="store_true", help="parameters, GFLOPs, frames a second of all 16 students")
-    parser.add_argument("--speed", nargs="*", metavar="ROW", help="frames a second of filters and attention, in every form, side "
-                        "by side: reg-none, reg-w32, reg-w48, cc-none, cc-w32, cc-w48 or all (default: reg-none)")
+    parser.add_argument("--speed", nargs="*", metavar="ROW", help="frames a second of filters and attention, in every form, "
+                        "side by side: reg-none, reg-w32, reg-w48, cc-none, cc-w32, cc-w48 or all (default: reg-none)")
     parser.add_argument("--device", default=default_device(),
                         help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
     parser.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
@@ -219,7 +219,7 @@ def main():
         raise BadInput("--data says whom to score on: name what is to be scored, with --checkpoint or --predictions")
     figures, nothing_asked = {}, not (args.checkpoint or args.predictions or timed)
     if args.costs or nothing_asked:
-        print("measuring the paper's 16 students, about a minute on two cores")
+        print("measuring the paper's 16 students, two to three minutes on two cores")
         figures |= dict(rows=measure_costs(args.device), protocol=protocol(args.device))
         print(cost_table(figures["rows"]), figures["protocol"], sep="\n")
     if args.speed is not None:

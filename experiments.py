@@ -37,7 +37,8 @@ TAKEN_APART = ("cc", "gs")           # the student on which choices are measured
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
 PHOTO_EPOCHS = {"teacher": 30, "student": 16, "long": 64}
 
-COMPARED = {"--epochs": "epochs", "--batch-size": "batch_size", "--views": "views", "--augmentation": "augmentation", "--lr": "lr"}
+# arguments in which a result that is there must agree with the flags that ask for it
+COMPARED = "epochs", "batch_size", "views", "augmentation", "lr"
 
 stopping = threading.Event()         # somebody asked for an end
 children = set()                     # processes under way
@@ -125,10 +126,11 @@ def run(name, flags, threads, until=math.inf):
     began = time.monotonic()
     if kept.exists():
         told, asked = result(name).get("arguments", {}), dict(zip(flags, flags[1:]))
-        for flag, key in COMPARED.items():
+        for key in COMPARED:
+            flag = f"--{key.replace('_', '-')}"
             if flag in asked and key in told and str(asked[flag]) != str(told[key]):
-                raise BadInput(f"{kept} was made with {flag} {told[key]}, now it is {asked[flag]}: move that file and {out} away, "
-                               f"or give the same flags")
+                raise BadInput(f"{kept} was made with {flag} {told[key]}, now it is {asked[flag]}: move that file and {out} "
+                               f"away, or give the same flags")
         return
     if stopping.is_set() or began >= until:
         return

@@ -17,7 +17,7 @@ packages of requirements-extra.txt.
 
 import argparse
 import os
-import time
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 import checkpoint
+from costs import seconds
 from crops import make_batch, store
 from data_mpii import JOINTS
 from evaluate import validation_people
@@ -34,7 +35,6 @@ from predict import WEIGHTS
 OPSET = 18
 CHECKED = 64                 # people on whom both are compared
 CLOSE = 0.05                 # pixels between a joint of PyTorch's and one of the exported graph
-RUNS = 10
 
 
 class CropsToJoints(nn.Module):
@@ -86,14 +86,7 @@ def runner(path):
 
 
 def crops_a_second(run, crops):
-    """Median of RUNS after one to warm up."""
-    run(crops)
-    seconds = []
-    for _ in range(RUNS):
-        began = time.perf_counter()
-        run(crops)
-        seconds.append(time.perf_counter() - began)
-    return len(crops) / float(np.median(seconds))
+    return len(crops) / statistics.median(seconds(lambda: run(crops)))
 
 
 def main():
@@ -123,8 +116,8 @@ def main():
             found, sure = written(crops)
             off = float(np.abs(found - joints).max())
             if not (off < CLOSE and np.abs(sure - confidence).max() < 0.01):
-                raise BadInput(f"what was exported differs from PyTorch by {off:.3f} pixels on {people.name}: {args.out} is not "
-                               f"written")
+                raise BadInput(f"what was exported differs from PyTorch by {off:.3f} pixels on {people.name}: "
+                               f"{args.out} is not written")
             here, there = crops_a_second(lambda c: whole(torch.from_numpy(c)), crops), crops_a_second(written, crops)
         os.replace(partial, args.out)
     finally:

@@ -28,6 +28,11 @@ def check_device(name):
     torch.cuda.set_device(name if index else 0)          # clocks and memory counters then mean this one
 
 
+def has_room(device, size):
+    """Would `size` bytes leave half of what is free on a GPU? Nobody asks how much memory a CPU has."""
+    return torch.device(device).type == "cpu" or size < torch.cuda.mem_get_info(device)[0] / 2
+
+
 def lock(file, wait):
     """Keep others from locking this open file or folder descriptor until it is closed -> False where another has it already.
 

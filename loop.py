@@ -15,7 +15,6 @@ import signal
 import time
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -24,15 +23,17 @@ from augmentation import AUGMENTATIONS
 from crops import make_batch, place
 from distill import WEIGHTS, distillation_loss, of_a_part, task_loss, total
 from evaluate import evaluate
-from inputs import BadInput
+from inputs import BadInput, has_room
 from recipe import SCORE_EVERY, average, build_optimisers, generator, rate_share
 
 SAVE_EVERY = 300         # seconds between two checkpoints within an epoch
+CHUNK = 1024             # crops that go to a GPU at once
 BEGAN = time.monotonic() # when this process did: --stop-after counts from here, not from the first step
 
 # What a run that goes on must have in common with the one that was stopped, or it would be neither. Epochs may be added or
 # taken off, the decay then follows the new number; the rate may be lowered, where it was too high.
-SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp", "compile", "deterministic")
+SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp", "compile",
+            "deterministic")
 
 
 @dataclass
@@ -45,13 +46,17 @@ class Progress:
 
 
 def resident(crops, device):
-    """Stored crops, on the GPU where they take less than half of what is free there: no step waits for the bus."""
-    if device == "cpu" or crops.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+    """Stored crops, on the GPU where there is room for them: no step waits for the bus."""
+    if device == "cpu" or not has_room(device, crops.nbytes):
         return crops
-    return torch.from_numpy(np.asarray(crops)).to(device)
+    there = torch.empty(crops.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(crops), CHUNK):
+        there[start:start + CHUNK] = torch.from_numpy(crops[start:start + CHUNK].copy())      # what is mapped may not be written
+    return there
 
 
 def rounded(rate):
+    """Pictures a second, as a log says them: 237, 7.31."""
     return round(rate) if rate >= 10 else round(rate, 2)
 
 
@@ -131,8 +136,8 @@ class Training:
             torch.save(dict(rows=rows, epoch=done.epoch, step=done.step, terms=terms, gradient=size, settings=self.settings(),
                             model=self.model.state_dict()), file)
         raise BadInput(f"not finite at epoch {done.epoch + 1}, step {done.step + 1}: {', '.join(named)} ({file} holds the "
-                       f"weights and the people of this batch). Nothing was learned from it: look at these people, or lower --lr"
-                       + (" and go on with --resume" if (self.args.out / "last.pt").exists() else ""))
+                       f"weights and the people of this batch). Nothing was learned from it: look at these people, or lower "
+                       "--lr" + (" and go on with --resume" if (self.args.out / "last.pt").exists() else ""))
 
     # --------------------------------------------------------------------------- one epoch
 
@@ -145,7 +150,7 @@ class Training:
                     self.epoch(log)
             # no epoch of this run was one that is scored; the first process knows, the others may look before it has written
             if self.team.any(self.team.leads and not (self.args.out / "best.pt").exists()):
-                self.score(self.progress)
+                self.score()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -193,9 +198,10 @@ class Training:
         args, done = self.args, self.progress
         line = {"epoch": done.epoch + 1, "lr": self.optimisers[-1].param_groups[0]["lr"],
                 **{name: value / self.per_epoch for name, value in done.sums.items()},
-                "images_per_second": rounded(self.per_epoch * self.people_a_step / done.seconds), "input_alone": rounded(input_rate)}
+                "images_per_second": rounded(self.per_epoch * self.people_a_step / done.seconds),
+                "input_alone": rounded(input_rate)}
         if (done.epoch + 1) % SCORE_EVERY[args.preset] == 0 or done.epoch + 1 == args.epochs:
-            line |= self.score(done)
+            line |= self.score()
         print("  ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in line.items()),
               flush=True)
         if self.team.leads:
@@ -203,8 +209,9 @@ class Training:
         self.progress = Progress(epoch=done.epoch + 1, best=done.best)
         self.save()
 
-    def score(self, done):
+    def score(self):
         """Score the running mean, keep it where it is the best so far -> {'pckh@0.5': mean, 'pckh@0.1': mean}."""
+        done = self.progress
         self.team.share_buffers(self.averaged)
         found = evaluate(self.averaged, self.valid, self.valid_crops, self.team.device, team=self.team,
                          between=self.stop_or_save)
@@ -240,9 +247,9 @@ class Training:
         """last.pt: all that a run needs to go on to the bit; the one before it becomes previous.pt."""
         self.saved_at = time.monotonic()
         if self.team.leads:
-            training = dict(progress=asdict(self.progress), epochs=self.args.epochs, lr=self.args.lr, averaged=self.averaged.state_dict(),
-                            optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
-                            settings=self.settings())
+            training = dict(progress=asdict(self.progress), epochs=self.args.epochs, lr=self.args.lr, settings=self.settings(),
+                            averaged=self.averaged.state_dict(),
+                            optimisers=[optimiser.state_dict() for optimiser in self.optimisers])
             checkpoint.save(self.args.out / "last.pt", self.model, self.facts(self.progress.epoch), training,
                             keep=self.args.out / "previous.pt")
 
@@ -261,9 +268,11 @@ class Training:
                 raise BadInput(f"{file} was trained with {name} {value}, now it is {now}: "
                                f"give the flags of the run that is to go on")
         if self.args.lr > training.get("lr", self.args.lr):
-            raise BadInput(f"{file} was trained with --lr {training['lr']}, now it is {self.args.lr}: it may be lowered, not raised")
+            raise BadInput(f"{file} was trained with --lr {training['lr']}, now it is {self.args.lr}: it may be lowered, "
+                           f"not raised")
         if (epochs := training.get("epochs", self.args.epochs)) != self.args.epochs:
-            print(f"{file} was to have {epochs} epochs, now it is {self.args.epochs}: its rate falls at other steps than until now")
+            print(f"{file} was to have {epochs} epochs, now it is {self.args.epochs}: "
+                  f"its rate falls at other steps than until now")
         self.model.load_state_dict(content["model"])
         self.averaged.load_state_dict(training["averaged"])
         for optimiser, state in zip(self.optimisers, training["optimisers"]):

@@ -276,7 +276,8 @@ def predict_video(args, model, source, name):
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="*", type=Path, help="pictures, folders of pictures (but for what ends in -pose.jpg: our own), or videos")
+    parser.add_argument("pictures", nargs="*", type=Path,
+                        help="pictures, folders of pictures (but for what ends in -pose.jpg: our own), or videos")
     parser.add_argument("--camera", type=int, metavar="N", help="number of a camera")
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS,
                         help=f"network (default: {WEIGHTS.parent.name}/{WEIGHTS.name})")

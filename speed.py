@@ -14,7 +14,6 @@ multiply-add, FFTs for the filters whatever form they have) a second over that r
 
 import copy
 import statistics
-import time
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -24,7 +23,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from costs import PAPER, count_multiply_adds
+from costs import PAPER, count_multiply_adds, seconds
 from crops import make_batch, store
 from gfl import by_definition
 from inference import for_inference
@@ -38,7 +37,6 @@ FORMS = ("plain", "ready", "compiled")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LARGE = {"cpu": {"none": (16,), "w32": (8,), "w48": (8,)},                     # crops a forward pass, beside 1
          "cuda": dict.fromkeys(("none", "w32", "w48"), (64, 256, 1024))}       # the best of these
-WARM_UP, RUNS, LEAST = 3, 7, 0.5      # runs before timing, runs timed, and seconds that these take at least
 MATRIX = {"cpu": 3000, "cuda": 8192}  # rows and columns of the large product
 
 
@@ -63,30 +61,6 @@ def row_name(row):
 
 
 ROWS = tuple(dict.fromkeys(map(row_name, PAPER)))
-
-
-# ------------------------------------------------------------------------------- the clock
-
-def seconds(work, kind):
-    """Times of runs of work(), a sorted list: events of the device on a GPU, the wall clock on a CPU."""
-    def once():
-        if kind == "cpu":
-            began = time.perf_counter()
-            work()
-            return time.perf_counter() - began
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        before.record()
-        work()
-        after.record()
-        after.synchronize()
-        return before.elapsed_time(after) / 1e3
-
-    for _ in range(WARM_UP):
-        once()
-    times = []
-    while len(times) < RUNS or sum(times) < LEAST:
-        times.append(once())
-    return sorted(times)
 
 
 def matrix_rate(dtype, device, kind):
@@ -223,7 +197,8 @@ def ratios(timings):
                 written = best(timings, row, "attention", "float32", batch, FORMS[:1])
                 plain = best(timings, row, filter, precision, batch, FORMS[:1])
                 if mine and fused and written and plain:
-                    yield row, filter, stated, precision, mine.batch, *(mine.fps / other.fps for other in (fused, written, plain))
+                    times = (mine.fps / other.fps for other in (fused, written, plain))
+                    yield row, filter, stated, precision, mine.batch, *times
 
 
 def ratio_lines(timings):

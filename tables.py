@@ -73,7 +73,7 @@ def photo_table():
         titles.append((f"{student} {filter} {'distilled' if distill else 'alone'}",
                        "photos-" + name_of(student, filter, distill, 0)))
     student, filter = PHOTO_STUDENTS[0]
-    for title, suffix in (("", "pretrained"), (", four times as long", "long")):
+    for title, suffix in (("", "pretrained"), (", 64 epochs of 16 views", "long")):
         titles.append((f"{student} {filter} distilled, pre-trained on drawn people{title}",
                        f"photos-{name_of(student, filter, True, 0)}-{suffix}"))
     rows, joints = [], ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean")
@@ -89,10 +89,33 @@ def photo_parts_table():
     """One student of photos and what it is shown."""
     titles = {"upright": "`upright`: turned by up to 20 degrees, zoomed by a tenth, mirrored",
               "tokenpose": "`tokenpose`: turned by up to 60 degrees, zoomed by a quarter, mirrored",
-              "colour": "`colour`: that, and light and colours", "occlusion": "`occlusion`: that, and a part of half of them hidden"}
+              "colour": "`colour`: that, and light and colours",
+              "occlusion": "`occlusion`: that, and a part of half of them hidden"}
     rows = [[titles[part], *(mean_and_spread(scores([f"photos-{'-'.join(TAKEN_APART)}-{part}"], t)) for t in (0.5, 0.1))]
             for part in titles]
     return table([f"{' '.join(TAKEN_APART)} distilled on photos", "PCKh@0.5", "PCKh@0.1"], rows)
+
+
+def hours_table():
+    """What the paper's rows cost to train, without and with the teacher: by the paper's GFLOPs, and, where run, measured."""
+    teacher = count_multiply_adds(build_teacher("paper"))
+    networks = {"teacher": (("mpii-teacher", 3 * teacher),)}                   # backward is twice the work of forward
+    for student, filter, backbone, _, _, _, gflops, _ in PAPER:
+        name, alone = f"mpii-{student}-{filter}-{backbone}", 3 * 1e9 * gflops
+        networks[f"{student} {filter} {backbone}"] = (f"{name}-alone", alone), (f"{name}-distilled", alone + teacher)
+    pictures, rows = RECIPES["paper"]["epochs"] * MPII_PEOPLE, []
+    for title, runs in networks.items():
+        operations = [2 * work for _, work in runs]
+        cells = [[f"{each / 1e9:.0f}" for each in operations], [f"{each * pictures / RATE / 3600:.1f}" for each in operations], []]
+        for name, _ in runs:
+            seen = [line["images_per_second"] for line in (result(name) or {"log": []})["log"]]
+            rate = statistics.median(seen) if seen else 0
+            cells[2] += [f"{rate:.0f} ({pictures / rate / 3600:.1f})"] if rate else []
+        rows.append([title, *map(" / ".join, cells)])
+    total = 2 * sum(work for runs in networks.values() for _, work in runs) * pictures / RATE / 3600
+    rows.append(["all 33 runs", "", f"{total:.0f}", ""])
+    return table(["network: alone / distilled", "billion operations a picture", "hours at 100 TFLOP/s",
+                  "measured: pictures a second (hours)"], rows)
 
 
 def paper_table():
@@ -108,12 +131,12 @@ def paper_table():
                      f"{parameters:g}", f"{here['params_m']:.3f}" if here else "",
                      f"{gflops:g}", f"{here['gflops']:.3f}" if here else "",
                      f"{fps}", f"{here['fps']:.1f}" if here else ""])
-    return table(["student", "filter", "backbone", "PCKh, paper", "here", "Leeds photos, here", "M parameters, paper", "here",
+    return table(["student", "filter", "backbone", "PCKh, paper", "MPII, here", "Leeds photos, here", "M parameters, paper", "here",
                   "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
 
 
 def speed_table():
-    """Frames a second of each form, and its share of the machine's rate: speed.json is what evaluate.py --speed --json wrote."""
+    """Frames a second of each form, and its share of the machine's rate; speed.json: what evaluate.py --speed --json wrote."""
     timings = [Timing(**timing) for timing in (result("speed") or {"timings": []})["timings"]]
     rows = []
     for row, filter, form in dict.fromkeys(timing[:3] for timing in timings):
@@ -136,29 +159,8 @@ def ratios_table():
                   for row, filter, paper, precision, batch, *over in ratios(timings)])
 
 
-def hours_table():
-    """What the paper's rows cost to train, without and with the teacher: counted and, of those that were run on MPII, measured."""
-    teacher = count_multiply_adds(build_teacher("paper"))
-    networks = {"teacher": (("mpii-teacher", 3 * teacher),)}                   # backward is twice the work of forward
-    for student, filter, backbone, _, _, _, gflops, _ in PAPER:
-        name, alone = f"mpii-{student}-{filter}-{backbone}", 3 * 1e9 * gflops
-        networks[f"{student} {filter} {backbone}"] = (f"{name}-alone", alone), (f"{name}-distilled", alone + teacher)
-    pictures, rows = RECIPES["paper"]["epochs"] * MPII_PEOPLE, []
-    for title, runs in networks.items():
-        cells = [[f"{2 * work / 1e9:.0f}" for _, work in runs], [f"{2 * work * pictures / RATE / 3600:.1f}" for _, work in runs], []]
-        for name, _ in runs:
-            seen = [line["images_per_second"] for line in (result(name) or {"log": []})["log"]]
-            rate = statistics.median(seen) if seen else 0
-            cells[2] += [f"{rate:.0f} ({pictures / rate / 3600:.1f})"] if rate else []
-        rows.append([title, *map(" / ".join, cells)])
-    total = 2 * sum(work for runs in networks.values() for _, work in runs) * pictures / RATE / 3600
-    rows.append(["all 33 runs", "", f"{total:.0f}", ""])
-    return table(["network: alone / distilled", "billion operations a picture", "hours at 100 TFLOP/s",
-                  "measured: pictures a second (hours)"], rows)
-
-
-TABLES = {"drawn": drawn_table, "terms": terms_table, "photos": photo_table, "photo-parts": photo_parts_table, "paper": paper_table, "hours": hours_table,
-          "speed": speed_table, "ratios": ratios_table}
+TABLES = {"drawn": drawn_table, "terms": terms_table, "photos": photo_table, "photo-parts": photo_parts_table,
+          "hours": hours_table, "paper": paper_table, "speed": speed_table, "ratios": ratios_table}
 
 
 def write_tables(readme):

@@ -45,7 +45,7 @@ TINY_TEACHER = Path(__file__).parent / "weights" / "teacher-tiny-drawn.pt"
 MEASURED = 256           # people on whom the mean and deviation of the teacher's tokens are measured
 SHOWN = 24               # people in predictions.png
 RUN = "last.pt", "previous.pt"         # what a folder holds that no other run may overwrite
-LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"       # how PyTorch says that a process is gone
+LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"     # how PyTorch says that a process is gone
 
 
 def parse_arguments():
@@ -74,19 +74,20 @@ def parse_arguments():
                       help="leave out training entries that cannot be used, a twentieth at most, and list them in skipped.txt "
                            "(default: stop at the first)")
     data.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
-    how = parser.add_argument_group("how")
     data.add_argument("--augmentation", choices=tuple(AUGMENTATIONS),
-                      help="how people are shown: upright (turned and zoomed a little), tokenpose (up to 60 degrees, 0.75 to 1.25 "
-                           "times), colour (that, and light and colours), occlusion (that, and a part hidden) (default: "
+                      help="how people are shown: upright (turned and zoomed a little), tokenpose (up to 60 degrees, 0.75 to "
+                           "1.25 times), colour (that, and light and colours), occlusion (that, and a part hidden) (default: "
                            "upright for drawn people and tiny students, colour for a tiny teacher of photos, tokenpose for the "
                            "paper's preset)")
+    how = parser.add_argument_group("how")
     how.add_argument("--views", type=int,
-                     help="in how many ways a person is shown, again and again: the teacher is asked once for each and its answers "
-                          f"stay in memory; 0: ever new ones (default: {VIEWS['drawn']} of drawings, {VIEWS['photos']} of "
-                          f"photos for tiny students; else 0)")
+                     help="in how many ways a person is shown, again and again: the teacher is asked once for each and its "
+                          f"answers stay in memory; 0: ever new ones (default: {VIEWS['drawn']} of drawings, "
+                          f"{VIEWS['photos']} of photos for tiny students; else 0)")
     how.add_argument("--epochs", type=int, help="passes over the people (default: 16 tiny, 300 paper)")
     how.add_argument("--batch-size", type=int, help="people a step (default: 32 tiny, 64 paper)")
-    how.add_argument("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3); Muon's is {MUON_RATE} times that")
+    how.add_argument("--lr", type=float,
+                     help=f"highest learning rate of Adam (default: 1e-3); Muon's is {MUON_RATE} times that")
     how.add_argument("--optimiser", choices=("adam", "muon"), help="adam, or muon for the matrices of the encoder and adam "
                                                                    "for all else (default: muon tiny, adam paper)")
     how.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
@@ -94,8 +95,9 @@ def parse_arguments():
                      help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
     how.add_argument("--amp", action="store_true",
                      help="compute in bfloat16 where that is safe, and the whole teacher but its head (default: float32)")
-    how.add_argument("--compile", action="store_true", help="compile the network that learns, by torch.compile: a minute or two "
-                                                            "before the first step (needs a C++ compiler; default: not)")
+    how.add_argument("--compile", action="store_true",
+                     help="compile the network that learns, by torch.compile: a minute or two before the first step "
+                          "(needs a C++ compiler; default: not)")
     how.add_argument("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
     how.add_argument("--accumulate", type=int, default=1, metavar="N",
                      help="parts of --batch-size people that make one step: N times the batch in the same memory (default: 1)")
@@ -219,7 +221,8 @@ def make_lessons(args, people, crops, teacher, size):
     ready = for_inference(teacher, torch.bfloat16 if args.amp else torch.float32)
     lessons = Lessons(ready, measured.images, args.views, len(people), checkpoint.checksum(teacher.state_dict())[:16])
     if args.views:
-        print(f"the teacher is asked once about each person in {args.views} views: {lessons.bytes() / 1e9:.1f} GB of memory")
+        print(f"the teacher is asked once about each person in {args.views} views: {lessons.bytes() / 1e9:.1f} GB of "
+              + ("memory" if lessons.device.type == "cpu" else "the GPU's memory"))
     return lessons
 
 
@@ -236,8 +239,9 @@ def finish(args, valid, valid_crops):
     print_score(scores)
     mirrored = evaluate(model, valid, valid_crops, args.device, flip_test=True)
     print("flip test: " + ", ".join(f"{name} {values['mean']:.2f}" for name, values in mirrored.items()))
-    result = dict(arguments=plain(args), network=checkpoint.describe(model.config), facts=facts, scores=scores, flip_test=mirrored,
-                  torch=torch.__version__, log=[json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()])
+    log = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
+    result = dict(arguments=plain(args), network=checkpoint.describe(model.config), facts=facts, scores=scores,
+                  flip_test=mirrored, torch=torch.__version__, log=log)
     (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     save_predictions(args.out / "predictions.png", model, valid, valid_crops, args.device)
     print(f"drawn: {args.out / 'predictions.png'}\nnext: python evaluate.py --checkpoint {args.out / 'best.pt'}"

@@ -4,7 +4,7 @@
 
 Each form runs in a process of its own; what is said is by how much the process grew while it computed, beside its weights.
 What is freed goes back to the system at once (MALLOC_MMAP_THRESHOLD_): by default glibc keeps a part of it, as it happens, and
-what one then sees is its habits: plain / ready 93 / 104 MB for GS in float32, where 57 / 56 are in use.
+what one then sees is its habits.
 """
 
 import argparse

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from costs import seconds  # noqa: E402
 from gfl import GlobalDynamicFilter, StaticFilter, by_definition  # noqa: E402
 from inference import COMPILE  # noqa: E402
 from inputs import check_device, default_device, main_with_clear_errors  # noqa: E402
-from speed import seconds  # noqa: E402
 
 GRID, DIM = (16, 17), 192
 
