@@ -71,26 +71,28 @@ def count_multiply_adds(model):
     return counter.get_total_flops() / 2
 
 
-def seconds(work, kind="cpu"):
-    """Times of runs of work(), a sorted list: events of the device on a GPU, the wall clock on a CPU."""
-    def once():
-        if kind == "cpu":
-            began = time.perf_counter()
-            work()
-            return time.perf_counter() - began
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        before.record()
+def seconds_once(work, kind):
+    """How long one run of work() takes: by events of the device on a GPU, by the wall clock on a CPU."""
+    if kind == "cpu":
+        began = time.perf_counter()
         work()
-        after.record()
-        after.synchronize()
-        return before.elapsed_time(after) / 1e3
+        return time.perf_counter() - began
+    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    before.record()
+    work()
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1e3
 
+
+def seconds(work, kind="cpu"):
+    """Times of runs of work()."""
     for _ in range(WARM_UP):
-        once()
+        seconds_once(work, kind)
     times = []
     while len(times) < RUNS or sum(times) < LEAST:
-        times.append(once())
-    return sorted(times)
+        times.append(seconds_once(work, kind))
+    return times
 
 
 @torch.inference_mode()

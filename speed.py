@@ -7,13 +7,15 @@
     ready       inference.for_inference: filters as products with DFT matrices, fused attention, folded batch norms
     compiled    the same, compiled
 
-Times are of networks with random weights, crops on the device, without decoding. The share is of the rate at which this
-machine multiplies two large matrices of the same type, measured in the same run: the paper's count of operations (two a
-multiply-add, FFTs for the filters whatever form they have) a second over that rate.
+Times are of networks with random weights, crops on the device, without decoding. All that is compared takes turns, as
+machines are not equally fast at all times. The share is of the rate at which this machine multiplies two large matrices of the
+same type, which takes turns with them, too: the paper's count of operations (two a multiply-add, FFTs for the filters whatever
+form they have) a second over that rate.
 """
 
 import copy
 import statistics
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -23,7 +25,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from costs import PAPER, count_multiply_adds, seconds
+from costs import PAPER, count_multiply_adds, seconds, seconds_once
 from crops import make_batch, store
 from gfl import by_definition
 from inference import for_inference
@@ -38,6 +40,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LARGE = {"cpu": {"none": (16,), "w32": (8,), "w48": (8,)},                     # crops a forward pass, beside 1
          "cuda": dict.fromkeys(("none", "w32", "w48"), (64, 256, 1024))}       # the best of these
 MATRIX = {"cpu": 3000, "cuda": 8192}  # rows and columns of the large product
+ROUNDS, RUNS, LEAST = 4, 3, 0.2       # turns of each; in a turn, after one that warms up, runs timed and seconds that these take
 
 
 class Timing(NamedTuple):
@@ -63,13 +66,6 @@ def row_name(row):
 ROWS = tuple(dict.fromkeys(map(row_name, PAPER)))
 
 
-def matrix_rate(dtype, device, kind):
-    """Operations a second of the product of two large matrices."""
-    n = MATRIX[kind]
-    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
-    return 2 * n ** 3 / statistics.median(seconds(lambda: a @ b, kind))
-
-
 # ------------------------------------------------------------------------------- the forms
 
 @contextmanager
@@ -91,50 +87,94 @@ def variants(model):
     """(form, precision, network, what opens the context to run it in)."""
     for precision, dtype in PRECISIONS.items():
         network = model if dtype == torch.float32 else for_inference(model, dtype)
-        yield "plain", precision, network, lambda: plainly(network)
+        yield "plain", precision, network, lambda network=network: plainly(network)
         yield "ready", precision, for_inference(model, dtype), nullcontext
         yield "compiled", precision, for_inference(model, dtype, compiled=True), nullcontext
+
+
+class Contender(NamedTuple):
+    """One form of one network, ready to be timed; or, without a filter, the product of two large matrices."""
+    filter: str
+    form: str
+    precision: str
+    run: Callable
+    context: Callable
+    operations: float        # a crop; a product
+    off: float = 0           # as in Timing
+    memory: float = 0
+
+
+def products(device, kind):
+    """A Contender a precision that multiplies two large matrices."""
+    n = MATRIX[kind]
+    for precision, dtype in PRECISIONS.items():
+        a, b = torch.randn(2, n, n, device=device, dtype=dtype)
+        yield Contender("", "", precision, lambda a=a, b=b: a @ b, nullcontext, 2 * n ** 3)
+
+
+def contenders(models, images, kind):
+    """A Contender a form of each of the models {filter: network}, tried once; none of what does not work here."""
+    for filter, model in models.items():
+        operations = 2 * count_multiply_adds(model)
+        with plainly(model):
+            truth = model(images[:1]).visual_tokens
+        for form, precision, network, context in variants(model):
+            before = fresh_peak(kind)
+            try:
+                with context():
+                    # at once: a CUDA graph writes its next output where this one is
+                    off = float((network(images).visual_tokens[:1].float() - truth).abs().max() / truth.abs().max())
+                    if kind == "cuda":           # and records itself, with its own memory, at the second run or the third
+                        network(images), network(images)
+            except torch.OutOfMemoryError:
+                continue
+            except RuntimeError as error:        # compilers are not everywhere
+                if form != "compiled":
+                    raise
+                tqdm.write(f"{filter} cannot be compiled here: {str(error).splitlines()[0][:100]}")
+                continue
+            memory = torch.cuda.max_memory_allocated() - before if kind == "cuda" else 0
+            yield Contender(filter, form, precision, lambda network=network: network(images), context, operations, off, memory)
+
+
+def take_turns(contenders, kind):
+    """Times of each contender's runs, lists of seconds."""
+    times = [[] for _ in contenders]
+    for _ in range(ROUNDS):
+        for contender, found in zip(contenders, times):
+            with contender.context():
+                contender.run()                  # the one before has left its own data in the caches
+                turn = []
+                while len(turn) < RUNS or sum(turn) < LEAST:
+                    turn.append(seconds_once(contender.run, kind))
+            found += turn
+    return times
 
 
 @torch.inference_mode()
 def measure_speed(rows, device="cpu"):
     """rows: names 'student-backbone' -> a list of Timing, and {precision: operations a second of matrix products}."""
     kind = "cuda" if device.startswith("cuda") else "cpu"
-    rates = {precision: matrix_rate(dtype, device, kind) for precision, dtype in PRECISIONS.items()}
-    networks = [row[:3] for row in PAPER if row_name(row) in rows]
-    timings = []
-    bar = tqdm(total=len(networks) * len(FORMS) * len(PRECISIONS), leave=False, disable=None, unit="")
-    for student, filter, backbone in networks:
-        torch._dynamo.reset()
-        model = build_student(student, filter, backbone, preset="paper").eval().to(device)
-        operations = 2 * count_multiply_adds(model)
-        images = torch.rand(max(LARGE[kind][backbone]), 3, model.size, model.size, device=device)
-        with plainly(model):
-            truth = model(images[:1]).visual_tokens
-        for form, precision, network, context in variants(model):
-            bar.set_description(f"{student} {filter} {backbone} {form} {precision}")
-            for batch in (1, *LARGE[kind][backbone]):
-                few = images[:batch].clone()
-                before = fresh_peak(kind)
-                try:
-                    with context():
-                        # at once: a CUDA graph writes its next output where this one is
-                        off = float((network(few).visual_tokens[:1].float() - truth).abs().max() / truth.abs().max())
-                        times = seconds(lambda: network(few), kind)
-                except torch.OutOfMemoryError:
-                    continue
-                except RuntimeError as error:        # compilers are not everywhere
-                    if form != "compiled":
-                        raise
-                    tqdm.write(f"{student} {filter} {backbone} cannot be compiled here: {str(error).splitlines()[0][:100]}")
-                    break
-                high, median, low = (batch / t for t in np.quantile(times, (0.25, 0.5, 0.75)))
-                timings.append(Timing(row_name((student, filter, backbone)), filter, form, precision, batch, median, low, high,
-                                      operations * median / rates[precision], off,
-                                      torch.cuda.max_memory_allocated() - before if kind == "cuda" else 0))
-            bar.update()
-    bar.close()
-    return timings, rates
+    timings, rates = [], {precision: [] for precision in PRECISIONS}
+    work = [(row, batch) for row in rows for batch in (1, *LARGE[kind][row.split("-")[1]])]
+    for row, batch in tqdm(work, desc="students and batches", leave=False, disable=None):
+        torch._dynamo.reset()                    # it compiles one function only so many times, for all networks together
+        student, backbone = row.split("-")
+        models = {filter: build_student(student, filter, backbone, preset="paper").eval().to(device)
+                  for s, filter, b, *_ in PAPER if (s, b) == (student, backbone)}
+        size = next(iter(models.values())).size
+        images = torch.rand(batch, 3, size, size, device=device)
+        matrices = list(products(device, kind))
+        networks = list(contenders(models, images, kind))
+        times = take_turns(matrices + networks, kind)
+        for contender, found in zip(matrices, times):
+            rates[contender.precision].append(contender.operations / statistics.median(found))
+        now = {precision: found[-1] for precision, found in rates.items()}
+        for contender, found in zip(networks, times[len(matrices):]):
+            high, median, low = (batch / t for t in np.quantile(found, (0.25, 0.5, 0.75)))
+            share = contender.operations * median / now[contender.precision]
+            timings.append(Timing(row, *contender[:3], batch, median, low, high, share, contender.off, contender.memory))
+    return timings, {precision: statistics.median(found) for precision, found in rates.items()}
 
 
 # ------------------------------------------------------------------------------- training

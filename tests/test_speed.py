@@ -1,9 +1,11 @@
 """Speeds: the right thing is timed, and the report says what was measured."""
 
+import time
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-import costs
 import speed
 from inference import for_inference
 from models import build_student
@@ -36,14 +38,32 @@ def test_every_form_is_timed_and_checked(monkeypatch):
     monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "tiny"))
     monkeypatch.setattr(speed, "for_inference", lambda model, dtype, compiled=False: for_inference(model, dtype))
     monkeypatch.setitem(speed.LARGE["cpu"], "none", (3,))
-    for name, value in (("WARM_UP", 0), ("RUNS", 1), ("LEAST", 0)):
-        monkeypatch.setattr(costs, name, value)
+    for name, value in (("ROUNDS", 2), ("RUNS", 1), ("LEAST", 0)):
+        monkeypatch.setattr(speed, name, value)
     monkeypatch.setitem(speed.MATRIX, "cpu", 64)
     timings, rates = speed.measure_speed(["reg-none"])
     assert len(timings) == 3 * len(speed.FORMS) * 2 * 2 and set(rates) == set(speed.PRECISIONS)
     for t in timings:
         assert t.low <= t.fps <= t.high and t.fps > 0 and t.share > 0
         assert t.off < (0.1 if t.precision == "bfloat16" else 1e-4), t
+
+
+def test_all_take_turns(monkeypatch):
+    """Every contender runs in every round, one untimed and at least RUNS timed, within its own context."""
+    monkeypatch.setattr(speed, "LEAST", 0.02)
+    order = []
+
+    def run(name):
+        order.append(name)
+        time.sleep(0.002)
+
+    def contender(name):
+        return speed.Contender(name, "", "float32", lambda: run(name), lambda: nullcontext(order.append(name.upper())), 1)
+
+    times = speed.take_turns([contender("a"), contender("b")], "cpu")
+    assert order[0] == "A" and order[1] == "a" and [name for name in order if name.isupper()] == ["A", "B"] * speed.ROUNDS
+    assert [order.count(name) for name in "ab"] == [len(found) + speed.ROUNDS for found in times]
+    assert all(len(found) >= speed.ROUNDS * speed.RUNS and sum(found) >= speed.ROUNDS * speed.LEAST for found in times)
 
 
 def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys):
@@ -60,7 +80,7 @@ def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys):
     monkeypatch.setattr(speed, "PAPER", [row for row in speed.PAPER if row[:3] == ("cc", "gs", "none")])
     monkeypatch.setitem(speed.LARGE["cpu"], "none", (2,))
     monkeypatch.setitem(speed.MATRIX, "cpu", 64)
-    monkeypatch.setattr(costs, "LEAST", 0)
+    monkeypatch.setattr(speed, "LEAST", 0)
     timings, _ = speed.measure_speed(["cc-none"])
     assert {t.form for t in timings} == {"plain", "ready"}
     assert "cannot be compiled here: InvalidCxxCompiler" in capsys.readouterr().out
