@@ -9,9 +9,9 @@ counter does not know, are added by formula.
 
 import copy
 import math
-import os
 import statistics
 import time
+from contextlib import nullcontext
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,7 +40,8 @@ PAPER = [
     ("cc", "attention", "w48", 89.07, 90.3, 21.5, 13.8, 396),
 ]
 BATCH = {"none": 16, "w32": 4, "w48": 4}       # crops a forward pass when timing
-WARM_UP, RUNS, LEAST = 3, 7, 0.5           # runs before timing, runs timed, and seconds that these take at least
+ROUNDS, RUNS, LEAST = 4, 3, 0.2                # turns of each network; in a turn, after one run that warms up, runs timed and
+                                               # seconds that these take at least
 
 
 def fft_flops(input_shape, dims, *args, out_shape=None, **kwargs):
@@ -85,33 +86,40 @@ def seconds_once(work, kind):
     return before.elapsed_time(after) / 1e3
 
 
-def seconds(work, kind="cpu"):
-    """Times of runs of work()."""
-    for _ in range(WARM_UP):
-        seconds_once(work, kind)
-    times = []
-    while len(times) < RUNS or sum(times) < LEAST:
-        times.append(seconds_once(work, kind))
+def take_turns(works, kind="cpu"):
+    """Times of runs, a list of seconds for each of `works`: functions, or pairs of one and of what opens its context.
+
+    What is compared takes turns, as no machine is equally fast at all times.
+    """
+    works = [work if isinstance(work, tuple) else (work, nullcontext) for work in works]
+    times = [[] for _ in works]
+    for _ in range(ROUNDS):
+        for (run, context), found in zip(works, times):
+            with context():
+                run()                            # the one before has left its own data in the caches
+                turn = []
+                while len(turn) < RUNS or sum(turn) < LEAST:
+                    turn.append(seconds_once(run, kind))
+            found += turn
     return times
 
 
 @torch.inference_mode()
-def frames_a_second(model, batch, device):
-    """Median over runs of a forward pass and decoding, float32, crops already on the device, joints back on the host."""
-    images = torch.rand(batch, 3, model.size, model.size, device=device)
-    times = seconds(lambda: model.decode(model(images))[0].cpu(), torch.device(device).type)
-    return batch / statistics.median(times)
-
-
 def measure_costs(device="cpu"):
-    """One dictionary a row of PAPER: student, filter, backbone, params_m, gflops, fps, and the paper's own figures."""
-    rows = []
+    """One dictionary a row of PAPER: student, filter, backbone, params_m, gflops, fps, and the paper's own figures.
+
+    fps: median over runs of a forward pass and decoding, float32, crops already on the device, joints back on the host.
+    """
+    rows, runs = [], []
     for student, filter, backbone, _, _, params, gflops, fps in PAPER:
         model = build_student(student, filter, backbone, preset="paper").eval().to(device)
+        images = torch.rand(BATCH[backbone], 3, model.size, model.size, device=device)
+        runs.append(lambda model=model, images=images: model.decode(model(images))[0].cpu())
         rows.append(dict(student=student, filter=filter, backbone=backbone,
-                         params_m=count_parameters(model) / 1e6, gflops=count_multiply_adds(model) / 1e9,
-                         fps=frames_a_second(model, BATCH[backbone], device), batch=BATCH[backbone],
+                         params_m=count_parameters(model) / 1e6, gflops=count_multiply_adds(model) / 1e9, batch=BATCH[backbone],
                          paper_params_m=params, paper_gflops=gflops, paper_fps=fps))
+    for row, times in zip(rows, take_turns(runs, torch.device(device).type)):
+        row["fps"] = row["batch"] / statistics.median(times)
     return rows
 
 
@@ -120,9 +128,9 @@ def protocol(device="cpu"):
     name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
     batches = ", ".join(f"{batch} ({backbone})" for backbone, batch in BATCH.items())
     return (f"fps: {name}, PyTorch {torch.__version__}, float32, batch by backbone {batches};\n"
-            f"{WARM_UP} warm-up and the median of at least {RUNS} runs; timed: normalisation, network and decoding,\n"
+            f"medians of {ROUNDS} turns of at least {RUNS} runs; timed: normalisation, network and decoding,\n"
             f"from crops on the device to joints on the host (synchronised). The paper does not name its GPU.\n"
-            f"GFLOPs: multiply-adds of products, convolutions and transforms.")
+            f"GFLOPs: multiply-adds of products and convolutions, and of the transforms as FFTs.")
 
 
 def cost_table(rows):

@@ -33,6 +33,7 @@ from inputs import has_room
 WEIGHTS = {"cc": dict(keypoint_tokens=3.0, visual_tokens=1.0, heatmap=1.0, confidence=0.01),
            "reg": dict(keypoint_tokens=0.3, visual_tokens=0.1, heatmap=1.0, confidence=0.01)}
 TERMS = tuple(WEIGHTS["cc"])
+PACKED = torch.float16, torch.float16, torch.uint8       # in what a teacher's answers are kept: tokens, tokens, heatmaps
 SMOOTH_L1_BETA = 1 / 64      # SmoothL1 is quadratic below one heatmap cell, linear above, in fractions of the crop
 
 
@@ -165,10 +166,11 @@ class Lessons:
         self.teacher, self.source = teacher, source
         lessons = [give_lesson(teacher, part) for part in images.split(32)]
         self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in list(zip(*lessons))[:2]]
-        # float16 tokens, heatmaps of a byte a cell
-        self.bytes_an_answer = sum(part[0].numel() * size for part, size in zip(lessons[0], (2, 2, 1)))
-        self.people, self.known, self.kept = people, [False] * views, None
+        self.bytes_an_answer = sum(part[0].numel() * dtype.itemsize for part, dtype in zip(lessons[0], PACKED))
+        self.people, self.known = people, [False] * views
         self.device = images.device if has_room(images.device, self.bytes()) else torch.device("cpu")     # where they are kept
+        self.kept = [torch.empty(views, people, *part.shape[1:], dtype=dtype, device=self.device)
+                     for part, dtype in zip(lessons[0], PACKED)]
 
     def bytes(self):
         """What the remembered answers take."""
@@ -189,12 +191,8 @@ class Lessons:
             return
         for rows in tqdm(torch.arange(self.people).split(64), desc="asking the teacher", leave=False, disable=None):
             tokens, visual, heatmaps = self.give(images_of(rows))
-            packed = tokens.half(), visual.half(), (255 * heatmaps).round().byte()
-            if self.kept is None:
-                self.kept = [torch.empty(len(self.known), self.people, *part.shape[1:], dtype=part.dtype, device=self.device)
-                             for part in packed]
-            for kept, part in zip(self.kept, packed):
-                kept[view, rows] = part.to(self.device)
+            for kept, part in zip(self.kept, (tokens, visual, (255 * heatmaps).round())):
+                kept[view, rows] = part.to(kept.dtype).to(self.device)
             between()
         self.known[view] = True
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import checkpoint
 from costs import cost_table, measure_costs, protocol
-from crops import FLIP, invert, make_batch, store, transform
+from crops import invert, make_batch, store, transform
 from data_mpii import load_people, read_truth
 from inputs import BadInput, check_device, default_device, main_with_clear_errors
 from parallel import Team

@@ -27,7 +27,7 @@ from augmentation import AUGMENTATIONS
 from costs import PAPER
 from distill import TERMS
 from inputs import BadInput, main_with_clear_errors
-from models import FILTERS, STUDENTS
+from models import STUDENTS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"           # in the repository

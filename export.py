@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import checkpoint
-from costs import seconds
+from costs import take_turns
 from crops import make_batch, store
 from data_mpii import JOINTS
 from evaluate import validation_people
@@ -85,10 +85,6 @@ def runner(path):
     return lambda crops: session.run(None, {"crops": crops})
 
 
-def crops_a_second(run, crops):
-    return len(crops) / statistics.median(seconds(lambda: run(crops)))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="file to write: .onnx or .pt2")
@@ -118,7 +114,8 @@ def main():
             if not (off < CLOSE and np.abs(sure - confidence).max() < 0.01):
                 raise BadInput(f"what was exported differs from PyTorch by {off:.3f} pixels on {people.name}: "
                                f"{args.out} is not written")
-            here, there = crops_a_second(lambda c: whole(torch.from_numpy(c)), crops), crops_a_second(written, crops)
+            here, there = (len(crops) / statistics.median(times) for times in take_turns(
+                [lambda: whole(torch.from_numpy(crops)), lambda: written(crops)]))
         os.replace(partial, args.out)
     finally:
         partial.unlink(missing_ok=True)

@@ -5,8 +5,9 @@
     heatmap                     one distribution over the cells of a grid: the teacher's
 
     decode        prediction -> places (B, K, 2) in fractions of the crop, and confidences (B, K)
-    with_mirror   prediction of a crop and of its mirror image -> the mean of both, as a prediction of the crop. Distributions
-                  are averaged, not places, where there are some: the middle of two different peaks is where nobody saw a joint
+    with_mirror   prediction of a crop and of its mirror image -> the mean of both, as a prediction of the crop. Two distributions
+                  are averaged bin by bin: the middle of their peaks would be where neither saw the joint. Regression has places
+                  alone, and averages these
 """
 
 import math

@@ -30,7 +30,10 @@ def check_device(name):
 
 def has_room(device, size):
     """Would `size` bytes leave half of what is free on a GPU? Nobody asks how much memory a CPU has."""
-    return torch.device(device).type == "cpu" or size < torch.cuda.mem_get_info(device)[0] / 2
+    if torch.device(device).type == "cpu":
+        return True
+    torch.cuda.empty_cache()                             # what PyTorch keeps for later is free, too
+    return size < torch.cuda.mem_get_info(device)[0] / 2
 
 
 def lock(file, wait):

@@ -3,7 +3,8 @@
     python evaluate.py --speed                           # regression students without a backbone: five minutes on two cores
     python evaluate.py --speed reg-w32 cc-none           # other rows of the paper; 'all' for all of them (on a GPU)
 
-    plain       the filters' definition (FFT) or attention written out step by step (products, softmax, products)
+    plain       the filters' definition (FFT) or attention written out step by step (products, softmax, products); in
+                bfloat16 with folded batch norms
     ready       inference.for_inference: filters as products with DFT matrices, fused attention, folded batch norms
     compiled    the same, compiled
 
@@ -25,7 +26,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from costs import PAPER, count_multiply_adds, seconds, seconds_once
+from costs import PAPER, count_multiply_adds, take_turns
 from crops import make_batch, store
 from gfl import by_definition
 from inference import for_inference
@@ -40,7 +41,6 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LARGE = {"cpu": {"none": (16,), "w32": (8,), "w48": (8,)},                     # crops a forward pass, beside 1
          "cuda": dict.fromkeys(("none", "w32", "w48"), (64, 256, 1024))}       # the best of these
 MATRIX = {"cpu": 3000, "cuda": 8192}  # rows and columns of the large product
-ROUNDS, RUNS, LEAST = 4, 3, 0.2       # turns of each; in a turn, after one that warms up, runs timed and seconds that these take
 
 
 class Timing(NamedTuple):
@@ -70,9 +70,14 @@ ROWS = tuple(dict.fromkeys(map(row_name, PAPER)))
 
 @contextmanager
 def plainly(model):
-    """Inside, filters are FFTs and attention is written out."""
-    with by_definition(model), sdpa_kernel(SDPBackend.MATH):
-        yield
+    """Inside, filters are FFTs and attention is written out, in the precision of its tokens."""
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)             # of all devices, whatever its name says
+    try:
+        with by_definition(model), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def fresh_peak(kind):
@@ -119,42 +124,28 @@ def contenders(models, images, kind):
         with plainly(model):
             truth = model(images[:1]).visual_tokens
         for form, precision, network, context in variants(model):
-            before = fresh_peak(kind)
             try:
+                before = fresh_peak(kind)
                 with context():
                     # at once: a CUDA graph writes its next output where this one is
                     off = float((network(images).visual_tokens[:1].float() - truth).abs().max() / truth.abs().max())
                     if kind == "cuda":           # and records itself, with its own memory, at the second run or the third
                         network(images), network(images)
-            except torch.OutOfMemoryError:
-                continue
-            except RuntimeError as error:        # compilers are not everywhere
-                if form != "compiled":
+            except RuntimeError as error:        # memory ends; compilers are not everywhere
+                full = isinstance(error, torch.OutOfMemoryError)
+                if not full and form != "compiled":
                     raise
-                tqdm.write(f"{filter} cannot be compiled here: {str(error).splitlines()[0][:100]}")
+                tqdm.write(f"{filter} {form} {precision}, batch {len(images)}, is left out: "
+                           + ("no memory" if full else f"it cannot be compiled here: {str(error).splitlines()[0][:100]}"))
                 continue
             memory = torch.cuda.max_memory_allocated() - before if kind == "cuda" else 0
             yield Contender(filter, form, precision, lambda network=network: network(images), context, operations, off, memory)
 
 
-def take_turns(contenders, kind):
-    """Times of each contender's runs, lists of seconds."""
-    times = [[] for _ in contenders]
-    for _ in range(ROUNDS):
-        for contender, found in zip(contenders, times):
-            with contender.context():
-                contender.run()                  # the one before has left its own data in the caches
-                turn = []
-                while len(turn) < RUNS or sum(turn) < LEAST:
-                    turn.append(seconds_once(contender.run, kind))
-            found += turn
-    return times
-
-
 @torch.inference_mode()
 def measure_speed(rows, device="cpu"):
     """rows: names 'student-backbone' -> a list of Timing, and {precision: operations a second of matrix products}."""
-    kind = "cuda" if device.startswith("cuda") else "cpu"
+    kind = torch.device(device).type
     timings, rates = [], {precision: [] for precision in PRECISIONS}
     work = [(row, batch) for row in rows for batch in (1, *LARGE[kind][row.split("-")[1]])]
     for row, batch in tqdm(work, desc="students and batches", leave=False, disable=None):
@@ -166,7 +157,11 @@ def measure_speed(rows, device="cpu"):
         images = torch.rand(batch, 3, size, size, device=device)
         matrices = list(products(device, kind))
         networks = list(contenders(models, images, kind))
-        times = take_turns(matrices + networks, kind)
+        try:
+            times = take_turns([(each.run, each.context) for each in matrices + networks], kind)
+        except torch.OutOfMemoryError:           # each fits alone, all of them do not
+            tqdm.write(f"{row}, batch {batch}, is left out: no memory for all of them at once")
+            continue
         for contender, found in zip(matrices, times):
             rates[contender.precision].append(contender.operations / statistics.median(found))
         now = {precision: found[-1] for precision, found in rates.items()}
@@ -179,22 +174,27 @@ def measure_speed(rows, device="cpu"):
 
 # ------------------------------------------------------------------------------- training
 
-def training_speed(device="cpu", preset="tiny", people=512):
-    """Pictures a second of the cc gd student's whole step, without teacher, and of its input side alone."""
+def training_speed(rates, device="cpu", preset="tiny", people=512):
+    """Pictures a second of the cc gd student's whole step, without teacher, and of its input side alone.
+
+    rates: of measure_speed, of which the step's share is said: backward is twice the work of forward.
+    """
+    precision = "float32" if preset == "tiny" else "bfloat16"
     drawn = drawn_people("train", people, PRESETS[preset].size)
     crops = store(drawn, PRESETS[preset].size)
     recipe = RECIPES[preset]
-    args = SimpleNamespace(**recipe | dict(batch_size=min(people, recipe["batch_size"])), accumulate=1, seed=0, amp=False,
-                           student="cc", terms=(), views=0, distill=False, augmentation="tokenpose",
+    args = SimpleNamespace(**recipe | dict(batch_size=min(people, recipe["batch_size"])), accumulate=1, seed=0,
+                           amp=precision == "bfloat16", student="cc", terms=(), views=0, distill=False, augmentation="tokenpose",
                            compile=False, deterministic=False)
     model = build_student("cc", "gd", "none", preset).to(device)
     training = Training(args, Team(0, 1, device), model, copy.deepcopy(model), drawn, crops, drawn, crops, None)
     variation = training.augmentation.draw(people, torch.Generator().manual_seed(0))
-    rows, kind = torch.arange(args.batch_size), "cuda" if device.startswith("cuda") else "cpu"
-    inputs = seconds(lambda: make_batch(drawn, training.crops, rows, model.size, device, variation), kind)
-    whole = seconds(lambda: training.step(0, rows, 0, variation), kind)
-    return dict(preset=preset, batch=len(rows), input=len(rows) / statistics.median(inputs),
-                step=len(rows) / statistics.median(whole))
+    rows = torch.arange(args.batch_size)
+    inputs, whole = (len(rows) / statistics.median(times) for times in take_turns(
+        [lambda: make_batch(drawn, training.crops, rows, model.size, device, variation),
+         lambda: training.step(0, rows, 0, variation)], torch.device(device).type))
+    return dict(preset=preset, precision=precision, batch=len(rows), input=inputs, step=whole,
+                share=whole * 3 * 2 * count_multiply_adds(model) / rates[precision])
 
 
 # ------------------------------------------------------------------------------- the report
@@ -251,11 +251,13 @@ def ratio_lines(timings):
 
 def report_speed(rows, device):
     """Measure, print, and return what --json keeps."""
+    torch.backends.cudnn.allow_tf32 = False      # float32 in convolutions, too, as in products
     timings, rates = measure_speed(rows, device)
     print(speed_lines(timings), ratio_lines(timings), sep="\n")
     for precision, rate in rates.items():
         print(f"products of large matrices, {precision}: {rate / 1e9:.0f} billion operations a second")
-    training = training_speed(device)
-    print(f"training the {training['preset']} cc gd student, {training['batch']} people a step: {training['step']:.0f} a "
-          f"second; its input side alone: {training['input']:.0f}")
+    training = [training_speed(rates, device, preset) for preset in (("tiny",) if device == "cpu" else PRESETS)]
+    for found in training:
+        print(f"training the {found['preset']} cc gd student, {found['precision']}, {found['batch']} people a step: "
+              f"{found['step']:.0f} a second, {100 * found['share']:.0f}% of that rate; its input side alone: {found['input']:.0f}")
     return dict(timings=[t._asdict() for t in timings], rates=rates, training=training)

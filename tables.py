@@ -115,7 +115,7 @@ def hours_table():
     total = 2 * sum(work for runs in networks.values() for _, work in runs) * pictures / RATE / 3600
     rows.append(["all 33 runs", "", f"{total:.0f}", ""])
     return table(["network: alone / distilled", "billion operations a picture", "hours at 100 TFLOP/s",
-                  "measured: pictures a second (hours)"], rows)
+                  "measured: pictures a second (hours of 300 epochs)"], rows)
 
 
 def paper_table():

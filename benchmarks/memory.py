@@ -3,8 +3,8 @@
     python benchmarks/memory.py                  # half a minute
 
 Each form runs in a process of its own; what is said is by how much the process grew while it computed, beside its weights.
-What is freed goes back to the system at once (MALLOC_MMAP_THRESHOLD_): by default glibc keeps a part of it, as it happens, and
-what one then sees is its habits.
+What is freed goes back to the system at once (MALLOC_MMAP_THRESHOLD_): by default glibc keeps a part of it, and the figures
+would say how much that happened to be.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from costs import seconds  # noqa: E402
+from costs import take_turns  # noqa: E402
 from gfl import GlobalDynamicFilter, StaticFilter, by_definition  # noqa: E402
 from inference import COMPILE  # noqa: E402
 from inputs import check_device, default_device, main_with_clear_errors  # noqa: E402
@@ -29,7 +29,7 @@ def main():
     parser.add_argument("--device", default=default_device(), help="cpu, cuda or cuda:N")
     args = parser.parse_args()
     check_device(args.device)
-    kind = args.device.partition(":")[0]
+    kind = torch.device(args.device).type
     for name, build in (("GS", StaticFilter), ("GD", GlobalDynamicFilter)):
         torch.manual_seed(0)
         layer = build(GRID, DIM).to(args.device).requires_grad_(False)
@@ -45,7 +45,7 @@ def main():
                 run = torch.compile(mixer, dynamic=False, **COMPILE[kind]) if form == "compiled" else mixer
                 with context(mixer):
                     off = (run(tokens).float() - truth).abs().max() / truth.abs().max()
-                    took = statistics.median(seconds(lambda: run(tokens), kind))
+                    took = statistics.median(take_turns([lambda: run(tokens)], kind)[0])
                 first = first or took
                 print(f"{name}  {str(dtype).removeprefix('torch.'):9} {form:10} {1e3 * took:7.2f} ms  {first / took:5.2f} times  "
                       f"off by {off:.0e} of the largest", flush=True)

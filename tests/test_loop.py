@@ -5,6 +5,7 @@ import copy
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ import checkpoint
 import loop
 from crops import store
 from distill import TERMS
-from inputs import BadInput
+from inputs import BadInput, has_room
 from loop import Stopped, Training
 from models import build_student, build_teacher
 from parallel import Team
@@ -182,6 +183,22 @@ def test_best_weights_left_behind_are_scored_anew(people, tmp_path):
     run.resume()
     run.run()
     assert checkpoint.read(tmp_path / "best.pt")["facts"]["epoch"] == 2
+
+
+def test_what_is_kept_on_a_gpu_leaves_it_half(monkeypatch):
+    """Crops of a file that may not be written, and how much of a GPU with 1,000 free bytes may be filled."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert has_room("cuda:0", 499) and not has_room("cuda:0", 500) and has_room("cpu", 10 ** 15)
+    crops = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    crops.flags.writeable = False
+    monkeypatch.setattr(loop, "CHUNK", 2)
+    monkeypatch.setattr(loop, "has_room", lambda device, size: size == crops.nbytes)
+    assert loop.resident(crops, "cpu") is crops
+    other = torch.device("cpu")                                      # stands for a GPU: it is not the string
+    assert np.array_equal(loop.resident(crops, other).numpy(), crops)
+    monkeypatch.setattr(loop, "has_room", lambda device, size: False)
+    assert loop.resident(crops, other) is crops
 
 
 def test_a_damaged_state_does_not_replace_the_good_one(people, tmp_path):

@@ -1,11 +1,13 @@
 """Speeds: the right thing is timed, and the report says what was measured."""
 
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
 
+import costs
 import speed
 from inference import for_inference
 from models import build_student
@@ -39,7 +41,7 @@ def test_every_form_is_timed_and_checked(monkeypatch):
     monkeypatch.setattr(speed, "for_inference", lambda model, dtype, compiled=False: for_inference(model, dtype))
     monkeypatch.setitem(speed.LARGE["cpu"], "none", (3,))
     for name, value in (("ROUNDS", 2), ("RUNS", 1), ("LEAST", 0)):
-        monkeypatch.setattr(speed, name, value)
+        monkeypatch.setattr(costs, name, value)
     monkeypatch.setitem(speed.MATRIX, "cpu", 64)
     timings, rates = speed.measure_speed(["reg-none"])
     assert len(timings) == 3 * len(speed.FORMS) * 2 * 2 and set(rates) == set(speed.PRECISIONS)
@@ -49,21 +51,39 @@ def test_every_form_is_timed_and_checked(monkeypatch):
 
 
 def test_all_take_turns(monkeypatch):
-    """Every contender runs in every round, one untimed and at least RUNS timed, within its own context."""
-    monkeypatch.setattr(speed, "LEAST", 0.02)
-    order = []
+    """Each runs in every round, once untimed and at least RUNS times timed, within its own context."""
+    monkeypatch.setattr(costs, "LEAST", 0.02)
+    order, within = [], []
 
     def run(name):
+        assert within == [name]
         order.append(name)
         time.sleep(0.002)
 
-    def contender(name):
-        return speed.Contender(name, "", "float32", lambda: run(name), lambda: nullcontext(order.append(name.upper())), 1)
+    @contextmanager
+    def context(name):
+        order.append(name.upper()), within.append(name)
+        yield
+        within.clear()
 
-    times = speed.take_turns([contender("a"), contender("b")], "cpu")
-    assert order[0] == "A" and order[1] == "a" and [name for name in order if name.isupper()] == ["A", "B"] * speed.ROUNDS
-    assert [order.count(name) for name in "ab"] == [len(found) + speed.ROUNDS for found in times]
-    assert all(len(found) >= speed.ROUNDS * speed.RUNS and sum(found) >= speed.ROUNDS * speed.LEAST for found in times)
+    times = costs.take_turns([(partial(run, name), partial(context, name)) for name in "ab"])
+    assert order[:2] == ["A", "a"] and [name for name in order if name.isupper()] == ["A", "B"] * costs.ROUNDS
+    assert [order.count(name) for name in "ab"] == [len(found) + costs.ROUNDS for found in times]
+    assert all(len(found) >= costs.ROUNDS * costs.RUNS and sum(found) >= costs.ROUNDS * costs.LEAST for found in times)
+
+
+@pytest.mark.parametrize("filter", ("gs", "attention"))
+def test_each_form_is_what_it_says_when_its_turn_comes(filter):
+    """All are made before the first is timed: FFTs and softmax, in both precisions, where it is plain and there alone."""
+    model = build_student("reg", filter, "none", "tiny").eval()
+    with torch.inference_mode():
+        found = [each for each in speed.contenders({filter: model}, torch.rand(1, 3, 64, 64), "cpu") if each.form != "compiled"]
+        assert {(each.form, each.precision) for each in found} == {(f, p) for f in ("plain", "ready") for p in speed.PRECISIONS}
+        for each in found:
+            with each.context(), torch.profiler.profile() as profile:
+                each.run()
+            names = " ".join(event.key for event in profile.key_averages())
+            assert ("fft_rfft2" in names or "aten::softmax" in names) == (each.form == "plain"), each
 
 
 def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys):
@@ -80,7 +100,7 @@ def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys):
     monkeypatch.setattr(speed, "PAPER", [row for row in speed.PAPER if row[:3] == ("cc", "gs", "none")])
     monkeypatch.setitem(speed.LARGE["cpu"], "none", (2,))
     monkeypatch.setitem(speed.MATRIX, "cpu", 64)
-    monkeypatch.setattr(speed, "LEAST", 0)
+    monkeypatch.setattr(costs, "LEAST", 0)
     timings, _ = speed.measure_speed(["cc-none"])
     assert {t.form for t in timings} == {"plain", "ready"}
     assert "cannot be compiled here: InvalidCxxCompiler" in capsys.readouterr().out
@@ -104,8 +124,10 @@ def test_plain_is_the_definition():
 
 
 def test_training_speed():
-    found = speed.training_speed(people=40)
+    found = speed.training_speed(dict.fromkeys(speed.PRECISIONS, 1e11), people=40)
     assert found["batch"] == 32 and found["input"] > found["step"] > 0
+    forward = 2 * costs.count_multiply_adds(build_student("cc", "gd", "none", "tiny"))
+    assert found["share"] == pytest.approx(found["step"] * 3 * forward / 1e11)            # backward is twice as much
 
 
 def test_unknown_rows_are_refused():
