@@ -9,7 +9,6 @@ A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of bui
 and 'checksum', over all of it. Loading executes nothing: weights_only=True.
 """
 
-import argparse
 import hashlib
 import os
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 
 from heads import RegressionHead
-from inputs import BadInput, main_with_clear_errors
+from inputs import BadInput, CommandLine, main_with_clear_errors
 from models import build_student, build_teacher
 from official import fill_backbone, is_teacher, published_teacher
 
@@ -252,7 +251,7 @@ def join(folder, target):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("what", choices=("half", "split", "join"))
     parser.add_argument("source", type=Path, help="checkpoint, or for join the folder of its parts")
     parser.add_argument("target", type=Path, help="file to write, or for split the folder of the parts")

@@ -15,7 +15,6 @@ The label files count pixels from 1, as Matlab does. Here, and everywhere after 
 left pixel is (0, 0), and a joint that is not labelled has visible = False.
 """
 
-import argparse
 import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 from crops import crop_matrix, cut, transform
 from draw import contact_sheet
-from inputs import BadInput, main_with_clear_errors
+from inputs import BadInput, CommandLine, main_with_clear_errors
 
 JOINTS = ("r-ankle", "r-knee", "r-hip", "l-hip", "l-knee", "l-ankle", "pelvis", "thorax",
           "upper neck", "head top", "r-wrist", "r-elbow", "r-shoulder", "l-shoulder", "l-elbow", "l-wrist")
@@ -324,7 +323,7 @@ def open_picture(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Say what an MPII folder holds and draw some crops with their joints.")
+    parser = CommandLine("Say what an MPII folder holds and draw some crops with their joints.")
     parser.add_argument("data", help="folder with images/ and annot/")
     parser.add_argument("--split", choices=("train", "valid"), default="valid", help="which people (default: valid)")
     parser.add_argument("--out", default="crops.png", help="picture to write (default: crops.png)")

@@ -16,7 +16,6 @@ printed: HRNet's, weighted by how often a joint is labelled (`mean`), and the pl
 (`mean_unweighted`). @0.1 is threshold 0.10; HRNet's "Mean@0.1" is really 0.11.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -29,7 +28,7 @@ import checkpoint
 from costs import cost_table, measure_costs, protocol
 from crops import invert, make_batch, store, transform
 from data_mpii import load_people, read_truth
-from inputs import BadInput, check_device, default_device, main_with_clear_errors
+from inputs import BadInput, CommandLine, check_device, default_device, main_with_clear_errors
 from parallel import Team
 from synthetic import drawn_people
 
@@ -161,7 +160,7 @@ def newest_checkpoint():
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--checkpoint", type=Path, help="network to score (default, where nothing is "
                         "asked for: the newest of runs/*/best.pt that learned from drawn people, or the shipped one)")
     parser.add_argument("--predictions", type=Path, help="a .mat file of predictions to score, in MPII's 1-based pixels")

@@ -10,7 +10,6 @@ A run that is done has a file in results/ (arguments, scores by joint, the log o
 stopped (Ctrl-C, SIGTERM, --stop-after) goes on from its last checkpoint. tables.py makes the tables.
 """
 
-import argparse
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from pathlib import Path
 from augmentation import AUGMENTATIONS
 from costs import PAPER
 from distill import TERMS
-from inputs import BadInput, main_with_clear_errors
+from inputs import BadInput, CommandLine, main_with_clear_errors
 from models import STUDENTS
 
 HERE = Path(__file__).parent
@@ -190,7 +189,7 @@ def run_all(runs, jobs, until):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("what", choices=("drawn", "photos", "paper"))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the drawn runs (default: 0 1 2)")
     parser.add_argument("--data", type=Path, help="folder of photos in MPII's layout; the paper's table takes those of MPII/")

@@ -15,7 +15,6 @@ No FFT and no complex numbers are in it: the filters are products with DFT matri
 packages of requirements-extra.txt.
 """
 
-import argparse
 import os
 import statistics
 from pathlib import Path
@@ -29,7 +28,7 @@ from costs import take_turns
 from crops import make_batch, store
 from data_mpii import JOINTS
 from evaluate import validation_people
-from inputs import BadInput, main_with_clear_errors
+from inputs import BadInput, CommandLine, main_with_clear_errors
 from predict import WEIGHTS
 
 OPSET = 18
@@ -86,7 +85,7 @@ def runner(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("out", type=Path, help="file to write: .onnx or .pt2")
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS,
                         help=f"network (default: {WEIGHTS.parent.name}/{WEIGHTS.name})")

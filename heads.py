@@ -5,9 +5,9 @@
     heatmap                     one distribution over the cells of a grid: the teacher's
 
     decode        prediction -> places (B, K, 2) in fractions of the crop, and confidences (B, K)
-    with_mirror   prediction of a crop and of its mirror image -> the mean of both, as a prediction of the crop. Two distributions
-                  are averaged bin by bin: the middle of their peaks would be where neither saw the joint. Regression has places
-                  alone, and averages these
+    with_mirror   prediction of a crop and of its mirror image -> the mean of both, as a prediction of the crop. Distributions
+                  are averaged bin by bin: the middle of two peaks is where neither saw the joint. Regression has places alone,
+                  and averages these
 """
 
 import math

@@ -1,6 +1,7 @@
 """Between a command and its surroundings: bad input ends it with one clear line and exit status 2 (a bug keeps its traceback),
 devices are there, and what only one process may do is locked."""
 
+import argparse
 import signal
 import sys
 
@@ -9,6 +10,16 @@ import torch
 
 class BadInput(Exception):
     """What is wrong, where, and what to do about it, in one line for the person at the keyboard."""
+
+
+class CommandLine(argparse.ArgumentParser):
+    """argparse, whose --help begins with a module's docstring as it is, and whose complaints are BadInput, too."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        raise BadInput(f"{message}: {self.prog} --help says what there is")
 
 
 def default_device():

@@ -51,7 +51,7 @@ def resident(crops, device):
         return crops
     there = torch.empty(crops.shape, dtype=torch.uint8, device=device)
     for start in range(0, len(crops), CHUNK):
-        there[start:start + CHUNK] = torch.from_numpy(crops[start:start + CHUNK].copy())      # what is mapped may not be written
+        there[start:start + CHUNK] = torch.from_numpy(crops[start:start + CHUNK].copy())    # what is mapped is read-only
     return there
 
 

@@ -7,7 +7,6 @@
 Each writes one file into --out (default: docs/, pictures of --data into predictions/, as they may not be ours to give).
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from draw import WHITE, contact_sheet
 from evaluate import SCORED, predict, validation_people
 from experiments import SEEDS, name_of, result
 from gfl import GlobalDynamicFilter, StaticFilter
-from inputs import BadInput, main_with_clear_errors
+from inputs import BadInput, CommandLine, main_with_clear_errors
 from models import FILTERS, STUDENTS
 
 RATIO = 0.5                  # of two people's filters: colours end at 2 to this power
@@ -132,7 +131,7 @@ def predictions(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("what", choices=("curves", "filters", "predictions"))
     parser.add_argument("--checkpoint", type=Path, nargs="+", help="networks to look at")
     parser.add_argument("--data", type=Path, help="folder in MPII's layout (default: drawn people)")

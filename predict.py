@@ -8,7 +8,6 @@
 A network sees one person: a square crop around a box. Right is orange, left blue (the person's own), faint is unsure.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -29,7 +28,7 @@ from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, MOST_PIXELS, PICTURE_FO
 from draw import draw_skeleton
 from evaluate import look
 from inference import for_inference
-from inputs import BadInput, check_device, default_device, main_with_clear_errors
+from inputs import BadInput, CommandLine, check_device, default_device, main_with_clear_errors
 
 WEIGHTS = Path(__file__).parent / "weights" / "student-cc-gd-photos.pt"
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
@@ -275,7 +274,7 @@ def predict_video(args, model, source, name):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("pictures", nargs="*", type=Path,
                         help="pictures, folders of pictures (but for what ends in -pose.jpg: our own), or videos")
     parser.add_argument("--camera", type=int, metavar="N", help="number of a camera")

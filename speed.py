@@ -1,6 +1,6 @@
 """How fast each mixer is on this machine, in each form, side by side in one run.
 
-    python evaluate.py --speed                           # regression students without a backbone: five minutes on two cores
+    python evaluate.py --speed                           # regression students without a backbone: some minutes on two cores
     python evaluate.py --speed reg-w32 cc-none           # other rows of the paper; 'all' for all of them (on a GPU)
 
     plain       the filters' definition (FFT) or attention written out step by step (products, softmax, products); in
@@ -184,8 +184,8 @@ def training_speed(rates, device="cpu", preset="tiny", people=512):
     crops = store(drawn, PRESETS[preset].size)
     recipe = RECIPES[preset]
     args = SimpleNamespace(**recipe | dict(batch_size=min(people, recipe["batch_size"])), accumulate=1, seed=0,
-                           amp=precision == "bfloat16", student="cc", terms=(), views=0, distill=False, augmentation="tokenpose",
-                           compile=False, deterministic=False)
+                           amp=precision == "bfloat16", student="cc", terms=(), views=0, distill=False,
+                           augmentation="tokenpose", compile=False, deterministic=False)
     model = build_student("cc", "gd", "none", preset).to(device)
     training = Training(args, Team(0, 1, device), model, copy.deepcopy(model), drawn, crops, drawn, crops, None)
     variation = training.augmentation.draw(people, torch.Generator().manual_seed(0))
@@ -259,5 +259,6 @@ def report_speed(rows, device):
     training = [training_speed(rates, device, preset) for preset in (("tiny",) if device == "cpu" else PRESETS)]
     for found in training:
         print(f"training the {found['preset']} cc gd student, {found['precision']}, {found['batch']} people a step: "
-              f"{found['step']:.0f} a second, {100 * found['share']:.0f}% of that rate; its input side alone: {found['input']:.0f}")
+              f"{found['step']:.0f} a second, {100 * found['share']:.0f}% of that rate; "
+              f"its input side alone: {found['input']:.0f}")
     return dict(timings=[t._asdict() for t in timings], rates=rates, training=training)

@@ -16,7 +16,6 @@ Body axes: x to the person's left, y up, z forward. Camera axes: x right in the 
 Lengths are in body heights (a standing person is 1 tall), angles in degrees, until they meet the pixels.
 """
 
-import argparse
 import math
 import os
 import time
@@ -30,7 +29,7 @@ from PIL import Image
 from data_mpii import (BOX_ENLARGEMENT, CENTER_SHIFT, HEAD_SIZE_OF_DIAGONAL, HEAD_SIZE_PER_SCALE,
                        PIXELS_PER_SCALE, People, box)
 from draw import contact_sheet
-from inputs import BadInput, main_with_clear_errors
+from inputs import BadInput, CommandLine, main_with_clear_errors
 from skeleton import (HEAD_TOP, L_HIP, L_SHOULDER, R_HIP, R_SHOULDER, SIDES, THORAX, UPPER_NECK, pose, turn)
 
 SERIES = {"train": 0, "valid": 1, "teacher": 2}        # seeds: nobody is drawn in two splits
@@ -285,11 +284,10 @@ def drawn_people(split: str, count: int, size: int) -> People:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--count", type=int, default=48, help="how many people")
-    parser.add_argument("--seed", type=int, default=0, help="which series of people")
-    parser.add_argument("--size", type=int, default=64, help="crop's side in px; pictures: 1.5 times that")
+    parser = CommandLine(__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=48, help="how many people (default: 48)")
+    parser.add_argument("--seed", type=int, default=0, help="which series of people (default: 0)")
+    parser.add_argument("--size", type=int, default=64, help="crop's side in pixels; pictures: 1.5 times that (default: 64)")
     parser.add_argument("--out", help="write a contact sheet with the joints drawn on it to this file")
     args = parser.parse_args()
     if args.count < 1 or args.size < 16 or args.seed < 0:

@@ -5,14 +5,13 @@
 Blank is what nobody has run.
 """
 
-import argparse
 import statistics
 from itertools import product
 
 from costs import PAPER, count_multiply_adds
 from distill import TERMS
 from experiments import HERE, PHOTO_STUDENTS, RESULTS, SEEDS, TAKEN_APART, name_of, result
-from inputs import BadInput, main_with_clear_errors
+from inputs import BadInput, CommandLine, main_with_clear_errors
 from models import FILTERS, STUDENTS, build_teacher
 from recipe import RECIPES
 from speed import PRECISIONS, Timing, best, ratios
@@ -106,7 +105,8 @@ def hours_table():
     pictures, rows = RECIPES["paper"]["epochs"] * MPII_PEOPLE, []
     for title, runs in networks.items():
         operations = [2 * work for _, work in runs]
-        cells = [[f"{each / 1e9:.0f}" for each in operations], [f"{each * pictures / RATE / 3600:.1f}" for each in operations], []]
+        cells = [[f"{each / 1e9:.0f}" for each in operations],
+                 [f"{each * pictures / RATE / 3600:.1f}" for each in operations], []]
         for name, _ in runs:
             seen = [line["images_per_second"] for line in (result(name) or {"log": []})["log"]]
             rate = statistics.median(seen) if seen else 0
@@ -131,8 +131,8 @@ def paper_table():
                      f"{parameters:g}", f"{here['params_m']:.3f}" if here else "",
                      f"{gflops:g}", f"{here['gflops']:.3f}" if here else "",
                      f"{fps}", f"{here['fps']:.1f}" if here else ""])
-    return table(["student", "filter", "backbone", "PCKh, paper", "MPII, here", "Leeds photos, here", "M parameters, paper", "here",
-                  "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
+    return table(["student", "filter", "backbone", "PCKh, paper", "MPII, here", "Leeds photos, here",
+                  "M parameters, paper", "here", "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
 
 
 def speed_table():
@@ -176,7 +176,7 @@ def write_tables(readme):
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    CommandLine(__doc__).parse_args()
     write_tables(HERE / "README.md")
 
 

@@ -14,7 +14,6 @@ and, when it is through, result.json (arguments, scores by joint, the log) and p
 save and leave; the same command with --resume goes on, and ends with the same weights as if nothing had happened.
 """
 
-import argparse
 import copy
 import json
 import math
@@ -34,7 +33,7 @@ from distill import TERMS, Lessons
 from draw import WHITE, contact_sheet
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_people
 from inference import for_inference
-from inputs import BadInput, check_device, default_device, lock, main_with_clear_errors
+from inputs import BadInput, CommandLine, check_device, default_device, lock, main_with_clear_errors
 from loop import Stopped, Training
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
 from parallel import join
@@ -49,7 +48,7 @@ LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed ou
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     what = parser.add_argument_group("what to train")
     what.add_argument("--student", choices=STUDENTS, help="regression or coordinate classification (default: cc)")
     what.add_argument("--filter", choices=FILTERS, help="static or dynamic global filter, or attention (default: gd)")
@@ -104,7 +103,7 @@ def parse_arguments():
     how.add_argument("--deterministic", action="store_true",
                      help="same seed, same machine, same weights on a GPU, too, where it is slower (a CPU always is)")
     how.add_argument("--stop-after", type=float, metavar="MINUTES", help="save and leave after this time")
-    how.add_argument("--resume", action="store_true", help="go on from last.pt of the run's folder")
+    how.add_argument("--resume", action="store_true", help="go on from last.pt of the run's folder (--out)")
     return check_arguments(parser.parse_args())
 
 

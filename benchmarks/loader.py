@@ -10,7 +10,6 @@ Both make the same thing on one core: crops turned, zoomed and mirrored at rando
     whole batches       crops.make_batch and crops.heatmaps, from a warm memory-mapped cache of crops
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from augmentation import TOKENPOSE  # noqa: E402
 from crops import heatmaps, invert, make_batch, place, store  # noqa: E402
 from data_mpii import load_people  # noqa: E402
-from inputs import BadInput, main_with_clear_errors  # noqa: E402
+from inputs import BadInput, CommandLine, main_with_clear_errors  # noqa: E402
 from models import IMAGENET_MEAN, IMAGENET_STD, PRESETS  # noqa: E402
 from synthetic import drawn_people  # noqa: E402
 
@@ -85,7 +84,7 @@ def images_a_second(make, people):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--data", type=Path, help="folder in MPII's layout (default: drawn people, written as JPEGs first)")
     parser.add_argument("--size", type=int, default=PRESETS["paper"].size, help="side of the crops (default: 256)")
     args = parser.parse_args()

@@ -7,7 +7,6 @@ What is freed goes back to the system at once (MALLOC_MMAP_THRESHOLD_): by defau
 would say how much that happened to be.
 """
 
-import argparse
 import os
 import resource
 import sys
@@ -18,7 +17,7 @@ import torch
 
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")          # for the processes that are started below
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from inputs import main_with_clear_errors  # noqa: E402
+from inputs import CommandLine, main_with_clear_errors  # noqa: E402
 from models import FILTERS, build_student  # noqa: E402
 from speed import PRECISIONS, variants  # noqa: E402
 
@@ -41,7 +40,7 @@ def grown(filter, form, precision, batch):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--batch", type=int, default=16, help="crops at once (default: 16)")
     args = parser.parse_args()
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:

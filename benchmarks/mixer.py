@@ -5,7 +5,6 @@
 The grid is 16 x 17, 192 channels. Medians, milliseconds a batch; 'times' is over the definition in float32.
 """
 
-import argparse
 import statistics
 import sys
 from contextlib import nullcontext
@@ -17,14 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from costs import take_turns  # noqa: E402
 from gfl import GlobalDynamicFilter, StaticFilter, by_definition  # noqa: E402
 from inference import COMPILE  # noqa: E402
-from inputs import check_device, default_device, main_with_clear_errors  # noqa: E402
+from inputs import CommandLine, check_device, default_device, main_with_clear_errors  # noqa: E402
 
 GRID, DIM = (16, 17), 192
 
 
 @torch.inference_mode()
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--batch", type=int, default=16, help="token grids at once (default: 16)")
     parser.add_argument("--device", default=default_device(), help="cpu, cuda or cuda:N")
     args = parser.parse_args()

@@ -7,7 +7,6 @@
     ce    cross-entropy over positions, the heatmap as one distribution: what distill.heatmap_task does
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from augmentation import AUGMENTATIONS  # noqa: E402
 from crops import heatmaps, make_batch, store  # noqa: E402
 from distill import heatmap_task, over_visible  # noqa: E402
 from evaluate import evaluate  # noqa: E402
+from inputs import CommandLine, main_with_clear_errors  # noqa: E402
 from models import build_teacher  # noqa: E402
 from synthetic import drawn_people  # noqa: E402
 from recipe import rate_share  # noqa: E402
@@ -41,7 +41,7 @@ def ce(logits, batch, head):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--steps", type=int, default=600, help=f"of {BATCH} people each (default: 600)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
     args = parser.parse_args()
@@ -69,4 +69,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main_with_clear_errors(main)

@@ -88,7 +88,9 @@ def test_impossible_commands(tmp_path):
     refused(run("evaluate.py", "--device", "tpu", cwd=tmp_path), "choose cpu")
     refused(run("evaluate.py", "--device", "cuda:99", cwd=tmp_path), "GPUs that PyTorch can use")
     assert not (tmp_path / "runs").exists()                       # refused before anything was written
-    assert run("train.py", "--filter", "fft", cwd=tmp_path).returncode == 2      # argparse names the choices
+    refused(run("train.py", "--filter", "fft", cwd=tmp_path), "choose from", "attention", "train.py --help")
+    refused(run("train.py", "--resume", "runs/x", cwd=tmp_path), "unrecognized arguments: runs/x")
+    refused(run("predict.py", "me.jpg", "--box", "1", "2", "3", cwd=tmp_path), "--box: expected 4 arguments")
 
 
 def test_a_teacher_no_better_than_chance_is_refused(tmp_path):

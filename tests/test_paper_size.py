@@ -1,6 +1,6 @@
 """Every run of the paper's tables at its full size, for some steps on a few drawn people: does each command work to its end?
 
-    LONG_TESTS=1 python -m pytest tests/test_paper_size.py          # 33 runs of 256 x 256 networks: half an hour on two cores
+    LONG_TESTS=1 python -m pytest tests/test_paper_size.py          # 33 runs of 256 x 256 networks: 18 minutes on two cores
 """
 
 import json
@@ -21,7 +21,7 @@ PEOPLE = 4
 TEACHER_EPOCHS = 20          # of one step
 
 if not os.environ.get("LONG_TESTS"):
-    pytest.skip("33 networks of the paper's size take half an hour: set LONG_TESTS=1", allow_module_level=True)
+    pytest.skip("33 networks of the paper's size take 18 minutes: set LONG_TESTS=1", allow_module_level=True)
 
 
 def write_folder(folder):
@@ -55,8 +55,8 @@ def test_every_row_of_the_paper(tmp_path):
         shutil.copy(file, clone)
     write_folder(tmp_path / "dry")
     flags = "--batch-size", PEOPLE, "--augmentation", "upright"
-    run(clone / "train.py", "--data", "dry", "--preset", "paper", "--amp", "--train-teacher", *flags, "--epochs", TEACHER_EPOCHS,
-        "--out", "runs/experiments/dry-teacher", cwd=tmp_path)
+    run(clone / "train.py", "--data", "dry", "--preset", "paper", "--amp", "--train-teacher", *flags,
+        "--epochs", TEACHER_EPOCHS, "--out", "runs/experiments/dry-teacher", cwd=tmp_path)
     said = run(clone / "experiments.py", "paper", "--data", "dry", "--", *flags, "--epochs", 2, cwd=tmp_path)
     results = {file.stem: json.loads(file.read_text()) for file in (clone / "results").glob("dry-*.json")}
     names = {f"dry-{'-'.join(row[:3])}-{side}" for row in PAPER for side in ("alone", "distilled")}
@@ -65,4 +65,5 @@ def test_every_row_of_the_paper(tmp_path):
         assert len(result["log"]) >= 2 and result["log"][-1]["pckh@0.5"] >= 0, name
         assert ("keypoint_tokens" in result["log"][0]) == name.endswith("distilled")
         assert result["arguments"]["preset"] == "paper" and set(result["flip_test"]) == set(result["scores"])
-        print(name, [round(line["loss"], 3) for line in result["log"][-2:]], result["log"][-1]["images_per_second"], "pictures a second")
+        last = result["log"][-1]
+        print(f"{name}: loss {last['loss']:.3g}, {last['images_per_second']} pictures a second")
