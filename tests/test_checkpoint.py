@@ -1,11 +1,17 @@
 """Checkpoints in halves and in parts."""
 
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
 
 import checkpoint
 from inputs import BadInput
 from models import build_student
+
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 
 @pytest.fixture
@@ -65,3 +71,9 @@ def test_half_is_for_use(saved, tmp_path):
     assert facts["epoch"] == 3
     assert all(torch.allclose(a, b, atol=1e-3, rtol=1e-3) for a, b in zip(model.state_dict().values(),
                                                                          whole.state_dict().values()))
+
+
+def test_the_shipped_weights_have_the_checksums_that_are_stated():
+    lines = (WEIGHTS / "README.md").read_text().partition("sha256:")[2].split("\n")
+    stated = dict(reversed(line.split()) for line in lines if line)
+    assert stated == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in WEIGHTS.glob("*.pt")}
