@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 import checkpoint
-from costs import take_turns
+from costs import count_parameters, take_turns
 from crops import make_batch, store
-from data_mpii import JOINTS
+from data_mpii import BOX_ENLARGEMENT, JOINTS
 from evaluate import validation_people
 from inputs import BadInput, CommandLine, main_with_clear_errors
 from predict import WEIGHTS
@@ -55,7 +55,7 @@ def program(model):
 
 
 def export_onnx(model, path, source):
-    """Write the network as ONNX, checked by ONNX's own checker; metadata names joints, input size and source."""
+    """Write the network as ONNX, checked by ONNX's own checker; metadata says what a reader of the file alone needs."""
     try:
         import onnx
         import onnxscript  # noqa: F401, what torch.onnx translates with
@@ -64,7 +64,9 @@ def export_onnx(model, path, source):
     exported = torch.onnx.export(program(model), dynamo=True, opset_version=OPSET, verbose=False,
                                  input_names=["crops"], output_names=["joints", "confidence"])
     exported.model.metadata_props.update({"joints": ", ".join(JOINTS), "input_size": str(model.size),
-                                          "network": checkpoint.describe(model.config), "source": source})
+                                          "network": checkpoint.describe(model.config), "source": source,
+                                          "parameters": str(count_parameters(model)),
+                                          "box_enlargement": str(BOX_ENLARGEMENT)})
     exported.save(path)
     onnx.checker.check_model(path, full_check=True)
 
