@@ -13,6 +13,7 @@ const frame = make("canvas").getContext("2d", {willReadFrequently: true}), view 
 
 const LARGEST = 4096, SMALLEST_VIEW = 640;       // longest side: of an image at most, of the view at least
 const TRACK_MARGIN = 1.15, TRACK_SPEED = 0.4;    // tracked box over its joints; how fast it moves
+const TRACK_SURE = 0.25, TRACK_SMALLEST = 1 / 8; // what it follows: confidence, fraction of the frame's side
 const COLOURS = {"r-": "rgb(255 140 0)", "l-": "rgb(0 200 255)"}, MIDDLE = "rgb(120 220 90)";
 const LIMBS = ["r-ankle/r-knee", "r-knee/r-hip", "r-hip/pelvis", "l-hip/pelvis", "l-hip/l-knee",
   "l-knee/l-ankle", "pelvis/thorax", "thorax/upper neck", "upper neck/head top", "r-wrist/r-elbow",
@@ -151,7 +152,7 @@ const median = values => values.toSorted((a, b) => a - b)[values.length >> 1];
 
 // ------------------------------------------------------------------------------- one frame after another
 
-let source = null;                     // {name, width, height, draw(), moving, next(callback), stop()}
+let source = null;                // {name, width, height, draw(), moving, mirrored, next(callback), stop()}
 let box = null, chosen = null;         // of the next frame, and as the visitor drew it; null: the whole image
 let joints = [], dragged = null, paused = false, changed = false, wake = null;
 let finished = [], times = [];         // when the last frames were done, what the network took for them
@@ -185,13 +186,13 @@ async function look(from) {
   else if ($("track").checked && !paused && !dragged) box = follow();
 }
 
-/** The next frame's box: around this one's sure joints, smoothed; the first again where most are lost. */
+/** The next frame's box: around this one's sure joints, smoothed; where they are lost, the first again. */
 function follow() {
-  const seen = sure();
-  if (seen.length < joints.length / 2) return chosen;
+  const seen = joints.filter(joint => joint[2] >= TRACK_SURE), smallest = TRACK_SMALLEST * frame.canvas.width;
   const along = k => seen.map(joint => joint[k]);
   const [x0, x1, y0, y1] = [0, 1].flatMap(k => [Math.min(...along(k)), Math.max(...along(k))]);
-  const grow = Math.max(x1 - x0, y1 - y0, source.width / 20) * (TRACK_MARGIN - 1) / 2;
+  const side = Math.max(x1 - x0, y1 - y0), grow = side * (TRACK_MARGIN - 1) / 2;
+  if (seen.length < joints.length / 2 || side < smallest) return chosen;
   const next = [x0 - grow, y0 - grow, x1 - x0 + 2 * grow, y1 - y0 + 2 * grow];
   return box ? box.map((old, k) => old + TRACK_SPEED * (next[k] - old)) : next;
 }
@@ -199,7 +200,9 @@ function follow() {
 /** Frame and skeleton onto a canvas of any size, mirrored where asked. */
 function drawSkeleton(context) {
   const mirror = $("mirror").checked, zoom = context.canvas.width / source.width;
-  const line = Math.max(source.width, source.height) / 110, opacity = confidence => 0.3 + 0.7 * confidence;
+  const longest = Math.max(source.width, source.height), person = box ? Math.max(box[2], box[3]) : longest;
+  const line = Math.min(Math.max(person / 70, longest / 250), longest / 110);
+  const opacity = confidence => 0.3 + 0.7 * confidence;
   context.setTransform(mirror ? -zoom : zoom, 0, 0, zoom, mirror ? context.canvas.width : 0, 0);
   context.drawImage(frame.canvas, 0, 0);
   Object.assign(context, {lineCap: "round", lineWidth: line});
@@ -264,6 +267,7 @@ function show(next, message) {
   Object.assign(frame.canvas, {width: next.width, height: next.height});
   const zoom = Math.max(1, SMALLEST_VIEW / Math.max(next.width, next.height));
   Object.assign(view.canvas, {width: zoom * next.width, height: zoom * next.height});
+  $("mirror").checked = Boolean(next.mirrored);
   $("pause").disabled = !next.moving;
   pause(false);
   say(message);
@@ -299,7 +303,6 @@ async function open(file) {
 
 function camera() {
   const facingMode = $("facing").value;
-  $("mirror").checked = facingMode === "user";
   play("camera", async video => {
     const wanted = {facingMode, width: 640, height: 480};
     video.srcObject = await navigator.mediaDevices.getUserMedia({video: wanted});
@@ -321,6 +324,7 @@ async function play(name, connect, explain) {
     if (number !== asked) return stop();
     video.srcObject?.getTracks()[0].addEventListener("ended", () => say("the camera stopped", true));
     show({name, width: video.videoWidth, height: video.videoHeight, moving: true, stop,
+          mirrored: video.srcObject && $("facing").value === "user",
           draw: () => frame.drawImage(video, 0, 0, frame.canvas.width, frame.canvas.height),
           next: done => video.requestVideoFrameCallback?.(done) ?? requestAnimationFrame(done)},
          `Video: ${name}`);

@@ -465,14 +465,21 @@ def test_camera_gives_frames(page):
     page.wait("message.textContent === 'Video: camera' && parseFloat(fps.textContent) > 1")
     page.wait("box.textContent.includes(',')")
     assert page.js("mirror.checked") and page.js("view.width") == 640
-    boxes = set()
-    for _ in range(20):
-        boxes.add(page.text("box"))
-        time.sleep(0.2)
-    assert len(boxes) > 5                                # it follows the person
+    for threshold in (0.25, 0):                          # it follows the person, whatever is shown
+        page.js(f"threshold.value = {threshold}, threshold.oninput()")
+        boxes = set()
+        for _ in range(20):
+            boxes.add(page.text("box"))
+            time.sleep(0.2)
+        boxes = [[int(number) for number in box.split(", ")] for box in boxes - {"whole image"}]
+        assert len(boxes) > 5 and np.median([box[3] for box in boxes]) > 240
     print(f"{page.text('fps')} frames a second, network {page.text('time')}")
     page.js("facing.value = 'environment', facing.onchange()")
     page.wait("!mirror.checked && parseFloat(fps.textContent) > 1")
+    page.js("facing.value = 'user', facing.onchange()")
+    page.wait("mirror.checked")
+    page.js("sample.click()")
+    page.wait("!mirror.checked")
     assert page.requests()[before:] == [] and page.complaints() == []
 
 
