@@ -154,21 +154,18 @@ const median = values => values.toSorted((a, b) => a - b)[values.length >> 1];
 
 let source = null;                // {name, width, height, draw(), moving, mirrored, next(callback), stop()}
 let box = null, chosen = null;         // of the next frame, and as the visitor drew it; null: the whole image
-let joints = [], dragged = null, paused = false, changed = false, wake = null;
+let joints = [], dragged = null, paused = false, refresh = () => {};
 let finished = [], times = [];         // when the last frames were done, what the network took for them
 
 const threshold = () => Number($("threshold").value);
 const sure = () => joints.filter(joint => joint[2] >= threshold());
-const refresh = () => { changed = true; wake?.(); };
 
 async function run() {
   for (;;) {
-    changed = false;
+    const reason = new Promise(resolve => { refresh = resolve; });          // to look again
+    if (source.moving && !paused) source.next(refresh);                     // may come while it still looks
     await look(source).catch(error => say(`the network failed: ${error.message ?? error}`, true));
-    if (!changed) await new Promise(resolve => {
-      wake = resolve;
-      if (source.moving && !paused) source.next(resolve);
-    });
+    await reason;
   }
 }
 
@@ -413,7 +410,7 @@ function listen() {
   $("file").onchange = () => { open($("file").files[0]); $("file").value = ""; };
   $("facing").onchange = () => { if (source.name === "camera") camera(); };
   $("threshold").oninput = () => { $("shown").textContent = threshold().toFixed(2); refresh(); };
-  $("mirror").onchange = refresh;
+  $("mirror").onchange = () => refresh();
   $("track").onchange = () => { box = chosen; refresh(); };
   $("list").ontoggle = showFigures;
   document.ondragover = event => { event.preventDefault(); document.body.className = "dropping"; };
