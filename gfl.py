@@ -95,6 +95,43 @@ def dft_matrices(H, W):
     return over_w, over_h.reshape(2 * H, 2 * H) / math.sqrt(H), over_w.T * times.repeat(2)
 
 
+def multiply(T, K_real, K_imag):
+    """The complex product K (.) T of T (B, H, 2, F, D), real and imaginary part, and K (H, F, D) or (B, H, F, D).
+
+        real: T_real K_real - T_imag K_imag      imaginary: T_real K_imag + T_imag K_real
+    """
+    real, imag = T.unbind(2)                                                   # (B, H, F, D) each
+    if torch.compiler.is_compiling():            # a compiler fuses this; it does not take the form below
+        return torch.stack([torch.addcmul(real * K_real, imag, K_imag, value=-1),
+                            torch.addcmul(real * K_imag, imag, K_real)], 2).to(T.dtype)
+    out = torch.empty_like(T)                    # written once: 0.14 instead of 0.21 ms for 16 grids of 16 x 17 x 192
+    torch.mul(real, K_real, out=out[:, :, 0]).addcmul_(imag, K_imag, value=-1)
+    torch.mul(real, K_imag, out=out[:, :, 1]).addcmul_(imag, K_real)
+    return out
+
+
+class FilterSpectrum(torch.autograd.Function):
+    """G = K (.) T with its gradients, which are complex products, too:  dT = conj(K) (.) dG,  dK = conj(T) (.) dG.
+
+    Shapes as in `multiply`. Autograd's own way takes three times as many passes over the spectrum.
+    """
+
+    @staticmethod
+    def forward(ctx, T, K_real, K_imag):
+        ctx.save_for_backward(T, K_real, K_imag)
+        return multiply(T, K_real, K_imag)
+
+    @staticmethod
+    def backward(ctx, dG):
+        T, K_real, K_imag = ctx.saved_tensors
+        dT = multiply(dG, K_real, -K_imag)
+        dK = multiply(dG, T[:, :, 0], -T[:, :, 1])                             # (B, H, 2, F, D)
+        if K_real.ndim == 3:                                                   # one filter for all inputs
+            dK = dK.sum(0, keepdim=True, dtype=K_real.dtype)
+        dK_real, dK_imag = dK.to(K_real.dtype).unbind(2)
+        return dT, dK_real.view(K_real.shape), dK_imag.view(K_real.shape)
+
+
 class GlobalFilter(nn.Module):
     """`global_filter` in real numbers: what the layers below compute with, in training and in use.
 
@@ -118,11 +155,8 @@ class GlobalFilter(nn.Module):
         over_w, over_h, back_w = (m.to(x.dtype) for m in (self.over_w, self.over_h, self.back_w))
         along_w = torch.matmul(over_w, x)                                      # (B, H, 2 F, D)
         spectrum = torch.matmul(over_h, along_w.view(B, 2 * H, F * D))         # T(X)          (B, 2 H, F D)
-        real, imag = spectrum.view(B, H, 2, F, D).unbind(2)                    # (B, H, F, D) each
-        filtered = torch.stack([torch.addcmul(real * K_real, imag, K_imag, value=-1),
-                                torch.addcmul(real * K_imag, imag, K_real)], 2)      # G(X) = K (.) T(X)
-        filtered = filtered.to(x.dtype).view(B, 2 * H, F * D)
-        back_h = torch.matmul(over_h.T, filtered).view(B, H, 2 * F, D)
+        filtered = FilterSpectrum.apply(spectrum.view(B, H, 2, F, D), K_real, K_imag)       # G(X) = K (.) T(X)
+        back_h = torch.matmul(over_h.T, filtered.view(B, 2 * H, F * D)).view(B, H, 2 * F, D)
         return torch.matmul(back_w, back_h)                                    # X' = T^-1(G(X))  (B, H, W, D)
 
 

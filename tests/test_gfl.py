@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from gfl import (BASIS_FILTERS, DynamicFilter, GlobalDynamicFilter, GlobalFilter, StaticFilter, by_definition,
+from gfl import (FilterSpectrum, BASIS_FILTERS, DynamicFilter, GlobalDynamicFilter, GlobalFilter, StaticFilter, by_definition,
                  dft_matrices, global_filter, global_filter_numpy)
 
 PAPER_GRID = (16, 17)
@@ -184,3 +184,13 @@ def test_survives_channels_last_and_half(layer):
     expected = model[1](x)
     torch.testing.assert_close(model.to(memory_format=torch.channels_last)[1](x), expected)
     assert torch.isfinite(model.half()[1](x.half())).all()
+
+
+@pytest.mark.parametrize("per_input", [False, True])
+def test_gradients_of_the_filter_by_finite_differences(per_input):
+    """dT = conj(K) dG and dK = conj(T) dG, written out in gfl.py, against differences of the forward pass."""
+    random = torch.Generator().manual_seed(0)
+    T = torch.randn(2, 3, 2, 2, 2, dtype=torch.float64, generator=random, requires_grad=True)
+    K = [torch.randn((2, 3, 2, 2) if per_input else (3, 2, 2), dtype=torch.float64, generator=random, requires_grad=True)
+         for _ in range(2)]
+    assert torch.autograd.gradcheck(FilterSpectrum.apply, (T, *K))
