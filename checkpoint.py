@@ -4,7 +4,7 @@
     python checkpoint.py split runs/teacher-tiny-drawn/last.pt parts/       # files of at most 16 MB
     python checkpoint.py join parts/ last.pt                                # together again
 
-A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher), 'facts'
+A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher), 'metadata'
 (data set, epoch, seed, PCKh), 'model' (the weights), in a run's last.pt 'training' (what train.py needs to go on to the bit),
 and 'checksum', over all of it. Loading executes nothing: weights_only=True.
 """
@@ -17,10 +17,8 @@ from pathlib import Path
 
 import torch
 
-from heads import RegressionHead
-from inputs import BadInput, CommandLine, main_with_clear_errors
-from models import build_student, build_teacher
-from official import fill_backbone, is_teacher, published_teacher
+from common import BadInput, CommandLine, main_with_clear_errors
+from models import RegressionHead, build_student, build_teacher
 
 FORMAT = 1
 PART = 16 * 10 ** 6          # bytes of a part of a checkpoint that was split
@@ -58,7 +56,7 @@ def checksum(content):
     return digest.hexdigest()
 
 
-def save(path, model, facts, training=None, half=False, keep=None):
+def save(path, model, metadata, training=None, half=False, keep=None):
     """Write a checkpoint whole or not at all. half: weights in float16, for a network that will only be evaluated.
 
     keep: where the file that `path` was until now goes, for a second chance should this one be damaged.
@@ -68,8 +66,8 @@ def save(path, model, facts, training=None, half=False, keep=None):
     if half:
         weights = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     if isinstance(model.head, RegressionHead):
-        facts = dict(facts, scored=model.head.scored)
-    content = dict(format=FORMAT, config=model.config, facts=facts, model=weights, training=training)
+        metadata = dict(metadata, scored=model.head.scored)
+    content = dict(format=FORMAT, config=model.config, metadata=metadata, model=weights, training=training)
     content["checksum"] = checksum(content)
     temporary = path.with_suffix(".partial")
     try:
@@ -114,7 +112,9 @@ def read_safely(path):
 def read(path):
     """The dictionary of a checkpoint of ours; BadInput where the file is none."""
     content = read_safely(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("facts"), dict):
+    old = isinstance(content, dict) and "facts" in content               # what 'metadata' were called at first
+    if not isinstance(content, dict) or content.get("format") != FORMAT \
+            or not isinstance(content.get("facts" if old else "metadata"), dict):
         raise BadInput(f"{path} is not a checkpoint of this project (format {FORMAT}): train.py writes those")
     stated = content.pop("checksum", None)
     try:
@@ -123,6 +123,8 @@ def read(path):
         raise BadInput(f"{path} is not a checkpoint of this project ({one_line(error)}): train.py writes those") from error
     if stated != found:
         raise BadInput(f"{path} is damaged: its checksum is not that of its content")
+    if old:
+        content["metadata"] = content.pop("facts")
     return content
 
 
@@ -149,9 +151,9 @@ def build(config):
 
 
 def load(path, device="cpu"):
-    """-> (network in evaluation mode, facts). Every weight must fit: a name or shape that does not is BadInput.
+    """-> (network in evaluation mode, metadata). Every weight must fit: a name or shape that does not is BadInput.
 
-    Published teachers are taken, too (official.py); their facts say what was used.
+    Published teachers are taken, too; their metadata say what was used.
     """
     content = read_safely(path)
     if is_teacher(content):
@@ -162,10 +164,10 @@ def load(path, device="cpu"):
         model = build(content["config"])
         model.load_state_dict(content["model"])
         if isinstance(model.head, RegressionHead):
-            model.head.scored = content["facts"]["scored"]
+            model.head.scored = content["metadata"]["scored"]
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"{path} does not fit the network it names, {content.get('config')}: {one_line(error)}") from error
-    return model.to(device).eval(), content["facts"]
+    return model.to(device).eval(), content["metadata"]
 
 
 def start_from(model, path):
@@ -183,13 +185,104 @@ def start_from(model, path):
         raise BadInput(f"{path} is {describe(content['config'])} and cannot start {describe(model.config)}"
                        + (f": {misfits[0]} has another shape" if misfits and here == there else ""))
     model.load_state_dict(weights, strict=False)
-    return f"starting from {path}: {describe(content['config'])}, {content['facts'].get('data')}"
+    return f"starting from {path}: {describe(content['config'])}, {content['metadata'].get('data')}"
 
 
 def load_backbone(backbone, path):
     """Published HRNet weights into a network's backbone; returns a line on what was used."""
     return fill_backbone(backbone, read_safely(path), path)
 
+
+# ------------------------------------------------------------------------------- published weights: HRNet's backbones, TokenPose's and DistilPose's teachers
+
+#     python train.py --student cc --filter gs --backbone w32 --backbone-weights hrnet_w32_imagenet.pth ...
+#     python evaluate.py --checkpoint tokenpose_b_mpii.pth --data MPII        # score a published teacher first
+#     python train.py --student cc --filter gs --teacher tokenpose_b_mpii.pth --data MPII --preset paper
+#
+# TokenPose-B with HRNet-W48 and 12 layers is the layout of our teacher but for its head: 512 wide (ours 384, as in the paper's
+# tables), and what it puts out is the heatmap itself, as it learned with mean squared error. Every weight that a network needs
+# must be in the file, in its shape; every weight of the file must be known, or it is not the file it is taken for.
+
+# Our name for each of TokenPose's, first match wins; its own HRNet has our names behind 'pre_feature.'.
+TOKENPOSE = (
+    (r"pre_feature\.", "backbone."),
+    (r"transformer\.keypoint_token$", "encoder.keypoint_tokens"),
+    (r"transformer\.pos_embedding$", "encoder.position"),                            # (1, 256, D), ours (16, 16, D)
+    (r"transformer\.patch_to_embedding\.", "embed.project."),
+    (r"transformer\.transformer\.layers\.(\d+)\.0\.fn\.norm\.", r"encoder.blocks.\1.norm1."),
+    (r"transformer\.transformer\.layers\.(\d+)\.0\.fn\.fn\.to_qkv\.", r"encoder.blocks.\1.mixer.qkv."),
+    (r"transformer\.transformer\.layers\.(\d+)\.0\.fn\.fn\.to_out\.0\.", r"encoder.blocks.\1.mixer.out."),
+    (r"transformer\.transformer\.layers\.(\d+)\.1\.fn\.norm\.", r"encoder.blocks.\1.norm2."),
+    (r"transformer\.transformer\.layers\.(\d+)\.1\.fn\.fn\.net\.0\.", r"encoder.blocks.\1.mlp.0."),
+    (r"transformer\.transformer\.layers\.(\d+)\.1\.fn\.fn\.net\.3\.", r"encoder.blocks.\1.mlp.2."),
+    (r"transformer\.mlp_head\.", "head.layers."),
+)
+# DistilPose keeps the same tensors behind other prefixes.
+DISTILPOSE = ((r"keypoint_head\.tokenpose\.", "transformer."), (r"backbone\.", "pre_feature."))
+
+# What published HRNet files hold beyond the map that leaves our backbone: stage 3's way to its coarser branches, the fourth
+# stage, and heads for joints or for ImageNet's classes.
+BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.", "final_layer.",
+                  "incre_modules.", "downsamp_modules.", "classifier.")
+
+
+def state_dict(content):
+    """The tensors by name in what a published file holds: bare, or under 'state_dict'; without DataParallel's prefix."""
+    tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = tensors if isinstance(tensors, dict) else {}
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()
+            if isinstance(name, str) and hasattr(tensor, "shape")}
+
+
+def rename(name, table):
+    for pattern, ours in table:
+        new, found = re.subn("^" + pattern, ours, name)
+        if found:
+            return new
+    return name
+
+
+def fill(model, found, path, beyond=()):
+    """found: tensors by our names, into model. -> a line on what was used; BadInput names what is amiss."""
+    needed = model.state_dict()
+    left_over = [name for name in found if name.startswith(tuple(beyond))] if beyond else []
+    for what, names in (("lacks", needed.keys() - found.keys()),
+                        ("holds unknown", found.keys() - needed.keys() - set(left_over)),
+                        ("has another shape of", [n for n in needed if n in found and needed[n].shape != found[n].shape])):
+        if names:
+            raise BadInput(f"{path} is not this network: it {what} {len(names)} weights, {sorted(names)[0]} among them: "
+                           f"check its width and depth, and that it is the right file")
+    model.load_state_dict({name: found[name] for name in needed})
+    return f"{path}: all {len(needed)} weights used, {len(left_over)} left over" + (" (beyond stage 3)" if left_over else "")
+
+
+def fill_backbone(backbone, content, path):
+    """HRNet's published weights, ImageNet's or a pose network's, into our HRNet; returns a line on what was used."""
+    return fill(backbone, state_dict(content), path, BEYOND_STAGE_3)
+
+
+def is_teacher(content):
+    """Is this a checkpoint of TokenPose's or DistilPose's, rather than one of ours?"""
+    return any(re.match(r"(transformer|keypoint_head\.tokenpose)\.", name) for name in state_dict(content))
+
+
+def published_teacher(content, path):
+    """-> (our teacher with TokenPose's or DistilPose's weights, a line on what was used)."""
+    found = state_dict(content)
+    if any(name.startswith("keypoint_head.tokenpose.") for name in found):
+        found = {rename(name, DISTILPOSE): tensor for name, tensor in found.items()}
+    if any(name.startswith("transformer.transformer1.") for name in found):
+        raise BadInput(f"{path} is a TokenPose-L, which stacks three transformers: the teacher's layout is that of "
+                       f"TokenPose-B with HRNet-W48 and 12 layers")
+    teacher = build_teacher("paper", head="tokenpose")
+    found = {rename(name, TOKENPOSE): tensor for name, tensor in found.items()}
+    position = teacher.encoder.position
+    if "encoder.position" in found and found["encoder.position"].numel() == position.numel():
+        found["encoder.position"] = found["encoder.position"].view(position.shape)
+    return teacher, fill(teacher, found, path)
+
+
+# ------------------------------------------------------------------------------- command line
 
 def describe(config):
     """One line for people: 'cc gd none tiny' or 'teacher tiny'."""
@@ -200,10 +293,10 @@ def half(source, target):
     """A copy with weights in float16 and without the state of training."""
     if target.exists():
         raise BadInput(f"{target} is there already: name another file")
-    model, facts = load(source)
-    save(target, model, facts, half=True)
+    model, metadata = load(source)
+    save(target, model, metadata, half=True)
     print(f"{target}: {describe(model.config)}, {target.stat().st_size / 1e6:.1f} MB, "
-          f"sha256 {hashlib.sha256(target.read_bytes()).hexdigest()}\n{facts}")
+          f"sha256 {hashlib.sha256(target.read_bytes()).hexdigest()}\n{metadata}")
 
 
 def split(source, folder):

@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from augmentation import hide
-from inputs import BadInput, lock
+from common import BadInput, lock
 
 MARGIN = 1.5                # side of a stored crop over the network's input: room to turn and zoom out.
                             # What augmentation would show beyond it (the corners) is black.
 SLICE = 1000                # crops between two notes of how far cutting has come
 CACHED = 384 * 384          # pixels that a CPU warps at a time: more do not fit its cache (64 crops of 256: 226 ms, so 84)
+HIDDEN = 0.15, 0.4          # sides of a hidden rectangle over the crop's: a limb or two
 # A mirrored person's right wrist is where the left one was: joint k of the mirror is joint FLIP[k] of the original.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
 
@@ -111,6 +111,61 @@ def warp(pictures, matrix, size):
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
+# ------------------------------------------------------------------------------- augmentation
+
+class AugmentationParams(NamedTuple):
+    """How each of N crops differs from the plain one."""
+    rotation: torch.Tensor     # (N,) degrees
+    zoom: torch.Tensor         # (N,) size of the box over the plain one's
+    flip: torch.Tensor         # (N,) bool
+    gain: torch.Tensor         # (N, 3) what red, green and blue are multiplied by
+    shift: torch.Tensor        # (N, 1) what is then added to all three
+    hidden: torch.Tensor       # (N, 4) middle x, y, width and height of a rectangle that hides them, fractions of the crop
+    paint: torch.Tensor        # (N, 3) its colour
+
+    def of(self, rows):
+        return AugmentationParams(*(each[rows] for each in self))
+
+
+class Augmentation(NamedTuple):
+    """How far random crops differ from the plain one."""
+    rotation: float            # deviation of the angle, degrees; twice that at most
+    rotation_chance: float     # share of the crops that are turned at all
+    zoom: float                # deviation of the box's size around 1; that much at most
+    flip_chance: float         # share of the crops that are mirrored
+    colour: float = 0          # gain of a colour off 1 by at most this, brightness off by half of it
+    hidden_chance: float = 0   # share of the crops of which a rectangle is hidden
+
+    def draw(self, count, random):
+        """The AugmentationParams of `count` crops, from a torch.Generator."""
+        rotation = (self.rotation * torch.randn(count, generator=random)).clamp(-2 * self.rotation, 2 * self.rotation)
+        rotation *= torch.rand(count, generator=random) < self.rotation_chance
+        zoom = 1 + (self.zoom * torch.randn(count, generator=random)).clamp(-self.zoom, self.zoom)
+        flip = torch.rand(count, generator=random) < self.flip_chance
+        gain = 1 + self.colour * (2 * torch.rand(count, 3, generator=random) - 1)
+        shift = self.colour * (torch.rand(count, 1, generator=random) - 0.5)
+        least, most = HIDDEN
+        sides = least + (most - least) * torch.rand(count, 2, generator=random)
+        sides *= torch.rand(count, 1, generator=random) < self.hidden_chance
+        hidden = torch.cat([torch.rand(count, 2, generator=random), sides], 1)
+        return AugmentationParams(rotation, zoom, flip, gain, shift, hidden, torch.rand(count, 3, generator=random))
+
+
+def hide(images, hidden, paint):
+    """Images (B, 3, size, size) with rectangles `hidden` (B, 4), as in AugmentationParams, painted over in colours (B, 3)."""
+    middles = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]            # (size,)
+    middle, sides = hidden.view(-1, 2, 2).unbind(1)                                        # (B, 2) each: x, y
+    across, down = ((middles - middle[..., None]).abs() < sides[..., None] / 2).unbind(1)  # (B, size) each
+    return torch.where(down[:, None, :, None] & across[:, None, None, :], paint[:, :, None, None], images)
+
+
+TOKENPOSE = Augmentation(rotation=30, rotation_chance=0.6, zoom=0.25, flip_chance=0.5)       # its recipe on MPII
+AUGMENTATIONS = {"upright": Augmentation(rotation=10, rotation_chance=0.6, zoom=0.1, flip_chance=0.5),
+                 "tokenpose": TOKENPOSE,
+                 "colour": TOKENPOSE._replace(colour=0.25),
+                 "occlusion": TOKENPOSE._replace(colour=0.25, hidden_chance=0.5)}
+
+
 # ------------------------------------------------------------------------------- batches
 
 def stored_size(size):
@@ -138,7 +193,7 @@ def store(people, size, folder=None):
     def fill(array, start=0, flushed=lambda end: None):
         def cut_one(i):
             try:
-                array[i] = cut(people.picture(i), matrix[i], wide)
+                array[i] = cut(people.image(i), matrix[i], wide)
             except BadInput as error:
                 raise BadInput(f"{people.name}, entry {i}: {error}") from error
 
@@ -219,43 +274,43 @@ class Batch(NamedTuple):
     matrix: torch.Tensor       # (B, 2, 3) picture -> crop, float64 on the CPU
 
 
-class Place(NamedTuple):
+class Keypoints(NamedTuple):
     """Where the crops of some people and their joints are."""
     matrix: torch.Tensor       # (B, 2, 3) picture -> crop, float64
     xy: torch.Tensor           # (B, K, 2) joints as fractions of the crop
     visible: torch.Tensor      # (B, K) bool: labelled and inside the crop
 
 
-def place(people, rows, size, variation=None):
-    """The Place of people `rows` (B,). variation: the Variation of each of all N people; None for the plain crop."""
+def crop_keypoints(people, rows, size, params=None):
+    """The Keypoints of people `rows` (B,). params: the AugmentationParams of each of all N people; None for the plain crop."""
     center, side, joints, visible = (
         torch.from_numpy(of)[rows] for of in (people.center, people.side, people.joints, people.visible))
-    rotation, zoom, flip = variation.of(rows)[:3] if variation else (0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool))
+    rotation, zoom, flip = params.of(rows)[:3] if params else (0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool))
     matrix = crop_matrix(center, side * zoom, size, rotation, flip)
     xy = (transform(matrix, joints) + 0.5) / size                              # pixels -> fractions
     xy = torch.where(flip[:, None, None], xy[:, FLIP], xy).float()
     visible = torch.where(flip[:, None], visible[:, FLIP], visible)
-    return Place(matrix, xy, visible & ((xy >= 0) & (xy <= 1)).all(-1))
+    return Keypoints(matrix, xy, visible & ((xy >= 0) & (xy <= 1)).all(-1))
 
 
-def make_batch(people, stored, rows, size, device="cpu", variation=None):
+def make_batch(people, stored, rows, size, device="cpu", params=None):
     """People `rows` (B,) of stored crops (N, wide, wide, 3), an array or a tensor on the device, as a Batch.
 
-    variation: as in `place`.
+    params: as in `crop_keypoints`.
     """
     rows = torch.as_tensor(rows)
-    matrix, xy, visible = place(people, rows, size, variation)
+    matrix, xy, visible = crop_keypoints(people, rows, size, params)
     plain = stored_matrix(torch.from_numpy(people.center)[rows], torch.from_numpy(people.side)[rows], size)
     pixels = stored[rows.to(device)] if torch.is_tensor(stored) else torch.from_numpy(stored[rows.numpy()]).to(device)
     pixels = pixels.permute(0, 3, 1, 2)                                                    # (B, 3, wide, wide)
     part = max(1, CACHED // pixels[0, 0].numel()) if pixels.device.type == "cpu" else len(rows)
     images = torch.cat([warp(few.float(), map, size) for few, map in zip(
         pixels.split(part), compose(matrix, invert(plain)).split(part))]).div_(255)
-    if variation and not (variation.gain == 1).all():
-        gain, shift = (each[rows, :, None, None].to(device) for each in (variation.gain, variation.shift))
+    if params and not (params.gain == 1).all():
+        gain, shift = (each[rows, :, None, None].to(device) for each in (params.gain, params.shift))
         images.mul_(gain).add_(shift).clamp_(0, 1)
-    if variation and variation.hidden[:, 2:].any():
-        images = hide(images, *(each[rows].to(device) for each in (variation.hidden, variation.paint)))
+    if params and params.hidden[:, 2:].any():
+        images = hide(images, *(each[rows].to(device) for each in (params.hidden, params.paint)))
     return Batch(images, xy.to(device), visible.to(device), matrix)
 
 

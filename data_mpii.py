@@ -1,6 +1,6 @@
 """MPII Human Pose: labels and pictures, from HRNet's json layout or from MPII's own release.
 
-    python data_mpii.py DATA --out crops.png       # how many people there are, and some crops with their joints
+    python studies/pictures.py samples --data DATA      # how many people there are, and some crops with their joints
 
 Put the data like this (the layout that HRNet's authors publish and most pose code reads):
 
@@ -23,14 +23,11 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from crops import crop_matrix, cut, transform
-from draw import contact_sheet
-from inputs import BadInput, CommandLine, main_with_clear_errors
+from common import BadInput
 
 JOINTS = ("r-ankle", "r-knee", "r-hip", "l-hip", "l-knee", "l-ankle", "pelvis", "thorax",
           "upper neck", "head top", "r-wrist", "r-elbow", "r-shoulder", "l-shoulder", "l-elbow", "l-wrist")
@@ -43,16 +40,15 @@ CENTER_SHIFT = 15                    # pixels per unit of scale, before the enla
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # what that unit is in MPII for nearly everyone, where no head box is at hand
 MOST_PIXELS = 200_000_000            # a larger picture is refused before it is decoded
-PICTURE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")        # none that starts another program, as EPS does
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")        # none that starts another program, as EPS does
 Image.MAX_IMAGE_PIXELS = None        # by us, in one line, instead of by Pillow
 FARTHEST = 100_000                   # no picture is wider: a coordinate beyond is a mistake
-SHOWN = 24                           # people on the contact sheet
-BAD_SHARE = 0.05                     # of the entries that --skip-bad-data may leave out
+MAX_BAD_FRACTION = 0.05                     # of the entries that --skip-bad-data may leave out
 VALIDATION_SHARE = 8                 # of the release's pictures, every eighth goes to validation
 
 
 @dataclass
-class People:
+class Samples:
     """N labelled people, one per crop: everything that training and scoring need to know of a data set."""
     name: str                                  # what outputs call it
     joints: np.ndarray                         # (N, 16, 2) float32: x, y in pixels of the picture
@@ -60,7 +56,7 @@ class People:
     center: np.ndarray                         # (N, 2) float32: middle of the square box, pixels
     side: np.ndarray                           # (N,) float32: side of that box, pixels
     head_size: np.ndarray                      # (N,) float32: PCKh's unit of length, pixels
-    picture: Callable[[int], Image.Image]      # RGB picture of person i
+    image: Callable[[int], Image.Image]        # RGB image of sample i
     files: tuple = ()                          # paths of the pictures, one a person; none for drawn people
     note: str = ""                             # what a reader of any figure on these people must know
     skipped: tuple = ()                        # why entries of the file were left out, one line each
@@ -71,7 +67,7 @@ class People:
     def first(self, count):
         """The first `count` of these people."""
         arrays = (self.joints, self.visible, self.center, self.side, self.head_size)
-        return People(self.name, *(array[:count] for array in arrays), self.picture, self.files[:count], self.note)
+        return Samples(self.name, *(array[:count] for array in arrays), self.image, self.files[:count], self.note)
 
 
 def box(center, scale):
@@ -81,11 +77,11 @@ def box(center, scale):
     return center, PIXELS_PER_SCALE * BOX_ENLARGEMENT * scale
 
 
-def load_people(root, split, pictures=True, skip_bad=False):
+def load_samples(root, split, images=True, skip_bad=False):
     """The people of one split, 'train' or 'valid', of an MPII folder. BadInput where the folder cannot be used.
 
-    pictures=False reads the labels alone, for a folder without pictures.
-    skip_bad: leave out json entries that cannot be used, and say so in People.skipped, instead of stopping at the first;
+    images=False reads the labels alone, for a folder without images.
+    skip_bad: leave out json entries that cannot be used, and say so in Samples.skipped, instead of stopping at the first;
     every picture is then decoded once to know.
     """
     root = Path(root)
@@ -93,20 +89,20 @@ def load_people(root, split, pictures=True, skip_bad=False):
         raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, annot/valid.json")
     json_file = root / "annot" / f"{split}.json"
     if json_file.is_file():
-        return read_json(root, split, json_file, pictures, skip_bad)
+        return read_json(root, split, json_file, images, skip_bad)
     releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
     if releases and skip_bad:
         raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's release "
                        f"{releases[0].name}: leave the flag out")
     if releases:
-        return read_release(root, split, releases[0], pictures)
+        return read_release(root, split, releases[0], images)
     raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release mpii_human_pose_v1_u12_1.mat: "
                    f"put one of them there")
 
 
 # ------------------------------------------------------------------------------- HRNet's json layout
 
-def read_json(root, split, file, pictures, skip_bad):
+def read_json(root, split, file, images, skip_bad):
     """annot/train.json or annot/valid.json; gt_valid.mat beside it, if there, overrules the validation labels."""
     try:
         entries = json.loads(file.read_text())
@@ -114,7 +110,7 @@ def read_json(root, split, file, pictures, skip_bad):
         raise BadInput(f"{file} cannot be read as json ({error}): get the file anew") from error
     if not isinstance(entries, list) or not entries:
         raise BadInput(f"{file} holds no list of people: get the file anew")
-    rows, skipped = check_entries(file, entries, root / "images" if pictures else None, skip_bad)
+    rows, skipped = check_entries(file, entries, root / "images" if images else None, skip_bad)
     names, joints, visible, center, scale = (list(column) for column in zip(*rows))
     files = [root / "images" / name for name in names]
 
@@ -135,13 +131,13 @@ def read_json(root, split, file, pictures, skip_bad):
         joints = joints_mat
     elif split == "valid":
         note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
-    return People(f"{root.name}/{split}", joints, visible, middle, side, head_size.astype(np.float32),
-                  lambda i: open_picture(files[i]), tuple(files), note, tuple(skipped))
+    return Samples(f"{root.name}/{split}", joints, visible, middle, side, head_size.astype(np.float32),
+                  lambda i: open_image(files[i]), tuple(files), note, tuple(skipped))
 
 
 def check_entries(file, entries, images, skip_bad):
     """-> rows of the entries that can be used, and why the others cannot, in a line each; BadInput at the first of these
-    unless skip_bad, and where they are more than BAD_SHARE. images: folder where each picture must be, or None."""
+    unless skip_bad, and where they are more than MAX_BAD_FRACTION. images: folder where each picture must be, or None."""
     def check(numbered):
         index, entry = numbered
         row = check_entry(file, index, entry)
@@ -157,7 +153,7 @@ def check_entries(file, entries, images, skip_bad):
             if not path.resolve().is_relative_to(images.resolve()):
                 raise BadInput(f"{file}, entry {index}: {path} is a link to something outside {images}: put the picture there")
             if skip_bad:
-                open_picture(path)
+                open_image(path)
         return row
 
     def attempt(numbered):
@@ -183,8 +179,8 @@ def check_entries(file, entries, images, skip_bad):
                 raise BadInput(found[index])
         seen.add(key)
     skipped = [what for what in found if isinstance(what, str)]
-    if len(skipped) > BAD_SHARE * len(entries):
-        raise BadInput(f"{file}: {len(skipped):,} of {len(entries):,} entries cannot be used, more than {BAD_SHARE:.0%}: "
+    if len(skipped) > MAX_BAD_FRACTION * len(entries):
+        raise BadInput(f"{file}: {len(skipped):,} of {len(entries):,} entries cannot be used, more than {MAX_BAD_FRACTION:.0%}: "
                        f"something is wrong with the whole; the first: {skipped[0]}")
     return [what for what in found if not isinstance(what, str)], skipped
 
@@ -251,7 +247,7 @@ def read_truth(file):
 
 # ------------------------------------------------------------------------------- MPII's own release
 
-def read_release(root, split, file, pictures):
+def read_release(root, split, file, images):
     """RELEASE.annolist(i).annorect(j) of MPII's .mat: the labelled people of the training pictures, split by picture."""
     try:
         release = loadmat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
@@ -275,11 +271,11 @@ def read_release(root, split, file, pictures):
         rows.append((root / "images" / check_entry(file, n, entry)[0], joints, visible, center, scale, head_size))
     files, joints, visible, center, scale, head_size = (list(column) for column in zip(*rows))
     for path in files:
-        if pictures and not path.is_file():
+        if images and not path.is_file():
             raise BadInput(f"{file} names a picture {path}, which is not there: unpack all pictures into {root / 'images'}")
     middle, side = box(np.array(center) - 1, scale)
-    return People(f"{root.name}/{split} by picture", np.array(joints, np.float32) - 1, np.array(visible), middle, side,
-                  np.array(head_size, np.float32), lambda i: open_picture(files[i]), tuple(files),
+    return Samples(f"{root.name}/{split} by picture", np.array(joints, np.float32) - 1, np.array(visible), middle, side,
+                  np.array(head_size, np.float32), lambda i: open_image(files[i]), tuple(files),
                   "split by picture from MPII's release: not the standard validation set")
 
 
@@ -310,34 +306,13 @@ def read_person(rect):
 
 # ------------------------------------------------------------------------------- pictures
 
-def open_picture(path):
+def open_image(path):
     """A decoded RGB picture; BadInput names a file that is none."""
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} million")
             return image.convert("RGB")
     except Exception as error:          # Pillow raises a dozen kinds on damaged files
         fault = " ".join(str(error).split())[:160]
         raise BadInput(f"{path} cannot be read as a picture ({fault}): get the file anew") from error
-
-
-def main():
-    parser = CommandLine("Say what an MPII folder holds and draw some crops with their joints.")
-    parser.add_argument("data", help="folder with images/ and annot/")
-    parser.add_argument("--split", choices=("train", "valid"), default="valid", help="which people (default: valid)")
-    parser.add_argument("--out", default="crops.png", help="picture to write (default: crops.png)")
-    args = parser.parse_args()
-    size = 192
-    people = load_people(args.data, args.split)
-    print(f"{people.name}: {len(people):,} people in {len(set(people.files)):,} pictures, "
-          f"{people.visible.mean():.1%} of the joints labelled" + (f"; {people.note}" if people.note else ""))
-    shown = np.unique(np.linspace(0, len(people) - 1, SHOWN).astype(int))
-    matrix = crop_matrix(people.center[shown], people.side[shown], size)
-    crops = np.stack([cut(people.picture(i), one, size) for i, one in zip(shown, matrix)])
-    contact_sheet(crops, (transform(matrix, torch.from_numpy(people.joints[shown])), people.visible[shown])).save(args.out)
-    print(f"drawn: {args.out}")
-
-
-if __name__ == "__main__":
-    main_with_clear_errors(main)

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from common import has_room
 from crops import coordinate_labels, heatmaps
-from heads import CoordinateHead, Regression
-from inputs import has_room
+from models import CoordinateHead, Regression
 
-# Weights a1 .. a4, of standardised tokens (see Lessons): found in runs of 1,000 steps of the tiny gs students (PCKh@0.5 of one
+# Weights a1 .. a4, of standardised tokens (see TeacherTargets): found in runs of 1,000 steps of the tiny gs students (PCKh@0.5 of one
 # seed). cc, by its a1 and a2: 41.5 with 0.3 and 0.1, 43.1 with 1 and 0.3, 45.1 with 3 and 1. reg, whose L_task is a twentieth
 # of that: 30.0 with 0.3 and 0.1, 29.8 with 1 and 0.3. DistilPose's are 5e-4, 5e-4, 1 and 0.01, for tokens as they are.
 WEIGHTS = {"cc": dict(keypoint_tokens=3.0, visual_tokens=1.0, heatmap=1.0, confidence=0.01),
@@ -121,7 +121,7 @@ def confidence_loss(confidence, xy, teacher, visible):
     return over_visible((confidence - value.view(B, K)).abs(), visible)
 
 
-class Lesson(NamedTuple):
+class Targets(NamedTuple):
     """What the teacher hands over of a batch of pictures."""
     keypoint_tokens: torch.Tensor      # (B, K, D)
     visual_tokens: torch.Tensor        # (B, N, D)
@@ -129,10 +129,10 @@ class Lesson(NamedTuple):
 
 
 @torch.no_grad()
-def give_lesson(teacher, images):
-    """The Lesson of images (B, 3, size, size), tokens as they are. No gradient reaches the teacher."""
+def teacher_targets(teacher, images):
+    """The Targets of images (B, 3, size, size), tokens as they are. No gradient reaches the teacher."""
     output = teacher(images)
-    return Lesson(output.keypoint_tokens.float(), output.visual_tokens.float(), teacher.head.heatmaps(output.prediction))
+    return Targets(output.keypoint_tokens.float(), output.visual_tokens.float(), teacher.head.heatmaps(output.prediction))
 
 
 class TokenScale(NamedTuple):
@@ -149,7 +149,7 @@ class TokenScale(NamedTuple):
         return (tokens - self.mean) / self.deviation
 
 
-class Lessons:
+class TeacherTargets:
     """A teacher whose tokens are standardised, and who can remember its answers.
 
     Most of what a token holds is the same in every picture (two thirds of the variance of the tiny teacher's visual tokens),
@@ -164,21 +164,21 @@ class Lessons:
 
     def __init__(self, teacher, images, views=0, people=0, source=None):
         self.teacher, self.source = teacher, source
-        lessons = [give_lesson(teacher, part) for part in images.split(32)]
-        self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in list(zip(*lessons))[:2]]
-        self.bytes_an_answer = sum(part[0].numel() * dtype.itemsize for part, dtype in zip(lessons[0], PACKED))
+        parts = [teacher_targets(teacher, part) for part in images.split(32)]
+        self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in list(zip(*parts))[:2]]
+        self.bytes_an_answer = sum(part[0].numel() * dtype.itemsize for part, dtype in zip(parts[0], PACKED))
         self.people, self.known = people, [False] * views
         self.device = images.device if has_room(images.device, self.bytes()) else torch.device("cpu")     # where they are kept
         self.kept = [torch.empty(views, people, *part.shape[1:], dtype=dtype, device=self.device)
-                     for part, dtype in zip(lessons[0], PACKED)]
+                     for part, dtype in zip(parts[0], PACKED)]
 
     def bytes(self):
         """What the remembered answers take."""
         return len(self.known) * self.people * self.bytes_an_answer
 
     def give(self, images):
-        keypoint, visual, heatmaps = give_lesson(self.teacher, images)
-        return Lesson(self.scales[0](keypoint), self.scales[1](visual), heatmaps)
+        keypoint, visual, heatmaps = teacher_targets(self.teacher, images)
+        return Targets(self.scales[0](keypoint), self.scales[1](visual), heatmaps)
 
     def prepare(self, view, images_of, between):
         """Ask the teacher about everybody in this view, unless that was done. images_of: rows -> (B, 3, size, size).
@@ -197,26 +197,26 @@ class Lessons:
         self.known[view] = True
 
     def __call__(self, images, view, rows):
-        """The Lesson of images (B, 3, size, size), which show people `rows` (B,) in this view."""
+        """The Targets of images (B, 3, size, size), which show people `rows` (B,) in this view."""
         if not len(self.known):
             return self.give(images)
         tokens, visual, heatmaps = (kept[view, rows].to(images.device).float() for kept in self.kept)
-        return Lesson(tokens, visual, heatmaps / 255)
+        return Targets(tokens, visual, heatmaps / 255)
 
 
-def distillation_loss(head, output, lesson, xy, visible):
+def distillation_loss(head, output, targets, xy, visible):
     """The task and the four terms, unweighted, by name: {'task': L_task, 'keypoint_tokens': L_kt, ...}.
 
-    head: the student's. output: what the student made of the pictures. lesson: what the teacher did. xy, visible: labels.
+    head: the student's. output: what the student made of the pictures. targets: what the teacher did. xy, visible: labels.
     """
     prediction = output.prediction
     heatmap_loss = heatmap_loss_regression if isinstance(prediction, Regression) else heatmap_loss_coordinates
     place, confidence = head.decode(prediction)
     return {"task": task_loss(head, prediction, xy, visible),
-            "keypoint_tokens": keypoint_token_loss(output.keypoint_tokens, lesson.keypoint_tokens, visible),
-            "visual_tokens": visual_token_loss(output.visual_tokens, lesson.visual_tokens),
-            "heatmap": heatmap_loss(prediction, lesson.heatmaps, visible),
-            "confidence": confidence_loss(confidence, place, lesson.heatmaps, visible)}
+            "keypoint_tokens": keypoint_token_loss(output.keypoint_tokens, targets.keypoint_tokens, visible),
+            "visual_tokens": visual_token_loss(output.visual_tokens, targets.visual_tokens),
+            "heatmap": heatmap_loss(prediction, targets.heatmaps, visible),
+            "confidence": confidence_loss(confidence, place, targets.heatmaps, visible)}
 
 
 def of_a_part(terms, share):

@@ -5,7 +5,6 @@
     python evaluate.py --checkpoint best.pt --data MPII            # PCKh on MPII, add --flip-test for both mirror images
     python evaluate.py --predictions preds.mat --data MPII         # PCKh of anybody's predictions
     python evaluate.py --costs                                     # the paper's Tables A and B, measured here
-    python evaluate.py --speed                                     # filters against attention, plain, ready and compiled
 
 PCKh@t: the share of joints whose error is at most t times the head size, 0.6 x the diagonal of the head box.
 
@@ -16,20 +15,27 @@ printed: HRNet's, weighted by how often a joint is labelled (`mean`), and the pl
 (`mean_unweighted`). @0.1 is threshold 0.10; HRNet's "Mean@0.1" is really 0.11.
 """
 
+import copy
 import json
+import math
+import statistics
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.io import loadmat
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import checkpoint
-from costs import cost_table, measure_costs, protocol
+from common import BadInput, CommandLine, Distributed, check_device, default_device, main_with_clear_errors
 from crops import invert, make_batch, store, transform
-from data_mpii import load_people, read_truth
-from inputs import BadInput, CommandLine, check_device, default_device, main_with_clear_errors
-from parallel import Team
+from data_mpii import load_samples, read_truth
+from gfl import by_definition
+from models import build_student
 from synthetic import drawn_people
 
 # Joint groups as every table on MPII prints them: right and left together, the head by its top.
@@ -78,22 +84,22 @@ def print_score(scores):
 # ------------------------------------------------------------------------------- predictions of a network
 
 @torch.inference_mode()
-def predict(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1, "cpu"), between=lambda: None):
+def predict(model, people, stored, device="cpu", flip_test=False, distributed=Distributed(0, 1, "cpu"), between=lambda: None):
     """Joints (N, 16, 2) in pixels of the pictures and confidences (N, 16), of people with stored crops.
 
-    flip_test: of the mean of what the network says of a crop and of its mirror image (with_mirror of heads.py).
-    team: processes that share the work; each gets the whole answer.
+    flip_test: of the mean of what the network says of a crop and of its mirror image (with_mirror of models.py).
+    distributed: processes that share the work; each gets the whole answer.
     between: called before each batch, equally often by every process; it may end the run.
     """
     model.eval()
-    mine = len(range(team.rank, len(people), team.world))
+    mine = len(range(distributed.rank, len(people), distributed.world_size))
     # taken at once: small pieces kept among the network's large ones would keep these from being given back (100,000 people
     # took 0.8 GB more)
     joints, confidences, done = np.empty((mine, 16, 2)), np.empty((mine, 16), np.float32), 0
-    for rows in tqdm(np.array_split(np.arange(len(people)), range(BATCH * team.world, len(people), BATCH * team.world)),
+    for rows in tqdm(np.array_split(np.arange(len(people)), range(BATCH * distributed.world_size, len(people), BATCH * distributed.world_size)),
                      desc="evaluating", leave=False, disable=None):
         between()
-        rows = rows[team.rank::team.world]
+        rows = rows[distributed.rank::distributed.world_size]
         if not len(rows):
             continue
         batch = make_batch(people, stored, rows, model.size, device)
@@ -101,7 +107,7 @@ def predict(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1
         joints[done:done + len(rows)] = transform(invert(batch.matrix), places.cpu())          # crop -> picture
         confidences[done:done + len(rows)] = confidence.cpu()
         done += len(rows)
-    return team.gather(joints), team.gather(confidences)
+    return distributed.gather(joints), distributed.gather(confidences)
 
 
 def look(model, images, flip_test=False):
@@ -114,7 +120,7 @@ def look(model, images, flip_test=False):
 
 
 def evaluate(model, people, stored, device="cpu", **how):
-    """Scores of a network on people with stored crops; how: flip_test, team and between, as in `predict`."""
+    """Scores of a network on people with stored crops; how: flip_test, distributed and between, as in `predict`."""
     return score(predict(model, people, stored, device, **how)[0], people.joints, people.visible, people.head_size)
 
 
@@ -144,18 +150,148 @@ def read_predictions(file, count):
     raise BadInput(f"preds of {file} have shape {preds.shape}, the truth has {count} people: need ({count}, 16, 2)")
 
 
+# ------------------------------------------------------------------------------- what the networks cost
+
+# GFLOPs in the paper's tables are multiply-adds of matrix products and convolutions. They are counted here by PyTorch's
+# own counter running over the real network, its filters in their definition's form; the fast Fourier transforms, which the
+# counter does not know, are added by formula.
+
+# The paper's Tables A and B: student, filter, backbone, PCKh without and with distillation, M parameters, GFLOPs, fps.
+PAPER = [
+    ("reg", "gs", "none", 40.07, 65.3, 3.61, 0.77, 3325),
+    ("reg", "gd", "none", 48.97, 76.0, 6.39, 1.28, 1560),
+    ("reg", "gs", "w32", 71.90, 87.7, 11.25, 7.13, 645),
+    ("reg", "gd", "w32", 67.81, 87.7, 14.03, 7.64, 525),
+    ("reg", "gs", "w48", 71.0, 87.9, 20.3, 12.9, 425),
+    ("reg", "attention", "none", 46.8, 79.30, 4.72, 1.6, 1481),
+    ("reg", "attention", "w32", 68.39, 88.73, 12.36, 7.95, 506),
+    ("reg", "attention", "w48", 72.8, 88.61, 21.4, 13.8, 367),
+    ("cc", "gs", "none", 69.2, 77.87, 3.73, 0.78, 3668),
+    ("cc", "gd", "none", 77.48, 80.63, 6.51, 1.28, 1854),
+    ("cc", "gs", "w32", 88.13, 89.40, 11.37, 7.13, 717),
+    ("cc", "gd", "w32", 87.67, 89.25, 14.14, 7.63, 606),
+    ("cc", "gs", "w48", 88.87, 89.5, 20.4, 13.0, 456),
+    ("cc", "attention", "none", 78.42, 81.94, 4.84, 1.60, 1831),
+    ("cc", "attention", "w32", 88.83, 89.97, 12.48, 7.96, 597),
+    ("cc", "attention", "w48", 89.07, 90.3, 21.5, 13.8, 396),
+]
+COST_BATCH = {"none": 16, "w32": 4, "w48": 4}       # crops a forward pass when timing
+ROUNDS, RUNS, LEAST = 4, 3, 0.2                # turns of each network; in a turn, after one run that warms up, runs timed and
+                                               # seconds that these take at least
+
+
+def fft_flops(input_shape, dims, *args, out_shape=None, **kwargs):
+    """Operations of a real FFT and of its inverse: 5/2 N log2 N each, half a complex one, for every channel.
+
+    N is the number of tokens, taken from the real side of the transform: forward it goes in, back it comes out.
+    """
+    real = max(input_shape, out_shape, key=lambda shape: math.prod(shape))
+    N = math.prod(real[dim] for dim in dims)
+    return round(2.5 * math.prod(real) * math.log2(N))
+
+
+TRANSFORMS = {torch.ops.aten._fft_r2c: fft_flops, torch.ops.aten._fft_c2r: fft_flops}
+
+
+def count_parameters(model):
+    """All parameters, the fixed position embedding included, as the paper's tables count them."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_multiply_adds(model):
+    """Multiply-adds of one crop through the model: PyTorch counts two operations to each."""
+    model = copy.deepcopy(model).requires_grad_(False)        # the counter stumbles over parameters without a graph
+    # Fused attention hides its two products from the counter; written out, they show.
+    with by_definition(model), sdpa_kernel(SDPBackend.MATH), \
+            FlopCounterMode(display=False, custom_mapping=TRANSFORMS) as counter:
+        model(torch.zeros(1, 3, model.size, model.size, device=next(model.parameters()).device))
+    return counter.get_total_flops() / 2
+
+
+def seconds_once(work, kind):
+    """How long one run of work() takes: by events of the device on a GPU, by the wall clock on a CPU."""
+    if kind == "cpu":
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    before.record()
+    work()
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1e3
+
+
+def take_turns(works, kind="cpu"):
+    """Times of runs, a list of seconds for each of `works`: functions, or pairs of one and of what opens its context.
+
+    What is compared takes turns, as no machine is equally fast at all times.
+    """
+    works = [work if isinstance(work, tuple) else (work, nullcontext) for work in works]
+    times = [[] for _ in works]
+    for _ in range(ROUNDS):
+        for (run, context), found in zip(works, times):
+            with context():
+                run()                            # the one before has left its own data in the caches
+                turn = []
+                while len(turn) < RUNS or sum(turn) < LEAST:
+                    turn.append(seconds_once(run, kind))
+            found += turn
+    return times
+
+
+@torch.inference_mode()
+def measure_costs(device="cpu"):
+    """One dictionary a row of PAPER: student, filter, backbone, params_m, gflops, fps, and the paper's own figures.
+
+    fps: median over runs of a forward pass and decoding, float32, crops already on the device, joints back on the host.
+    """
+    rows, runs = [], []
+    for student, filter, backbone, _, _, params, gflops, fps in PAPER:
+        model = build_student(student, filter, backbone, preset="paper").eval().to(device)
+        images = torch.rand(COST_BATCH[backbone], 3, model.size, model.size, device=device)
+        runs.append(lambda model=model, images=images: model.decode(model(images))[0].cpu())
+        rows.append(dict(student=student, filter=filter, backbone=backbone,
+                         params_m=count_parameters(model) / 1e6, gflops=count_multiply_adds(model) / 1e9, batch=COST_BATCH[backbone],
+                         paper_params_m=params, paper_gflops=gflops, paper_fps=fps))
+    for row, times in zip(rows, take_turns(runs, torch.device(device).type)):
+        row["fps"] = row["batch"] / statistics.median(times)
+    return rows
+
+
+def protocol(device="cpu"):
+    """What the frames a second mean."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    batches = ", ".join(f"{batch} ({backbone})" for backbone, batch in COST_BATCH.items())
+    return (f"fps: {name}, PyTorch {torch.__version__}, float32, batch by backbone {batches};\n"
+            f"medians of {ROUNDS} turns of at least {RUNS} runs; timed: normalisation, network and decoding,\n"
+            f"from crops on the device to joints on the host (synchronised). The paper does not name its GPU.\n"
+            f"GFLOPs: multiply-adds of products and convolutions, and of the transforms as FFTs.")
+
+
+def cost_table(rows):
+    """The rows as text, the paper's figure behind each measured one."""
+    lines = [f"{'':24}{'M parameters':>18}{'GFLOPs':>18}{'frames a second':>20}",
+             f"{'student':8}{'filter':10}{'backbone':8}" + f"{'here':>9}{'paper':>9}" * 2 + f"{'here':>11}{'paper':>9}"]
+    for row in rows:
+        lines.append(f"{row['student']:8}{row['filter']:10}{row['backbone']:8}"
+                     f"{row['params_m']:9.3f}{row['paper_params_m']:9g}{row['gflops']:9.3f}{row['paper_gflops']:9g}"
+                     f"{row['fps']:11.1f}{row['paper_fps']:9g}")
+    return "\n".join(lines)
+
+
 # ------------------------------------------------------------------------------- command line
 
-def validation_people(data, size):
+def validation_samples(data, size):
     """The people that figures are about: the valid split of an MPII folder, or the held-out drawings."""
-    return drawn_people("valid", HELD_OUT, size) if data == "drawn" else load_people(data, "valid")
+    return drawn_people("valid", HELD_OUT, size) if data == "drawn" else load_samples(data, "valid")
 
 
 def newest_checkpoint():
     """The checkpoint of drawn people written last in runs/, or else one that came with the repository."""
     shipped = sorted((Path(__file__).parent / "weights").glob("*.pt"))
     own = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
-    drawn = [path for path in shipped + own if str(checkpoint.read(path)["facts"].get("data")).startswith("drawn")]
+    drawn = [path for path in shipped + own if str(checkpoint.read(path)["metadata"].get("data")).startswith("drawn")]
     return drawn[-1] if drawn else None
 
 
@@ -168,8 +304,6 @@ def parse_arguments():
                         help="folder in MPII's layout, or 'drawn' for people drawn by synthetic.py (default: drawn)")
     parser.add_argument("--flip-test", action="store_true", help="average over each crop and its mirror image")
     parser.add_argument("--costs", action="store_true", help="parameters, GFLOPs, frames a second of all 16 students")
-    parser.add_argument("--speed", nargs="*", metavar="ROW", help="frames a second of filters and attention, in every form, "
-                        "side by side: reg-none, reg-w32, reg-w48, cc-none, cc-w32, cc-w48 or all (default: reg-none)")
     parser.add_argument("--device", default=default_device(),
                         help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
     parser.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
@@ -194,39 +328,43 @@ def score_predictions(args):
 
 def score_checkpoint(args, path):
     """Scores of a network on the validation people of --data."""
-    model, facts = checkpoint.load(path, args.device)
-    people = validation_people(args.data, model.size)
+    model, metadata = checkpoint.load(path, args.device)
+    people = validation_samples(args.data, model.size)
     stored = store(people, model.size, None if args.data == "drawn" else args.cache)
     print(f"{path} ({checkpoint.describe(model.config)}): PCKh on {len(people):,} people of {people.name}"
           + (", flip test" if args.flip_test else "") + (f"; {people.note}" if people.note else ""))
-    learned = str(facts.get("data")).partition("/")[0]
+    learned = str(metadata.get("data")).partition("/")[0]
     if learned not in ("None", "as published", people.name.partition("/")[0]):
         print(f"it learned from {learned}, and is scored on others"
               + (": --data names the folder of photos" if args.data == "drawn" else ""))
     return evaluate(model, people, stored, args.device, flip_test=args.flip_test)
 
 
+def check_json(path):
+    """BadInput where the file of --json could not be written in the end."""
+    if path and not path.resolve().parent.is_dir():
+        raise BadInput(f"--json {path}: there is no folder {path.parent} to write into: make it first")
+
+
+def write_json(path, figures):
+    """Figures as json, which knows no NaN: a joint that nobody has labelled becomes null."""
+    known = json.loads(json.dumps(figures), parse_constant=lambda name: None)
+    path.write_text(json.dumps(known, indent=1) + "\n")
+
+
 def main():
     args = parse_arguments()
-    timed = args.costs or args.speed is not None
-    if args.predictions and (args.checkpoint or timed or args.flip_test):
-        raise BadInput("--predictions are scored as they are: leave out --checkpoint, --costs, --speed and --flip-test")
+    if args.predictions and (args.checkpoint or args.costs or args.flip_test):
+        raise BadInput("--predictions are scored as they are: leave out --checkpoint, --costs and --flip-test")
     check_device(args.device)
-    if args.json and not args.json.resolve().parent.is_dir():
-        raise BadInput(f"--json {args.json}: there is no folder {args.json.parent} to write into: make it first")
+    check_json(args.json)
     if args.data != "drawn" and not (args.predictions or args.checkpoint):
         raise BadInput("--data says whom to score on: name what is to be scored, with --checkpoint or --predictions")
-    figures, nothing_asked = {}, not (args.checkpoint or args.predictions or timed)
+    figures, nothing_asked = {}, not (args.checkpoint or args.predictions or args.costs)
     if args.costs or nothing_asked:
         print("measuring the paper's 16 students, two to three minutes on two cores")
         figures |= dict(rows=measure_costs(args.device), protocol=protocol(args.device))
         print(cost_table(figures["rows"]), figures["protocol"], sep="\n")
-    if args.speed is not None:
-        from speed import ROWS, report_speed         # not above: it uses the training loop, which scores with this file
-        rows = ROWS if args.speed == ["all"] else args.speed or ["reg-none"]
-        if unknown := set(rows) - set(ROWS):
-            raise BadInput(f"--speed {sorted(unknown)[0]}: choose from {', '.join(ROWS)}, or all")
-        figures |= report_speed(rows, args.device)
     path = args.checkpoint or (newest_checkpoint() if nothing_asked else None)
     if args.predictions:
         figures |= score_predictions(args)
@@ -237,9 +375,7 @@ def main():
     if path:
         print(f"next: python predict.py YOUR_PICTURE --checkpoint {path}")
     if args.json:
-        # json knows no NaN: a joint that nobody has labelled becomes null
-        known = json.loads(json.dumps(figures), parse_constant=lambda name: None)
-        args.json.write_text(json.dumps(known, indent=1) + "\n")
+        write_json(args.json, figures)
 
 
 if __name__ == "__main__":

@@ -19,24 +19,28 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 import checkpoint
+from common import BadInput, CommandLine, check_device, default_device, main_with_clear_errors
 from crops import crop_matrix, cut, invert, transform
-from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, MOST_PIXELS, PICTURE_FORMATS
-from draw import draw_skeleton
+from data_mpii import BOX_ENLARGEMENT, FARTHEST, IMAGE_FORMATS, JOINTS, MOST_PIXELS
 from evaluate import look
-from inference import for_inference
-from inputs import BadInput, CommandLine, check_device, default_device, main_with_clear_errors
+from export import WEIGHTS, for_inference
 
-WEIGHTS = Path(__file__).parent / "weights" / "student-cc-gd-photos.pt"
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 DRAWN = "-pose.jpg"                  # ends the names of what we draw; such files are not looked at again
 LONGEST = 4096                       # JPEGs with a longer side are decoded at 1/2, 1/4 or 1/8
 THINNEST = 2                         # pixels of a line
 BATCH_CROPS, BATCH_PIXELS = 32, 50_000_000      # a batch is as many pictures, or as many pixels
+RIGHT, LEFT, MIDDLE = (255, 140, 0), (0, 200, 255), (120, 220, 90)       # colours of the person's own sides
+WHITE = (255, 255, 255)
+LIMBS = ((0, 1, RIGHT), (1, 2, RIGHT), (2, 6, RIGHT), (3, 6, LEFT), (3, 4, LEFT), (4, 5, LEFT),
+         (6, 7, MIDDLE), (7, 8, MIDDLE), (8, 9, MIDDLE),
+         (10, 11, RIGHT), (11, 12, RIGHT), (12, 7, RIGHT), (13, 7, LEFT), (13, 14, LEFT), (14, 15, LEFT))
+FAINTEST = 0.3                       # opacity of a joint of no confidence
 
 
 class Found(NamedTuple):
@@ -44,6 +48,43 @@ class Found(NamedTuple):
     box: list                        # x, y, width, height, pixels of the picture
     joints: np.ndarray               # (16, 2) x, y, pixels of the picture
     confidence: np.ndarray           # (16,) in [0, 1]
+
+
+# ------------------------------------------------------------------------------- stick figures
+
+def draw_skeleton(picture, joints, visible, colour=None, width=2, confidence=None):
+    """Draw joints (16, 2), in pixels, on an RGB Pillow picture; a limb needs both of its joints visible.
+
+    colour: of everything, or None for the person's right orange, left blue, middle green.
+    confidence: (16,) in [0, 1]: the less, the fainter; a limb is as faint as the fainter of its ends. None: all certain.
+    """
+    pen = ImageDraw.Draw(picture, "RGBA")                                    # blends
+    confidence = np.ones(len(joints)) if confidence is None else np.asarray(confidence)
+    opacity = (255 * (FAINTEST + (1 - FAINTEST) * confidence.clip(0, 1))).round().astype(int)
+    for a, b, side in LIMBS:
+        if visible[a] and visible[b]:
+            pen.line([tuple(joints[a]), tuple(joints[b])], fill=(*(colour or side), min(opacity[a], opacity[b])), width=width)
+    for (x, y), seen, strong in zip(joints, visible, opacity):
+        if seen:
+            pen.ellipse([x - width, y - width, x + width, y + width], fill=(*(colour or WHITE), strong),
+                        outline=(0, 0, 0, strong))
+    return picture
+
+
+def contact_sheet(crops, *skeletons, columns=6, side=192):
+    """Crops (N, S, S, 3) uint8 in rows and columns, with skeletons drawn on each.
+
+    skeletons: (joints (N, 16, 2) in pixels of the crops, visible (N, 16)), and a colour as a third if it has one.
+    """
+    sheet = Image.new("RGB", (columns * side, -(-len(crops) // columns) * side))
+    zoom = side / crops.shape[1]
+    for n, crop in enumerate(crops):
+        cell = Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC)
+        for joints, visible, *colour in skeletons:
+            # enlarging moves the centre of pixel 0 to (zoom - 1) / 2
+            draw_skeleton(cell, (np.asarray(joints[n]) + 0.5) * zoom - 0.5, visible[n], *colour, width=1 if colour else 2)
+        sheet.paste(cell, (n % columns * side, n // columns * side))
+    return sheet
 
 
 # ------------------------------------------------------------------------------- pictures
@@ -55,7 +96,7 @@ def read_picture(path):
     BadInput where the file is no picture.
     """
     try:
-        picture = Image.open(path, formats=PICTURE_FORMATS)
+        picture = Image.open(path, formats=IMAGE_FORMATS)
         width, height = picture.size
         if width * height > MOST_PIXELS:
             raise BadInput(f"{path} has {width} x {height} pixels, more than {MOST_PIXELS // 10 ** 6} million: make it smaller")
@@ -305,9 +346,9 @@ def main():
             args.box = [check_box(box) for box in args.box]
         except ValueError as error:
             raise BadInput(f"--box: {error}") from error
-    model, facts = checkpoint.load(args.checkpoint, args.device)
-    print(f"{args.checkpoint.name}: {checkpoint.describe(model.config)}, learned from {facts.get('data')}"
-          + (f", PCKh@0.5 {facts['pckh@0.5']:.1f} there" if "pckh@0.5" in facts else ""))
+    model, metadata = checkpoint.load(args.checkpoint, args.device)
+    print(f"{args.checkpoint.name}: {checkpoint.describe(model.config)}, learned from {metadata.get('data')}"
+          + (f", PCKh@0.5 {metadata['pckh@0.5']:.1f} there" if "pckh@0.5" in metadata else ""))
     model = for_inference(model)
     videos = [path for path in args.pictures if path.suffix.lower() in VIDEOS]
     sources = videos + [args.camera] * (args.camera is not None)

@@ -12,7 +12,8 @@ import pytest
 
 # A shell starts what stands before & with SIGINT ignored, and so would be every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
 
 
 @pytest.fixture(scope="session")

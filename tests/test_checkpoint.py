@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import checkpoint
-from inputs import BadInput
+from common import BadInput
 from models import build_student
-
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
@@ -67,8 +66,8 @@ def test_half_is_for_use(saved, tmp_path):
     assert content["training"] is None and (tmp_path / "half.pt").stat().st_size < 0.7 * saved.stat().st_size
     assert content["model"]["head.layers.1.weight"].dtype == torch.float16
     whole, _ = checkpoint.load(saved)
-    model, facts = checkpoint.load(tmp_path / "half.pt")
-    assert facts["epoch"] == 3
+    model, metadata = checkpoint.load(tmp_path / "half.pt")
+    assert metadata["epoch"] == 3
     assert all(torch.allclose(a, b, atol=1e-3, rtol=1e-3) for a, b in zip(model.state_dict().values(),
                                                                          whole.state_dict().values()))
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import checkpoint
+from common import BadInput
 from hrnet import HRNet
-from inputs import BadInput
 from models import build_student, build_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,7 +147,7 @@ def test_a_checkpoint_that_would_run_something_is_not_loaded(tmp_path):
         def __reduce__(self):
             return open, (str(tmp_path / "executed"), "w")
 
-    torch.save({"format": 1, "facts": {}, "model": Bomb()}, tmp_path / "bomb.pt")
+    torch.save({"format": 1, "metadata": {}, "model": Bomb()}, tmp_path / "bomb.pt")
     refused(run("evaluate.py", "--checkpoint", "bomb.pt", cwd=tmp_path), "bomb.pt cannot be read safely", "open")
     assert not (tmp_path / "executed").exists()
 
@@ -156,8 +156,8 @@ def test_foreign_and_broken_checkpoints(tmp_path):
     torch.manual_seed(0)
     model = build_student("cc", "gs", "none", "tiny")
     checkpoint.save(tmp_path / "good.pt", model, {"note": "fine"})
-    loaded, facts = checkpoint.load(tmp_path / "good.pt")
-    assert facts == {"note": "fine"} and not loaded.training
+    loaded, metadata = checkpoint.load(tmp_path / "good.pt")
+    assert metadata == {"note": "fine"} and not loaded.training
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
 
     content = checkpoint.read(tmp_path / "good.pt")

@@ -11,8 +11,7 @@ import torch
 
 from crops import FLIP, coordinate_labels, heatmaps, make_batch, store
 from evaluate import GROUPS, evaluate, mean_pose_score, pckh, predict, score
-from heads import CoordinateHead, HeatmapHead, Regression, RegressionHead
-from models import Output, PoseNet, build_student
+from models import CoordinateHead, HeatmapHead, Output, PoseNet, Regression, RegressionHead, build_student
 from synthetic import drawn_people
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,8 +129,8 @@ def test_flip_test_takes_the_better_peak_and_not_the_middle():
 
 def test_mean_pose_floor_on_real_photos(real_data):
     """The mean training pose scores 6.8 on these photos (figure stated with the data)."""
-    from data_mpii import load_people
-    train, valid = (load_people(real_data / "lspet", split) for split in ("train", "valid"))
+    from data_mpii import load_samples
+    train, valid = (load_samples(real_data / "lspet", split) for split in ("train", "valid"))
     assert mean_pose_score(train, valid)["pckh@0.5"]["mean"] == pytest.approx(6.8, abs=0.1)
 
 

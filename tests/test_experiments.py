@@ -11,8 +11,8 @@ import pytest
 import experiments
 import tables
 import train
-from costs import PAPER
-from inputs import BadInput
+from common import BadInput
+from evaluate import PAPER
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_tables_are_written_between_their_marks(results, tmp_path):
 
 
 def test_the_readme_holds_what_the_results_say():
-    text = (experiments.HERE / "README.md").read_text()
-    assert all(make() in text for make in tables.TABLES.values()), "run: python tables.py"
+    text = (experiments.ROOT / "README.md").read_text()
+    assert all(make() in text for make in tables.TABLES.values()), "run: python studies/tables.py"
 
 
 def test_done_is_not_run_again_and_failure_is_told(results, tmp_path, monkeypatch):
@@ -131,7 +131,7 @@ def test_the_readme_has_a_command_for_every_row_of_the_paper(monkeypatch, tmp_pa
     (tmp_path / "MPII").mkdir()
     monkeypatch.chdir(tmp_path)
     variables, rows = {}, []
-    for line in (experiments.HERE / "README.md").read_text().splitlines():
+    for line in (experiments.ROOT / "README.md").read_text().splitlines():
         if found := re.fullmatch(r"    ([A-Z0-9]+)=\"(.*)\"", line):
             variables[found[1]] = found[2]
         elif line.startswith("    python train.py $COMMON"):
@@ -160,7 +160,7 @@ elif "--stop-after" not in sys.argv:
 def fake(results, tmp_path, monkeypatch):
     """experiments with a train.py that says how it was called."""
     (tmp_path / "train.py").write_text(FAKE_TRAIN)
-    monkeypatch.setattr(experiments, "HERE", tmp_path)
+    monkeypatch.setattr(experiments, "ROOT", tmp_path)
     monkeypatch.setattr(experiments, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(experiments, "stopping", threading.Event())
     return tmp_path

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from gfl import (FilterSpectrum, BASIS_FILTERS, DynamicFilter, GlobalDynamicFilter, GlobalFilter, StaticFilter, by_definition,
-                 dft_matrices, global_filter, global_filter_numpy)
+from gfl import (BASIS_FILTERS, DynamicFilter, FilterSpectrum, GlobalDynamicFilter, GlobalFilter,
+                 StaticFilter, by_definition, dft_matrices, global_filter, global_filter_numpy)
 
 PAPER_GRID = (16, 17)
 SHAPES = [(1, *PAPER_GRID, 192), (2, 8, 10, 96), (3, 1, 1, 1), (2, 1, 7, 3), (2, 7, 1, 3), (1, 5, 9, 4), (2, 6, 4, 5)]

@@ -9,7 +9,7 @@ from torch import nn
 
 import checkpoint
 from crops import make_batch, store
-from inference import fold_batch_norms, for_inference
+from export import fold_batch_norms, for_inference
 from models import FILTERS, build_student, build_teacher
 from synthetic import drawn_people
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import inputs
-from muon import orthogonal
+import common
+from train import orthogonal
 
 
 @pytest.mark.parametrize("units, limit, fast", [(False, None, False), (True, None, True), (True, "AVX2", False),
@@ -16,7 +16,7 @@ def test_native_bfloat16(monkeypatch, units, limit, fast):
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    assert inputs.fast_bfloat16("cpu") is fast
+    assert common.fast_bfloat16("cpu") is fast
 
 
 def test_muon_multiplies_in_float32_on_a_cpu():

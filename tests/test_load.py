@@ -100,8 +100,8 @@ import sys
 import numpy as np
 sys.path[:0] = [{root!r}, {tests!r}]
 from crops import store
-from data_mpii import load_people
-print(np.array(store(load_people({data!r}, "train"), 64, {cache!r})).sum())
+from data_mpii import load_samples
+print(np.array(store(load_samples({data!r}, "train"), 64, {cache!r})).sum())
 """
 
 

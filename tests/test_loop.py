@@ -10,14 +10,13 @@ import pytest
 import torch
 
 import checkpoint
-import loop
+import train as loop
+from common import BadInput, Distributed, has_room
 from crops import store
 from distill import TERMS
-from inputs import BadInput, has_room
-from loop import Stopped, Training
 from models import build_student, build_teacher
-from parallel import Team
 from synthetic import drawn_people
+from train import Stopped, Training
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +34,8 @@ def training(people, out, build=lambda: build_student("cc", "gs", preset="tiny")
     train, valid, crops, valid_crops = people
     torch.manual_seed(args.seed)
     model = build()
-    averaged = copy.deepcopy(model).requires_grad_(False).eval()
-    return Training(args, Team(0, 1, "cpu"), model, averaged, train, crops, valid, valid_crops, None)
+    ema = copy.deepcopy(model).requires_grad_(False).eval()
+    return Training(args, Distributed(0, 1, "cpu"), model, ema, train, crops, valid, valid_crops, None)
 
 
 def weights(run):
@@ -115,7 +114,7 @@ def test_a_stop_is_heard_while_the_teacher_is_asked(people, tmp_path):
             between()
             raise AssertionError("not heard")
 
-    run.lessons = Slow()
+    run.teacher_targets = Slow()
     with pytest.raises(Stopped):
         run.epoch(None)
     assert (tmp_path / "last.pt").exists()
@@ -171,8 +170,8 @@ def test_stopped_after_every_step_to_the_bit(people, tmp_path, monkeypatch, how)
         except Stopped:
             stops += 1
     assert stops == 8 and torch.equal(weights(run), expected)
-    for name, value in whole.averaged.state_dict().items():
-        assert torch.equal(run.averaged.state_dict()[name], value), name
+    for name, value in whole.ema.state_dict().items():
+        assert torch.equal(run.ema.state_dict()[name], value), name
 
 
 def test_best_weights_left_behind_are_scored_anew(people, tmp_path):
@@ -182,7 +181,7 @@ def test_best_weights_left_behind_are_scored_anew(people, tmp_path):
     run = training(people, tmp_path)
     run.resume()
     run.run()
-    assert checkpoint.read(tmp_path / "best.pt")["facts"]["epoch"] == 2
+    assert checkpoint.read(tmp_path / "best.pt")["metadata"]["epoch"] == 2
 
 
 def test_what_is_kept_on_a_gpu_leaves_it_half(monkeypatch):

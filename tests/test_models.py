@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from costs import PAPER, count_multiply_adds, count_parameters
 from crops import coordinate_labels, heatmaps
-from heads import CoordinateHead, HeatmapHead, Regression, RegressionHead, decode_heatmaps
+from evaluate import PAPER, count_multiply_adds, count_parameters
 from hrnet import HRNet
-from models import (BACKBONES, FILTERS, STUDENTS, Attention, Encoder, build_student, build_teacher,
+from models import (BACKBONES, FILTERS, STUDENTS, Attention, CoordinateHead, Encoder, HeatmapHead,
+                    Regression, RegressionHead, build_student, build_teacher, decode_heatmaps,
                     sine_position_embedding)
 
 

@@ -32,9 +32,9 @@ def test_response_is_that_of_the_whole_spectrum():
 
 
 def run(*arguments, cwd, without=()):
-    code = f"import sys; sys.argv = ['pictures.py', *{[str(a) for a in arguments]!r}]; sys.path.insert(0, {str(ROOT)!r})\n"
+    code = f"import sys; sys.argv = ['pictures.py', *{[str(a) for a in arguments]!r}]; sys.path.insert(0, {str(ROOT / 'studies')!r})\n"
     code += "".join(f"sys.modules[{name!r}] = None\n" for name in without)
-    code += "import runpy; runpy.run_path(" + repr(str(ROOT / "pictures.py")) + ", run_name='__main__')"
+    code += "import runpy; runpy.run_path(" + repr(str(ROOT / "studies/pictures.py")) + ", run_name='__main__')"
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from common import BadInput
 from crops import FLIP
-from draw import draw_skeleton
-from inputs import BadInput
 from models import build_student
-from predict import Records, box_matrix, find, list_pictures, name_outputs, read_boxes, read_picture
+from predict import (Records, box_matrix, draw_skeleton, find, list_pictures, name_outputs, read_boxes,
+                     read_picture)
 
 ROOT = Path(__file__).resolve().parents[1]
 random = np.random.default_rng(0)

@@ -41,7 +41,7 @@ def outcome(folder):
     last = checkpoint.read(folder / "last.pt")
     log = [{name: value for name, value in json.loads(line).items() if name not in ("images_per_second", "input_alone")}
            for line in (folder / "log.jsonl").read_text().splitlines()]
-    return (checkpoint.checksum([last["model"], last["training"]["averaged"], last["training"]["optimisers"]]), log,
+    return (checkpoint.checksum([last["model"], last["training"]["ema"], last["training"]["optimisers"]]), log,
             json.loads((folder / "result.json").read_text())["scores"])
 
 
@@ -145,7 +145,7 @@ def test_one_lost_process_ends_all(tmp_path):
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
-    from inputs import BadInput
+    from common import BadInput
     from models import build_student
     torch.manual_seed(0)
     model = build_student("cc", "gs", preset="tiny")

@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 import torch
 
-import costs
+import evaluate
 import speed
-from inference import for_inference
+from export import for_inference
 from models import build_student
 
 
@@ -41,7 +41,7 @@ def test_every_form_is_timed_and_checked(monkeypatch):
     monkeypatch.setattr(speed, "for_inference", lambda model, dtype, compiled=False: for_inference(model, dtype))
     monkeypatch.setitem(speed.LARGE["cpu"], "none", (3,))
     for name, value in (("ROUNDS", 2), ("RUNS", 1), ("LEAST", 0)):
-        monkeypatch.setattr(costs, name, value)
+        monkeypatch.setattr(evaluate, name, value)
     monkeypatch.setitem(speed.MATRIX, "cpu", 64)
     timings, rates = speed.measure_speed(["reg-none"])
     assert len(timings) == 3 * len(speed.FORMS) * 2 * 2 and set(rates) == set(speed.PRECISIONS)
@@ -52,7 +52,7 @@ def test_every_form_is_timed_and_checked(monkeypatch):
 
 def test_all_take_turns(monkeypatch):
     """Each runs in every round, once untimed and at least RUNS times timed, within its own context."""
-    monkeypatch.setattr(costs, "LEAST", 0.02)
+    monkeypatch.setattr(evaluate, "LEAST", 0.02)
     order, within = [], []
 
     def run(name):
@@ -66,10 +66,10 @@ def test_all_take_turns(monkeypatch):
         yield
         within.clear()
 
-    times = costs.take_turns([(partial(run, name), partial(context, name)) for name in "ab"])
-    assert order[:2] == ["A", "a"] and [name for name in order if name.isupper()] == ["A", "B"] * costs.ROUNDS
-    assert [order.count(name) for name in "ab"] == [len(found) + costs.ROUNDS for found in times]
-    assert all(len(found) >= costs.ROUNDS * costs.RUNS and sum(found) >= costs.ROUNDS * costs.LEAST for found in times)
+    times = evaluate.take_turns([(partial(run, name), partial(context, name)) for name in "ab"])
+    assert order[:2] == ["A", "a"] and [name for name in order if name.isupper()] == ["A", "B"] * evaluate.ROUNDS
+    assert [order.count(name) for name in "ab"] == [len(found) + evaluate.ROUNDS for found in times]
+    assert all(len(found) >= evaluate.ROUNDS * evaluate.RUNS and sum(found) >= evaluate.ROUNDS * evaluate.LEAST for found in times)
 
 
 @pytest.mark.parametrize("filter", ("gs", "attention"))
@@ -100,7 +100,7 @@ def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys):
     monkeypatch.setattr(speed, "PAPER", [row for row in speed.PAPER if row[:3] == ("cc", "gs", "none")])
     monkeypatch.setitem(speed.LARGE["cpu"], "none", (2,))
     monkeypatch.setitem(speed.MATRIX, "cpu", 64)
-    monkeypatch.setattr(costs, "LEAST", 0)
+    monkeypatch.setattr(evaluate, "LEAST", 0)
     timings, _ = speed.measure_speed(["cc-none"])
     assert {t.form for t in timings} == {"plain", "ready"}
     assert "cannot be compiled here: InvalidCxxCompiler" in capsys.readouterr().out
@@ -126,14 +126,14 @@ def test_plain_is_the_definition():
 def test_training_speed():
     found = speed.training_speed(dict.fromkeys(speed.PRECISIONS, 1e11), people=40)
     assert found["batch"] == 32 and found["input"] > found["step"] > 0
-    forward = 2 * costs.count_multiply_adds(build_student("cc", "gd", "none", "tiny"))
+    forward = 2 * evaluate.count_multiply_adds(build_student("cc", "gd", "none", "tiny"))
     assert found["share"] == pytest.approx(found["step"] * 3 * forward / 1e11)            # backward is twice as much
 
 
 def test_unknown_rows_are_refused():
     import subprocess
     import sys
-    done = subprocess.run([sys.executable, speed.__file__.replace("speed.py", "evaluate.py"), "--speed", "reg-w33"],
+    done = subprocess.run([sys.executable, speed.__file__, "reg-w33"],
                           capture_output=True, text=True)
     assert done.returncode == 2 and "choose from reg-none, reg-w32" in done.stderr
 

@@ -6,11 +6,9 @@
 import numpy as np
 import pytest
 
-import skeleton
 import synthetic
-from skeleton import (HEAD_TOP, L_HIP, L_KNEE, L_SHOULDER, PELVIS, R_HIP, R_KNEE, R_SHOULDER, SIDES, THORAX, UPPER_NECK,
-                      pose)
-from synthetic import draw_people, draw_person, view
+from synthetic import (HEAD_TOP, L_HIP, L_KNEE, L_SHOULDER, PELVIS, R_HIP, R_KNEE, R_SHOULDER, SIDES, THORAX,
+                       UPPER_NECK, draw_people, draw_person, pose, view)
 
 SEED = 7
 
@@ -84,8 +82,8 @@ def test_drawings_show_faces_in_front_and_hair_behind(monkeypatch):
     """In drawings of bare-headed people with dark skin and white hair, heads are dark from the front only."""
     monkeypatch.setattr(synthetic, "SKIN", [(60, 40, 30)])
     monkeypatch.setattr(synthetic, "HAIR", [(255, 255, 255)])
-    monkeypatch.setattr(skeleton, "ARMS", skeleton.ARMS[:1])             # hands off the face
-    monkeypatch.setattr(skeleton, "LEGS", skeleton.LEGS[:1])
+    monkeypatch.setattr(synthetic, "ARMS", synthetic.ARMS[:1])             # hands off the face
+    monkeypatch.setattr(synthetic, "LEGS", synthetic.LEGS[:1])
     monkeypatch.setitem(synthetic.WARDROBE, "hat", 0)
     brightness = {}
     for azimuth in (0, 180):

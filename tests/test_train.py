@@ -8,14 +8,13 @@ from torch import nn
 
 import checkpoint
 import train
-from inputs import BadInput
+from common import BadInput
 from models import build_student, build_teacher
-from muon import Muon, orthogonal
-from recipe import AVERAGED, average, build_optimisers, rate_share
+from train import EMA_FRACTION, Muon, build_optimisers, orthogonal, rate_fraction, update_ema
 
 
 def test_rate_rises_and_falls_by_tenths():
-    shares = [rate_share(step, 300) for step in range(300)]
+    shares = [rate_fraction(step, 300) for step in range(300)]
     assert shares[:3] == pytest.approx([1 / 30, 2 / 30, 3 / 30]) and shares[29] == shares[199] == 1
     assert shares[200] == shares[259] == pytest.approx(0.1) and shares[260] == shares[299] == pytest.approx(0.01)
 
@@ -23,15 +22,15 @@ def test_rate_rises_and_falls_by_tenths():
 def test_running_mean_of_weights():
     """A plain mean at first; later over a share of the steps; counters are left alone."""
     model = nn.BatchNorm1d(1)
-    averaged = copy.deepcopy(model)
+    ema = copy.deepcopy(model)
     for step, value in enumerate((1.0, 2.0, 6.0)):
         nn.init.constant_(model.weight, value)
         model.num_batches_tracked += 1
-        average(averaged, model, step, 10 ** 6)
-    assert averaged.weight.item() == pytest.approx(3) and averaged.num_batches_tracked == 0
+        update_ema(ema, model, step, 10 ** 6)
+    assert ema.weight.item() == pytest.approx(3) and ema.num_batches_tracked == 0
     nn.init.constant_(model.weight, 103.0)
-    average(averaged, model, 10 ** 6, 10 ** 6)
-    assert averaged.weight.item() == pytest.approx(3 + 100 / (AVERAGED * 10 ** 6))
+    update_ema(ema, model, 10 ** 6, 10 ** 6)
+    assert ema.weight.item() == pytest.approx(3 + 100 / (EMA_FRACTION * 10 ** 6))
 
 
 @pytest.mark.parametrize("build", [lambda: build_student("cc", "gd", preset="tiny"), lambda: build_teacher("tiny")])

@@ -2,12 +2,19 @@
 devices are there, and what only one process may do is locked."""
 
 import argparse
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+from dataclasses import dataclass
+from datetime import timedelta
 
+import numpy as np
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 class BadInput(Exception):
@@ -112,3 +119,92 @@ def main_with_clear_errors(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+# ------------------------------------------------------------------------------- several processes
+
+# `torchrun --nproc-per-node N train.py ...`: every process holds the whole network and the whole data set and takes
+# its part of each step's samples. Gradients are ema by PyTorch's DistributedDataParallel. The first process alone
+# writes files and prints.
+
+@dataclass(frozen=True)
+class Distributed:
+    """rank: this process's number. world_size: how many there are. device: where it computes."""
+    rank: int
+    world_size: int
+    device: str
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    def wrap(self, model):
+        """The network whose gradients are the mean over all processes; batch norms see all processes' pictures on GPUs."""
+        if self.world_size == 1:
+            return model
+        if self.device != "cpu":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return DistributedDataParallel(model, device_ids=None if self.device == "cpu" else [self.device])
+
+    def no_sync(self, model, unless):
+        """A context in which backward() keeps its gradients to itself: for all but the last part of an accumulated step."""
+        return contextlib.nullcontext() if unless or self.world_size == 1 else model.no_sync()
+
+    def mean(self, values):
+        """Mean of a tensor over the processes."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+            values = values / self.world_size
+        return values
+
+    def broadcast_buffers(self, model):
+        """The first process's running means of batch norms for all."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def any(self, flag):
+        """Does any process say so?"""
+        if self.world_size == 1:
+            return flag
+        said = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(said)
+        return bool(said > 0)
+
+    def gather(self, part):
+        """Rows rank, rank + world_size, ... of an array from every process -> the whole array, in order, in every process."""
+        if self.world_size == 1:
+            return part
+        parts = [None] * self.world_size
+        dist.all_gather_object(parts, part)
+        whole = np.empty((sum(map(len, parts)), *part.shape[1:]), part.dtype)
+        for rank, rows in enumerate(parts):
+            whole[rank::self.world_size] = rows
+        return whole
+
+    def barrier(self):
+        """Until every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def init_distributed(device):
+    """The Distributed that torchrun's environment describes, or a distributed of one."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        return Distributed(0, 1, device)
+    if "RANK" not in os.environ:
+        raise BadInput("WORLD_SIZE is set but RANK is not: start several processes with torchrun, or unset WORLD_SIZE")
+    rank = int(os.environ["RANK"])
+    if device.startswith("cuda"):
+        local = int(os.environ.get("LOCAL_RANK", rank))
+        if local >= torch.cuda.device_count():
+            raise BadInput(f"process {local + 1} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+                           f"start as many processes as GPUs")
+        device = f"cuda:{local}"
+        torch.cuda.set_device(local)
+    # long enough for the first process to cut the crops of a whole data set while the others wait
+    dist.init_process_group("nccl" if device != "cpu" else "gloo", timeout=timedelta(hours=2))
+    if rank:
+        sys.stdout = open(os.devnull, "w")                       # one voice
+    return Distributed(rank, world, device)

@@ -1,6 +1,6 @@
 """Which loss should the heatmap teacher learn with? Same network, pictures and steps for each.
 
-    python benchmarks/teacher_loss.py --steps 600            # about half an hour on two cores
+    python studies/teacher_loss.py --steps 600            # about half an hour on two cores
 
     mse   mean squared error between the output and the Gaussian heatmap (HRNet, TokenPose)
     bce   binary cross-entropy, every cell of the heatmap a probability of its own
@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from augmentation import AUGMENTATIONS  # noqa: E402
-from crops import heatmaps, make_batch, store  # noqa: E402
-from distill import heatmap_task, over_visible  # noqa: E402
-from evaluate import evaluate  # noqa: E402
-from inputs import CommandLine, main_with_clear_errors  # noqa: E402
-from models import build_teacher  # noqa: E402
-from synthetic import drawn_people  # noqa: E402
-from recipe import rate_share  # noqa: E402
+from common import CommandLine, main_with_clear_errors
+from crops import AUGMENTATIONS, heatmaps, make_batch, store
+from distill import heatmap_task, over_visible
+from evaluate import evaluate
+from models import build_teacher
+from synthetic import drawn_people
+from train import rate_fraction
 
 BATCH, RATE, PEOPLE = 32, 1e-3, 8000
 
@@ -53,9 +52,9 @@ def main():
         optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=RATE)
         random = torch.Generator().manual_seed(args.seed)
         for step in range(args.steps):
-            optimiser.param_groups[0]["lr"] = RATE * rate_share(step, args.steps)
+            optimiser.param_groups[0]["lr"] = RATE * rate_fraction(step, args.steps)
             rows = torch.randint(len(train), (BATCH,), generator=random).numpy()
-            batch = make_batch(train, crops, rows, model.size, variation=AUGMENTATIONS["upright"].draw(PEOPLE, random))
+            batch = make_batch(train, crops, rows, model.size, params=AUGMENTATIONS["upright"].draw(PEOPLE, random))
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(batch.images).prediction
             value = loss(logits, batch, model.head)

@@ -1,20 +1,23 @@
 """The README's tables, from results/: what experiments.py and evaluate.py --json left there.
 
-    python tables.py                # writes between the marks <!-- table NAME --> and <!-- end --> of README.md
+    python studies/tables.py                # writes between the marks <!-- table NAME --> and <!-- end --> of README.md
 
 Blank is what nobody has run.
 """
 
 import statistics
+import sys
 from itertools import product
+from pathlib import Path
 
-from costs import PAPER, count_multiply_adds
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import BadInput, CommandLine, main_with_clear_errors
 from distill import TERMS
-from experiments import HERE, PHOTO_STUDENTS, RESULTS, SEEDS, TAKEN_APART, name_of, result
-from inputs import BadInput, CommandLine, main_with_clear_errors
+from evaluate import PAPER, count_multiply_adds
+from experiments import PHOTO_STUDENTS, RESULTS, ROOT, SEEDS, TAKEN_APART, name_of, result
 from models import FILTERS, STUDENTS, build_teacher
-from recipe import RECIPES
 from speed import PRECISIONS, Timing, best, ratios
+from train import RECIPES
 
 MPII_PEOPLE = 22246      # of its training split
 RATE = 1e14              # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
@@ -136,7 +139,7 @@ def paper_table():
 
 
 def speed_table():
-    """Frames a second of each form, and its share of the machine's rate; speed.json: what evaluate.py --speed --json wrote."""
+    """Frames a second of each form, and its share of the machine's rate; speed.json: what speed.py --json wrote."""
     timings = [Timing(**timing) for timing in (result("speed") or {"timings": []})["timings"]]
     rows = []
     for row, filter, form in dict.fromkeys(timing[:3] for timing in timings):
@@ -177,7 +180,7 @@ def write_tables(readme):
 
 def main():
     CommandLine(__doc__).parse_args()
-    write_tables(HERE / "README.md")
+    write_tables(ROOT / "README.md")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """How fast each mixer is on this machine, in each form, side by side in one run.
 
-    python evaluate.py --speed                           # regression students without a backbone: some minutes on two cores
-    python evaluate.py --speed reg-w32 cc-none           # other rows of the paper; 'all' for all of them (on a GPU)
+    python studies/speed.py                              # regression students without a backbone: some minutes on two cores
+    python studies/speed.py reg-w32 cc-none              # other rows of the paper; 'all' for all of them (on a GPU)
 
     plain       the filters' definition (FFT) or attention written out step by step (products, softmax, products); in
                 bfloat16 with folded batch norms
-    ready       inference.for_inference: filters as products with DFT matrices, fused attention, folded batch norms
+    ready       export.for_inference: filters as products with DFT matrices, fused attention, folded batch norms
     compiled    the same, compiled
 
 Times are of networks with random weights, crops on the device, without decoding. All that is compared takes turns, as
@@ -16,8 +16,10 @@ form they have) a second over that rate.
 
 import copy
 import statistics
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -26,15 +28,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from costs import PAPER, count_multiply_adds, take_turns
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import BadInput, CommandLine, Distributed, check_device, default_device, main_with_clear_errors
 from crops import make_batch, store
+from evaluate import PAPER, check_json, count_multiply_adds, take_turns, write_json
+from export import for_inference
 from gfl import by_definition
-from inference import for_inference
-from loop import Training
 from models import PRESETS, build_student
-from parallel import Team
-from recipe import RECIPES
 from synthetic import drawn_people
+from train import RECIPES, Training
 
 FORMS = ("plain", "ready", "compiled")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -55,7 +57,7 @@ class Timing(NamedTuple):
     high: float
     share: float             # of the machine's rate of matrix products
     off: float               # largest difference of a token from the plain float32 network's, over the largest token
-    memory: float            # bytes that it took at the peak beside the network, on a GPU; 0 on a CPU (benchmarks/memory.py)
+    memory: float            # bytes that it took at the peak beside the network, on a GPU; 0 on a CPU (studies/memory.py)
 
 
 def row_name(row):
@@ -187,12 +189,12 @@ def training_speed(rates, device="cpu", preset="tiny", people=512):
                            amp=precision == "bfloat16", student="cc", terms=(), views=0, distill=False,
                            augmentation="tokenpose", compile=False, deterministic=False)
     model = build_student("cc", "gd", "none", preset).to(device)
-    training = Training(args, Team(0, 1, device), model, copy.deepcopy(model), drawn, crops, drawn, crops, None)
-    variation = training.augmentation.draw(people, torch.Generator().manual_seed(0))
+    training = Training(args, Distributed(0, 1, device), model, copy.deepcopy(model), drawn, crops, drawn, crops, None)
+    params = training.augmentation.draw(people, torch.Generator().manual_seed(0))
     rows = torch.arange(args.batch_size)
     inputs, whole = (len(rows) / statistics.median(times) for times in take_turns(
-        [lambda: make_batch(drawn, training.crops, rows, model.size, device, variation),
-         lambda: training.step(0, rows, 0, variation)], torch.device(device).type))
+        [lambda: make_batch(drawn, training.crops, rows, model.size, device, params),
+         lambda: training.step(0, rows, 0, params)], torch.device(device).type))
     return dict(preset=preset, precision=precision, batch=len(rows), input=inputs, step=whole,
                 share=whole * 3 * 2 * count_multiply_adds(model) / rates[precision])
 
@@ -262,3 +264,25 @@ def report_speed(rows, device):
               f"{found['step']:.0f} a second, {100 * found['share']:.0f}% of that rate; "
               f"its input side alone: {found['input']:.0f}")
     return dict(timings=[t._asdict() for t in timings], rates=rates, training=training)
+
+
+def main():
+    parser = CommandLine(__doc__)
+    parser.add_argument("rows", nargs="*", default=["reg-none"], metavar="ROW",
+                        help=f"{', '.join(ROWS)}, or all (default: reg-none)")
+    parser.add_argument("--device", default=default_device(),
+                        help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
+    parser.add_argument("--json", type=Path, help="write all figures to this file, too")
+    args = parser.parse_args()
+    rows = ROWS if args.rows == ["all"] else args.rows
+    if unknown := set(rows) - set(ROWS):
+        raise BadInput(f"{sorted(unknown)[0]}: choose from {', '.join(ROWS)}, or all")
+    check_device(args.device)
+    check_json(args.json)
+    figures = report_speed(rows, args.device)
+    if args.json:
+        write_json(args.json, figures)
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)

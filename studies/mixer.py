@@ -1,6 +1,6 @@
 """One filter layer of the paper's size alone: the definition through FFTs against products with DFT matrices.
 
-    python benchmarks/mixer.py                   # a minute on two cores
+    python studies/mixer.py                   # a minute on two cores
 
 The grid is 16 x 17, 192 channels. Medians, milliseconds a batch; 'times' is over the definition in float32.
 """
@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from costs import take_turns  # noqa: E402
-from gfl import GlobalDynamicFilter, StaticFilter, by_definition  # noqa: E402
-from inference import COMPILE  # noqa: E402
-from inputs import CommandLine, check_device, default_device, main_with_clear_errors  # noqa: E402
+from common import CommandLine, check_device, default_device, main_with_clear_errors
+from evaluate import take_turns
+from export import COMPILE
+from gfl import GlobalDynamicFilter, StaticFilter, by_definition
 
 GRID, DIM = (16, 17), 192
 

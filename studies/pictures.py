@@ -1,27 +1,35 @@
 """Pictures for people who would rather look than read; matplotlib is needed (requirements-extra.txt).
 
-    python pictures.py curves                                              # PCKh by epoch, with and without the teacher
-    python pictures.py filters --checkpoint GS.pt GD.pt                    # what the filters let through, layer by layer
-    python pictures.py predictions --checkpoint FILE [--data DATA]         # best, middling and worst held-out people
+    python studies/pictures.py curves                                              # PCKh by epoch, with and without the teacher
+    python studies/pictures.py filters --checkpoint GS.pt GD.pt                    # what the filters let through, layer by layer
+    python studies/pictures.py predictions --checkpoint FILE [--data DATA]         # best, middling and worst held-out people
+    python studies/pictures.py samples --data DATA [--split train]         # how many samples, and some crops with joints
+    python studies/pictures.py drawings [--count 48 --seed 0 --size 64]    # drawn people, and how fast they are drawn
 
 Each writes one file into --out (default: docs/, pictures of --data into predictions/, as they may not be ours to give).
 """
 
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
-from crops import make_batch, store, transform
-from draw import WHITE, contact_sheet
-from evaluate import SCORED, predict, validation_people
+from common import BadInput, CommandLine, main_with_clear_errors
+from crops import crop_matrix, cut, make_batch, store, transform
+from data_mpii import load_samples
+from evaluate import SCORED, predict, validation_samples
 from experiments import SEEDS, name_of, result
 from gfl import GlobalDynamicFilter, StaticFilter
-from inputs import BadInput, CommandLine, main_with_clear_errors
 from models import FILTERS, STUDENTS
+from predict import WHITE, contact_sheet
+from synthetic import draw_people
 
 RATIO = 0.5                  # of two people's filters: colours end at 2 to this power
+SHOWN, SIZE = 24, 192        # samples of a data set, side of their crops
 COLUMNS = 6                  # people in each row of the predictions: best, middling, worst
 
 
@@ -72,7 +80,7 @@ def filters(args):
     rows = []
     for path in args.checkpoint:
         model, _ = checkpoint.load(path)
-        people = validation_people(args.data or "drawn", model.size).first(2)
+        people = validation_samples(args.data or "drawn", model.size).first(2)
         batch = make_batch(people, store(people, model.size), np.arange(2), model.size)
         static = [m for m in model.modules() if isinstance(m, StaticFilter)]
         if not static:
@@ -111,7 +119,7 @@ def filters(args):
 def predictions(args):
     """Held-out people by their mean error: the best row, one around the median, and the worst; labels are white."""
     model, _ = checkpoint.load(args.checkpoint[0])
-    people = validation_people(args.data or "drawn", model.size)
+    people = validation_samples(args.data or "drawn", model.size)
     stored = store(people, model.size, args.cache if args.data else None)
     joints, _ = predict(model, people, stored)
     error = np.linalg.norm(joints - people.joints, axis=-1) / people.head_size[:, None]
@@ -130,19 +138,54 @@ def predictions(args):
     return args.out / name
 
 
+def samples(args):
+    """Some crops of a split in MPII's layout, with their joints."""
+    people = load_samples(args.data, args.split)
+    print(f"{people.name}: {len(people):,} people in {len(set(people.files)):,} pictures, "
+          f"{people.visible.mean():.1%} of the joints labelled" + (f"; {people.note}" if people.note else ""))
+    shown = np.unique(np.linspace(0, len(people) - 1, SHOWN).astype(int))
+    matrix = crop_matrix(people.center[shown], people.side[shown], SIZE)
+    crops = np.stack([cut(people.image(i), one, SIZE) for i, one in zip(shown, matrix)])
+    file = args.out / f"samples-{args.data.resolve().name}-{args.split}.png"
+    contact_sheet(crops, (transform(matrix, torch.from_numpy(people.joints[shown])), people.visible[shown])).save(file)
+    return file
+
+
+def drawings(args):
+    """Drawn people with their joints."""
+    if args.count < 1 or args.size < 16 or args.seed < 0:
+        raise BadInput("--count must be at least 1, --size 16 and --seed 0")
+    began = time.perf_counter()
+    drawn = draw_people(args.count, args.seed, args.size, workers=1)
+    print(f"{args.count / (time.perf_counter() - began):.0f} drawings a second on one core")
+    margin = (drawn.pictures.shape[1] - args.size) // 2
+    inner = drawn.pictures[:, margin:-margin, margin:-margin]
+    contact_sheet(inner, (drawn.joints - margin, drawn.visible), columns=8, side=256).save(args.out / "drawings.png")
+    return args.out / "drawings.png"
+
+
+PICTURES = {"curves": curves, "filters": filters, "predictions": predictions, "samples": samples, "drawings": drawings}
+
+
 def main():
     parser = CommandLine(__doc__)
-    parser.add_argument("what", choices=("curves", "filters", "predictions"))
+    parser.add_argument("what", choices=tuple(PICTURES))
     parser.add_argument("--checkpoint", type=Path, nargs="+", help="networks to look at")
     parser.add_argument("--data", type=Path, help="folder in MPII's layout (default: drawn people)")
+    parser.add_argument("--split", choices=("train", "valid"), default="valid", help="of samples (default: valid)")
+    parser.add_argument("--count", type=int, default=48, help="how many drawings (default: 48)")
+    parser.add_argument("--seed", type=int, default=0, help="which series of drawings (default: 0)")
+    parser.add_argument("--size", type=int, default=64, help="side of a drawing's crop in pixels (default: 64)")
     parser.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
     parser.add_argument("--out", type=Path, help="folder (default: docs/, with --data predictions/)")
     args = parser.parse_args()
-    args.out = args.out or (Path("predictions") if args.data else Path(__file__).parent / "docs")
-    if args.what != "curves" and not args.checkpoint:
+    args.out = args.out or (Path("predictions") if args.data or args.what == "drawings" else Path(__file__).resolve().parents[1] / "docs")
+    if args.what == "samples" and not args.data:
+        raise BadInput("samples need --data: a folder in MPII's layout")
+    if args.what in ("filters", "predictions") and not args.checkpoint:
         raise BadInput(f"{args.what} need --checkpoint: which network to look at")
     args.out.mkdir(parents=True, exist_ok=True)
-    print({"curves": curves, "filters": filters, "predictions": predictions}[args.what](args))
+    print(PICTURES[args.what](args))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Peak memory of inference on a CPU: the plain form of each student without a backbone against the ready one.
 
-    python benchmarks/memory.py                  # half a minute
+    python studies/memory.py                  # half a minute
 
 Each form runs in a process of its own; what is said is by how much the process grew while it computed, beside its weights.
 What is freed goes back to the system at once (MALLOC_MMAP_THRESHOLD_): by default glibc keeps a part of it, and the figures
@@ -17,9 +17,9 @@ import torch
 
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")          # for the processes that are started below
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from inputs import CommandLine, main_with_clear_errors  # noqa: E402
-from models import FILTERS, build_student  # noqa: E402
-from speed import PRECISIONS, variants  # noqa: E402
+from common import CommandLine, main_with_clear_errors
+from models import FILTERS, build_student
+from speed import PRECISIONS, variants
 
 
 def peak():

@@ -1,9 +1,9 @@
 """The experiments behind the README's tables: run, stopped, continued.
 
-    python experiments.py drawn                          # 36 students of drawn people, and the loss taken apart: hours
-    python experiments.py drawn --seeds 0 --jobs 2       # a third of it, two at a time
-    python experiments.py photos --data DATA             # tiny teacher and students on photos in MPII's layout
-    python experiments.py paper --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth     # the paper's rows: GPU-days
+    python studies/experiments.py drawn                          # 36 students of drawn people, and the loss taken apart: hours
+    python studies/experiments.py drawn --seeds 0 --jobs 2       # a third of it, two at a time
+    python studies/experiments.py photos --data DATA             # tiny teacher and students on photos in MPII's layout
+    python studies/experiments.py paper --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth     # the paper's rows: GPU-days
     # ... --stop-after 60: one more hour of them; ... -- --batch-size 128: flags behind -- go to every train.py
 
 A run that is done has a file in results/ (arguments, scores by joint, the log of its epochs) and is skipped; one that was
@@ -22,14 +22,15 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-from augmentation import AUGMENTATIONS
-from costs import PAPER
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import BadInput, CommandLine, main_with_clear_errors
+from crops import AUGMENTATIONS
 from distill import TERMS
-from inputs import BadInput, CommandLine, main_with_clear_errors
+from evaluate import PAPER
 from models import STUDENTS
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"           # in the repository
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"           # in the repository
 RUNS = Path("runs") / "experiments"
 SEEDS = (0, 1, 2)
 TAKEN_APART = ("cc", "gs")           # the student on which choices are measured one by one
@@ -80,7 +81,7 @@ def photo_runs(data, init):
     for (student, filter), distill in product(PHOTO_STUDENTS, (True, False)):
         add(name_of(student, filter, distill, 0), student, filter, *(teacher if distill else ["--no-distill"]))
     student, filter = PHOTO_STUDENTS[0]
-    name, init = name_of(student, filter, True, 0), ["--init", HERE / "weights" / f"student-{student}-{filter}-drawn.pt"]
+    name, init = name_of(student, filter, True, 0), ["--init", ROOT / "weights" / f"student-{student}-{filter}-drawn.pt"]
     add(f"{name}-pretrained", student, filter, *teacher, *init)
     add(f"{name}-long", student, filter, *teacher, *init, "--views", 16, "--epochs", PHOTO_EPOCHS["long"])
     for augmentation in AUGMENTATIONS:
@@ -135,7 +136,7 @@ def run(name, flags, threads, until=math.inf):
         return
     resume = ["--resume"] * any((out / state).exists() for state in ("last.pt", "previous.pt"))
     ending = ["--stop-after", (until - began) / 60] * (until < math.inf)
-    command = [sys.executable, HERE / "train.py", *flags, *resume, *ending, "--out", out]
+    command = [sys.executable, ROOT / "train.py", *flags, *resume, *ending, "--out", out]
     out.mkdir(parents=True, exist_ok=True)
     print(f"{name}: begins, or goes on: {out / 'said.txt'} says how it fares", flush=True)
     with open(out / "said.txt", "a") as said:
@@ -193,7 +194,7 @@ def main():
     parser.add_argument("what", choices=("drawn", "photos", "paper"))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the drawn runs (default: 0 1 2)")
     parser.add_argument("--data", type=Path, help="folder of photos in MPII's layout; the paper's table takes those of MPII/")
-    parser.add_argument("--init", type=Path, default=HERE / "weights" / "teacher-tiny-drawn.pt",
+    parser.add_argument("--init", type=Path, default=ROOT / "weights" / "teacher-tiny-drawn.pt",
                         help="what the photos' teacher starts from (default: the shipped teacher of drawn people)")
     parser.add_argument("--backbone-weights", type=Path, nargs=2, default=(), metavar=("W32", "W48"),
                         help="published HRNet weights that the paper's backbones start from (default: random)")
@@ -213,7 +214,7 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):      # a terminal that closes, too
         signal.signal(number, stop)
     run_all(runs, args.jobs, time.monotonic() + 60 * args.stop_after)
-    print("next: python tables.py")
+    print("next: python studies/tables.py")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The input side of training: whole batches from a cache of crops, against the way HRNet's published loader works.
 
-    python benchmarks/loader.py --data MPII              # or any folder in MPII's layout; without: drawn people
-    python benchmarks/loader.py --data MPII --size 64
+    python studies/loader.py --data MPII              # or any folder in MPII's layout; without: drawn people
+    python studies/loader.py --data MPII --size 64
 
 Both make the same thing on one core: crops turned, zoomed and mirrored at random, normalised, and heatmaps of 16 joints.
 
@@ -21,12 +21,11 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from augmentation import TOKENPOSE  # noqa: E402
-from crops import heatmaps, invert, make_batch, place, store  # noqa: E402
-from data_mpii import load_people  # noqa: E402
-from inputs import BadInput, CommandLine, main_with_clear_errors  # noqa: E402
-from models import IMAGENET_MEAN, IMAGENET_STD, PRESETS  # noqa: E402
-from synthetic import drawn_people  # noqa: E402
+from common import BadInput, CommandLine, main_with_clear_errors
+from crops import TOKENPOSE, crop_keypoints, heatmaps, invert, make_batch, store
+from data_mpii import load_samples
+from models import IMAGENET_MEAN, IMAGENET_STD, PRESETS
+from synthetic import drawn_people
 
 MEAN, STD = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
 BATCH, CELLS, SIGMA, REACH = 64, 64, 2, 3        # REACH: a Gaussian ends at so many deviations (HRNet)
@@ -49,25 +48,25 @@ def one_sample(picture, back, xy, visible, size):
     return torch.from_numpy(image.transpose(2, 0, 1)), torch.from_numpy(maps)
 
 
-def sample_by_sample(people, size, variation):
+def sample_by_sample(people, size, params):
     """-> a function of rows. Maps crop -> picture, which HRNet makes one by one, are made for all at once: in its favour."""
-    matrix, xy, visible = place(people, torch.arange(len(people)), size, variation)
+    matrix, xy, visible = crop_keypoints(people, torch.arange(len(people)), size, params)
     back = invert(matrix)
     half = torch.full((2,), 0.5, dtype=torch.float64)        # Pillow counts from the edge of the first pixel
     back[..., 2] += half - back[..., :2] @ half
     back, xy, visible = back.flatten(1).tolist(), xy.numpy(), visible.numpy()
 
     def make(rows):
-        samples = [one_sample(people.picture(i), back[i], xy[i], visible[i], size) for i in rows.tolist()]
+        samples = [one_sample(people.image(i), back[i], xy[i], visible[i], size) for i in rows.tolist()]
         return tuple(torch.stack(part) for part in zip(*samples))
 
     return make
 
 
-def whole_batches(people, crops, size, variation):
+def whole_batches(people, crops, size, params):
     """-> a function of rows."""
     def make(rows):
-        batch = make_batch(people, crops, rows, size, variation=variation)
+        batch = make_batch(people, crops, rows, size, params=params)
         images = batch.images.sub_(torch.from_numpy(MEAN).view(3, 1, 1)).div_(torch.from_numpy(STD).view(3, 1, 1))
         return images, heatmaps(batch.xy, SIGMA, CELLS).mul_(batch.visible[..., None, None])
 
@@ -93,15 +92,15 @@ def main():
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if args.data:
-            people = load_people(args.data, "valid")
+            people = load_samples(args.data, "valid")
         else:
             people = drawn_people("valid", DRAWN, args.size)
             for i in range(len(people)):
-                people.picture(i).save(f"{folder}/{i}.jpg", quality=95)
-            people = replace(people, picture=lambda i: Image.open(f"{folder}/{i}.jpg").convert("RGB"))
+                people.image(i).save(f"{folder}/{i}.jpg", quality=95)
+            people = replace(people, image=lambda i: Image.open(f"{folder}/{i}.jpg").convert("RGB"))
         crops = store(people, args.size, folder)
-        variation = TOKENPOSE.draw(len(people), torch.Generator().manual_seed(0))
-        ways = whole_batches(people, crops, args.size, variation), sample_by_sample(people, args.size, variation)
+        params = TOKENPOSE.draw(len(people), torch.Generator().manual_seed(0))
+        ways = whole_batches(people, crops, args.size, params), sample_by_sample(people, args.size, params)
         one, other = (way(torch.arange(min(8, len(people))))[0] for way in ways)
         off = (one - other).abs().mean()
         whole, alone = (images_a_second(way, people) for way in ways)
