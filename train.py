@@ -32,9 +32,9 @@ from tqdm import tqdm
 import checkpoint
 from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16, has_room,
                     init_distributed, lock, main_with_clear_errors)
-from crops import AUGMENTATIONS, crop_keypoints, make_batch, store, transform
+from crops import AUGMENTATIONS, make_batch, store, transform
 from data_mpii import load_samples
-from distill import TERMS, WEIGHTS, TeacherTargets, distillation_loss, of_a_part, task_loss, total
+from distill import TERMS, WEIGHTS, TeacherTargets, distillation_loss, task_loss, total
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_samples
 from export import for_inference
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
@@ -344,11 +344,8 @@ class Training:
 
     # --------------------------------------------------------------------------- one step
 
-    def loss(self, batch, view, rows, seen):
-        """-> {term: value} of a part of a step, 'loss' the weighted sum.
-
-        seen: visible joints of the step's average part; 0 where this part is the whole step.
-        """
+    def loss(self, batch, view, rows):
+        """-> {term: value} of a part of a step, 'loss' the weighted sum."""
         with torch.autocast(torch.device(self.distributed.device).type, torch.bfloat16, enabled=self.args.amp):
             output = self.parallel(batch.images)
         targets = self.teacher_targets(batch.images, view, rows) if self.teacher_targets else None      # whose precision is its own affair
@@ -357,7 +354,6 @@ class Training:
             weights = {name: WEIGHTS[self.args.student][name] for name in self.args.terms}
         else:
             terms, weights = {"task": task_loss(self.model.head, output.prediction, batch.xy, batch.visible)}, {}
-        terms = of_a_part(terms, batch.visible.sum() / seen if seen else 1)
         return {**terms, "loss": total(terms, weights)}
 
     def step(self, number, rows, view, params):
@@ -366,14 +362,11 @@ class Training:
         for optimiser, rate in zip(self.optimisers, self.highest):
             optimiser.param_groups[0]["lr"] = rate * rate_fraction(number, self.args.epochs * self.per_epoch)
             optimiser.zero_grad()
-        count, seen = parts[..., 0].numel(), 0
-        if count > 1:
-            seen = crop_keypoints(self.people, rows, self.model.size, params).visible.sum().item() / count
         values = 0
         for a, mine in enumerate(parts[:, distributed.rank]):
             batch = make_batch(self.people, self.crops, mine, self.model.size, distributed.device, params)
             with distributed.no_sync(self.parallel, unless=a + 1 == self.args.accumulate):
-                terms = self.loss(batch, view, mine, seen)
+                terms = self.loss(batch, view, mine)
                 (terms["loss"] / self.args.accumulate).backward()
             values = values + torch.stack([term.detach() for term in terms.values()]) / self.args.accumulate
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import CommandLine, main_with_clear_errors
 from crops import AUGMENTATIONS, heatmaps, make_batch, store
-from distill import heatmap_task, over_visible
+from distill import heatmap_task, masked_mean
 from evaluate import evaluate
 from models import build_teacher
 from synthetic import drawn_people
@@ -27,12 +27,12 @@ BATCH, RATE, PEOPLE = 32, 1e-3, 8000
 
 def mse(logits, batch, head):
     target = heatmaps(batch.xy, head.sigma, head.size)
-    return over_visible((logits - target).square().mean((-2, -1)), batch.visible)
+    return masked_mean((logits - target).square().mean((-2, -1)), batch.visible)
 
 
 def bce(logits, batch, head):
     target = heatmaps(batch.xy, head.sigma, head.size)
-    return over_visible(F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1)), batch.visible)
+    return masked_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1)), batch.visible)
 
 
 def ce(logits, batch, head):

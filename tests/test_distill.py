@@ -8,7 +8,7 @@ import torch
 from crops import coordinate_labels, heatmaps
 from distill import (TERMS, TeacherTargets, confidence_loss, coordinate_task, distillation_loss,
                      heatmap_loss_coordinates, heatmap_loss_regression, heatmap_task, keypoint_token_loss,
-                     kl_divergence, marginals, of_a_part, regression_task, teacher_targets, total,
+                     kl_divergence, marginals, regression_task, teacher_targets, total,
                      visual_token_loss)
 from models import Regression, build_student, build_teacher
 
@@ -28,7 +28,7 @@ def test_tokens_by_hand():
     student = torch.zeros(1, 2, 4)
     teacher = torch.tensor([[[1.0, 1, 1, 1], [3.0, 3, 3, 3]]])
     assert keypoint_token_loss(student, teacher, ALL).item() == 5        # (1 + 9) / 2
-    assert keypoint_token_loss(student, teacher, FIRST).item() == 1
+    assert keypoint_token_loss(student, teacher, FIRST).item() == 0.5                    # divided by all joints
     assert keypoint_token_loss(teacher, teacher, ALL).item() == 0
     assert visual_token_loss(student, teacher).item() == 5
 
@@ -39,7 +39,7 @@ def test_regression_task_by_hand():
     assert regression_task(regression(off), XY, ALL).item() == pytest.approx((0.1 - 1 / 128) / 2, rel=1e-5)
     assert regression_task(regression(XY), XY, ALL).item() == 0
     off[0, 1] += 0.3
-    assert regression_task(regression(off), XY, FIRST).item() == pytest.approx((0.1 - 1 / 128) / 2, rel=1e-5)
+    assert regression_task(regression(off), XY, FIRST).item() == pytest.approx((0.1 - 1 / 128) / 4, rel=1e-5)
 
 
 def test_coordinate_task_by_hand():
@@ -100,7 +100,7 @@ def test_confidence_by_hand():
     confidence = torch.tensor([[0.0, 1.0]])
     expected = (math.exp(-0.5) + 1 - math.exp(-0.5)) / 2
     assert confidence_loss(confidence, off, teacher, ALL).item() == pytest.approx(expected, rel=1e-5)
-    assert confidence_loss(confidence, off, teacher, FIRST).item() == pytest.approx(math.exp(-0.5), rel=1e-5)
+    assert confidence_loss(confidence, off, teacher, FIRST).item() == pytest.approx(math.exp(-0.5) / 2, rel=1e-5)
     assert confidence_loss(torch.ones(1, 2), cell_centres, teacher, ALL).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -160,14 +160,13 @@ def test_remembered_lessons_are_the_teachers_own(teacher):
 
 
 def test_the_mean_over_parts_is_the_whole():
-    """Halves of a batch with 1 and 3 visible joints: terms that are means over joints, rebalanced, then ema."""
+    """Halves of a batch with 1 and 2 visible joints of 2: each term is divided by all joints, so their mean is exact."""
     student, tokens = torch.rand(2, 2, 4), torch.rand(2, 2, 4)
     visible = torch.tensor([[True, False], [True, True]])
     whole = keypoint_token_loss(student, tokens, visible)
-    parts = [of_a_part({"keypoint_tokens": keypoint_token_loss(student[i:i + 1], tokens[i:i + 1], visible[i:i + 1])},
-                       visible[i].sum() / 1.5)["keypoint_tokens"] for i in range(2)]
+    parts = [keypoint_token_loss(student[i:i + 1], tokens[i:i + 1], visible[i:i + 1]) for i in range(2)]
     torch.testing.assert_close(sum(parts) / 2, whole)
-    assert of_a_part({"visual_tokens": 5.0}, 0.3) == {"visual_tokens": 5.0}
+    torch.testing.assert_close(whole, (student - tokens).square().mean(-1)[visible].sum() / 4)
 
 
 def test_nobody_visible_costs_nothing():
