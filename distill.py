@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import has_room
 from crops import coordinate_labels, heatmaps
 from models import CoordinateHead, Regression
 
@@ -36,7 +35,6 @@ from models import CoordinateHead, Regression
 WEIGHTS = {"cc": dict(keypoint_tokens=3.0, visual_tokens=1.0, heatmap=1.0, confidence=0.01),
            "reg": dict(keypoint_tokens=0.3, visual_tokens=0.1, heatmap=1.0, confidence=0.01)}
 TERMS = tuple(WEIGHTS["cc"])
-PACKED = torch.float16, torch.float16, torch.uint8       # in what a teacher's answers are kept: tokens, tokens, heatmaps
 SMOOTH_L1_BETA = 1 / 64      # SmoothL1 is quadratic below one heatmap cell, linear above, in fractions of the crop
 
 
@@ -129,7 +127,7 @@ def confidence_loss(confidence, xy, teacher, visible):
 
 
 class Targets(NamedTuple):
-    """What the teacher hands over of a batch of pictures."""
+    """What a teacher predicts for a batch of images: the student's targets."""
     keypoint_tokens: torch.Tensor      # (B, K, D)
     visual_tokens: torch.Tensor        # (B, N, D)
     heatmaps: torch.Tensor             # (B, K, S, S) in [0, 1]
@@ -137,15 +135,16 @@ class Targets(NamedTuple):
 
 @torch.no_grad()
 def teacher_targets(teacher, images):
-    """The Targets of images (B, 3, size, size), tokens as they are. No gradient reaches the teacher."""
+    """The Targets of images (B, 3, size, size), tokens not standardised. No gradient reaches the teacher."""
     output = teacher(images)
-    return Targets(output.keypoint_tokens.float(), output.visual_tokens.float(), teacher.head.heatmaps(output.prediction))
+    return Targets(output.keypoint_tokens.float(), output.visual_tokens.float(),
+                   teacher.head.heatmaps(output.prediction))
 
 
 class TokenScale(NamedTuple):
-    """Tokens (B, T, D) less what they are in every picture, in units of how far pictures differ, channel by channel."""
-    mean: torch.Tensor                 # (T, D), over pictures
-    deviation: torch.Tensor            # (D,), over pictures and tokens
+    """Standardise tokens (B, T, D): subtract the mean of each token, divide by the deviation of each channel."""
+    mean: torch.Tensor                 # (T, D), over images
+    deviation: torch.Tensor            # (D,), over images and tokens
 
     @classmethod
     def measure(cls, tokens):
@@ -157,56 +156,54 @@ class TokenScale(NamedTuple):
 
 
 class TeacherTargets:
-    """A teacher whose tokens are standardised, and who can remember its answers.
+    """Targets of a teacher with standardised tokens, computed at every call or once per augmented view.
 
-    Most of what a token holds is the same in every picture (two thirds of the variance of the tiny teacher's visual tokens),
-    and its scale is whatever training left. The student is taught what differs between pictures, in units of its
-    deviation: then one set of weights suits every teacher.
+    Tokens are z-scored because two thirds of the variance of the tiny teacher's visual tokens is the same in every
+    image, and their scale is arbitrary. Standardised, they carry what differs between images, and one set of
+    weights a1 and a2 suits every teacher.
 
-    images: (B, 3, size, size) of pictures to measure mean and deviation on. source: a name for the teacher's weights, by which
-    a resumed run knows it again.
-    views, people: the teacher's forward pass costs more than a whole step of a small student. Where people are few and each
-    is shown in the same few views again and again, it is paid once: tokens are kept in float16, heatmaps in 255 steps.
+    teacher: network in evaluation mode. images: (B, 3, size, size), from which mean and deviation are measured.
+    source: identifies the teacher's weights when a run is resumed.
+    views, samples: with views > 0, the targets of all samples are kept for each view in CPU memory (tokens in
+    float16, heatmaps in 255 steps), because the teacher's forward pass takes longer than a step of a small student.
     """
 
-    def __init__(self, teacher, images, views=0, people=0, source=None):
-        self.teacher, self.source = teacher, source
+    def __init__(self, teacher, images, views=0, samples=0, source=None):
+        self.teacher, self.source, self.views, self.samples = teacher, source, views, samples
         parts = [teacher_targets(teacher, part) for part in images.split(32)]
         self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in list(zip(*parts))[:2]]
-        self.bytes_an_answer = sum(part[0].numel() * dtype.itemsize for part, dtype in zip(parts[0], PACKED))
-        self.people, self.known = people, [False] * views
-        self.device = images.device if has_room(images.device, self.bytes()) else torch.device("cpu")     # where they are kept
-        self.kept = [torch.empty(views, people, *part.shape[1:], dtype=dtype, device=self.device)
-                     for part, dtype in zip(parts[0], PACKED)]
+        self.kept = [torch.empty(views, samples, *part.shape[1:], dtype=dtype)
+                     for part, dtype in zip(parts[0], (torch.float16, torch.float16, torch.uint8))]
+        self.ready = set()               # views whose targets are kept
 
-    def bytes(self):
-        """What the remembered answers take."""
-        return len(self.known) * self.people * self.bytes_an_answer
+    def nbytes(self):
+        """Memory of the kept targets, bytes."""
+        return sum(part.nbytes for part in self.kept)
 
-    def give(self, images):
+    def compute(self, images):
+        """The Targets of images (B, 3, size, size), tokens standardised."""
         keypoint, visual, heatmaps = teacher_targets(self.teacher, images)
         return Targets(self.scales[0](keypoint), self.scales[1](visual), heatmaps)
 
-    def prepare(self, view, images_of, between):
-        """Ask the teacher about everybody in this view, unless that was done. images_of: rows -> (B, 3, size, size).
+    def prepare(self, view, batch_of, between):
+        """Compute and keep the targets of all samples in a view, unless that was done.
 
-        between: called after each batch; it may end the run.
-
-        All at once and in order, so that an answer does not depend on who else was in a batch, or when a run was resumed.
+        In order and in batches of 64, so that a target does not depend on the batch it is used in, nor on whether
+        the run was resumed. batch_of: rows (B,) -> Batch. between: called after each batch; may raise.
         """
-        if not len(self.known) or self.known[view]:
+        if not self.views or view in self.ready:
             return
-        for rows in tqdm(torch.arange(self.people).split(64), desc="asking the teacher", leave=False, disable=None):
-            tokens, visual, heatmaps = self.give(images_of(rows))
+        for rows in tqdm(torch.arange(self.samples).split(64), desc="teacher targets", leave=False, disable=None):
+            tokens, visual, heatmaps = self.compute(batch_of(rows).images)
             for kept, part in zip(self.kept, (tokens, visual, (255 * heatmaps).round())):
-                kept[view, rows] = part.to(kept.dtype).to(self.device)
+                kept[view, rows] = part.to(kept.dtype).cpu()
             between()
-        self.known[view] = True
+        self.ready.add(view)
 
     def __call__(self, images, view, rows):
-        """The Targets of images (B, 3, size, size), which show people `rows` (B,) in this view."""
-        if not len(self.known):
-            return self.give(images)
+        """The Targets of images (B, 3, size, size), which show samples `rows` (B,) in this view."""
+        if not self.views:
+            return self.compute(images)
         tokens, visual, heatmaps = (kept[view, rows].to(images.device).float() for kept in self.kept)
         return Targets(tokens, visual, heatmaps / 255)
 

@@ -14,9 +14,10 @@ same type, which takes turns with them, too: the paper's count of operations (tw
 form they have) a second over that rate.
 """
 
-import copy
+import json
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -30,13 +31,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, CommandLine, Distributed, check_device, default_device, main_with_clear_errors
-from crops import make_batch, store
+from crops import store
 from evaluate import PAPER, check_json, count_multiply_adds, take_turns, write_json
 from export import for_inference
 from gfl import by_definition
 from models import PRESETS, build_student
 from synthetic import drawn_people
-from train import RECIPES, Training
+from train import RECIPES, fit, initial_state
 
 FORMS = ("plain", "ready", "compiled")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -177,26 +178,26 @@ def measure_speed(rows, device="cpu"):
 # ------------------------------------------------------------------------------- training
 
 def training_speed(rates, device="cpu", preset="tiny", people=512):
-    """Pictures a second of the cc gd student's whole step, without teacher, and of its input side alone.
+    """Images per second of the cc gd student's training without a teacher, and of its input side alone.
 
-    rates: of measure_speed, of which the step's share is said: backward is twice the work of forward.
+    rates: of measure_speed, of which the training's share is stated: backward is twice the work of forward. The second of
+    two epochs counts.
     """
+    samples = drawn_people("train", people, PRESETS[preset].size)
+    data = samples, store(samples, PRESETS[preset].size)
     precision = "float32" if preset == "tiny" else "bfloat16"
-    drawn = drawn_people("train", people, PRESETS[preset].size)
-    crops = store(drawn, PRESETS[preset].size)
-    recipe = RECIPES[preset]
-    args = SimpleNamespace(**recipe | dict(batch_size=min(people, recipe["batch_size"])), accumulate=1, seed=0,
-                           amp=precision == "bfloat16", student="cc", terms=(), views=0, distill=False,
-                           augmentation="tokenpose", compile=False, deterministic=False)
-    model = build_student("cc", "gd", "none", preset).to(device)
-    training = Training(args, Distributed(0, 1, device), model, copy.deepcopy(model), drawn, crops, drawn, crops, None)
-    params = training.augmentation.draw(people, torch.Generator().manual_seed(0))
-    rows = torch.arange(args.batch_size)
-    inputs, whole = (len(rows) / statistics.median(times) for times in take_turns(
-        [lambda: make_batch(drawn, training.crops, rows, model.size, device, params),
-         lambda: training.step(0, rows, 0, params)], torch.device(device).type))
-    return dict(preset=preset, precision=precision, batch=len(rows), input=inputs, step=whole,
-                share=whole * 3 * 2 * count_multiply_adds(model) / rates[precision])
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = RECIPES[preset]
+        args = SimpleNamespace(**recipe | dict(batch_size=min(people, recipe["batch_size"]), epochs=2), accumulate=1, seed=0,
+                               amp=precision == "bfloat16", student="cc", terms=(), views=0, distill=False, preset=preset,
+                               augmentation="tokenpose", compile=False, deterministic=False, out=Path(folder))
+        model = build_student("cc", "gd", "none", preset).to(device)
+        one = Distributed(0, 1, device)
+        fit(args, one, initial_state(args, one, model, samples), data, (samples.first(16), data[1][:16]))
+        line = json.loads((args.out / "log.jsonl").read_text().splitlines()[-1])
+    step = line["images_per_second"]
+    return dict(preset=preset, precision=precision, batch=args.batch_size, input=line["input_alone"], step=step,
+                share=step * 3 * 2 * count_multiply_adds(model) / rates[precision])
 
 
 # ------------------------------------------------------------------------------- the report

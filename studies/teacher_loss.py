@@ -20,7 +20,7 @@ from distill import heatmap_task, masked_mean
 from evaluate import evaluate
 from models import build_teacher
 from synthetic import drawn_people
-from train import rate_fraction
+from train import rate_factor
 
 BATCH, RATE, PEOPLE = 32, 1e-3, 8000
 
@@ -52,7 +52,7 @@ def main():
         optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=RATE)
         random = torch.Generator().manual_seed(args.seed)
         for step in range(args.steps):
-            optimiser.param_groups[0]["lr"] = RATE * rate_fraction(step, args.steps)
+            optimiser.param_groups[0]["lr"] = RATE * rate_factor(step, args.steps)
             rows = torch.randint(len(train), (BATCH,), generator=random).numpy()
             batch = make_batch(train, crops, rows, model.size, params=AUGMENTATIONS["upright"].draw(PEOPLE, random))
             with torch.autocast("cpu", torch.bfloat16):

@@ -1,6 +1,7 @@
 """Each term of the loss by hand: zero at perfect agreement, a known value at a known offset, and who gets a gradient."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_no_gradient_reaches_the_teacher_and_invisible_joints_are_silent(student
 def test_tokens_are_standardised_on_the_pictures_they_were_measured_on(teacher):
     """Each channel: mean 0 in every token, mean square 1 over pictures and tokens; heatmaps are left as they are."""
     images = torch.rand(40, 3, 64, 64)
-    targets, raw = TeacherTargets(teacher, images).give(images), teacher_targets(teacher, images)
+    targets, raw = TeacherTargets(teacher, images).compute(images), teacher_targets(teacher, images)
     for tokens, own in zip(targets[:2], raw[:2]):
         torch.testing.assert_close(tokens.mean(0), torch.zeros_like(tokens[0]), atol=1e-3, rtol=0)
         torch.testing.assert_close(tokens.square().mean((0, 1)), torch.ones(tokens.shape[-1]), atol=1e-2, rtol=0)
@@ -145,17 +146,17 @@ def test_tokens_are_standardised_on_the_pictures_they_were_measured_on(teacher):
     assert torch.equal(targets.heatmaps, raw.heatmaps)
 
 
-def test_remembered_lessons_are_the_teachers_own(teacher):
+def test_kept_targets_are_the_teachers_own(teacher):
     people, measured = torch.rand(5, 3, 64, 64), torch.rand(8, 3, 64, 64)
     rows = torch.tensor([4, 0, 2])
-    fresh, cached = TeacherTargets(teacher, measured)(people[rows], 1, rows), TeacherTargets(teacher, measured, views=2, people=5)
+    fresh, cached = TeacherTargets(teacher, measured)(people[rows], 1, rows), TeacherTargets(teacher, measured, views=2, samples=5)
     asked = []
-    cached.prepare(1, lambda rows: people[rows], lambda: asked.append(1))
+    cached.prepare(1, lambda rows: SimpleNamespace(images=people[rows]), lambda: asked.append(1))
     assert asked
     cached.prepare(1, None, None)                                                                    # once is enough
     for kept, own, step in zip(cached(torch.zeros(3, 3, 64, 64), 1, rows), fresh, (2e-3, 2e-3, 0.5 / 255)):
         torch.testing.assert_close(kept, own, atol=step, rtol=1e-3)
-    cached.prepare(0, lambda rows: people[rows].flip(-1), lambda: None)                                      # another view is another
+    cached.prepare(0, lambda rows: SimpleNamespace(images=people[rows].flip(-1)), lambda: None)         # another view is another
     assert not torch.allclose(cached(people[rows], 0, rows).keypoint_tokens, fresh.keypoint_tokens)
 
 

@@ -95,7 +95,7 @@ def test_a_damaged_last_checkpoint_falls_back(undisturbed, tmp_path):
     content[len(content) // 2] ^= 255
     last.write_bytes(content)
     said = finished(start(*SHORT, "--epochs", epochs, "--out", "run", "--resume", cwd=tmp_path))
-    assert "going on from run/previous.pt" in said
+    assert "resuming from run/previous.pt" in said
     assert outcome(tmp_path / "run") == expected
 
 
@@ -105,13 +105,13 @@ def free_port():
         return free.getsockname()[1]
 
 
-def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+def test_two_processes_are_one_experiment(tmp_path):
     """torchrun with gloo, and --accumulate: the loss curve of one process with all of the batch, and PCKh to the digit."""
     common = ["--student", "cc", "--filter", "gs", "--drawings", "192", "--device", "cpu", "--epochs", "2"]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    ways = {"whole": ([], ["--batch-size", 16]), "accumulated": ([], ["--batch-size", 8, "--accumulate", 2]),
-            "two": (torchrun, ["--batch-size", 8])}
-    logs, scores = {}, {}
+    ways = {"whole": ([], ["--batch-size", 16]), "accumulated": ([], ["--batch-size", 16, "--accumulate", 2]),
+            "two": (torchrun, ["--batch-size", 16])}
+    logs = {}
     for name, (launcher, flags) in ways.items():
         finished(start(*common, *flags, "--out", name, cwd=tmp_path, launcher=map(str, launcher)))
         logs[name] = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
