@@ -1,8 +1,6 @@
 """Networks on disk: what built them, their weights, and how good they were.
 
     python checkpoint.py half runs/teacher-tiny-drawn/best.pt small.pt      # a copy in float16, to use, not to train on
-    python checkpoint.py split runs/teacher-tiny-drawn/last.pt parts/       # files of at most 16 MB
-    python checkpoint.py join parts/ last.pt                                # together again
 
 A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher), 'metadata'
 (data set, epoch, seed, PCKh), 'model' (the weights), in a run's last.pt 'training' (what train.py needs to go on to the bit),
@@ -21,7 +19,6 @@ from common import BadInput, CommandLine, main_with_clear_errors
 from models import RegressionHead, build_student, build_teacher
 
 FORMAT = 1
-PART = 16 * 10 ** 6          # bytes of a part of a checkpoint that was split
 
 
 def one_line(error):
@@ -299,57 +296,13 @@ def half(source, target):
           f"sha256 {hashlib.sha256(target.read_bytes()).hexdigest()}\n{metadata}")
 
 
-def split(source, folder):
-    """The file `source` as files NAME.part-1-of-N ... of at most PART bytes in a folder."""
-    read(source)                                             # nobody wants parts of a damaged one
-    size = source.stat().st_size
-    count = -(-size // PART)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{source.name}.part-*"):
-        old.unlink()
-    with open(source, "rb") as file:
-        for number in range(1, count + 1):
-            (folder / f"{source.name}.part-{number}-of-{count}").write_bytes(file.read(PART))
-    print(f"{folder}: {source.name} in {count} parts, {size / 1e6:.1f} MB")
-
-
-def join(folder, target):
-    """What `split` made, together again; BadInput where a part is missing, damaged or another one's."""
-    if target.exists():
-        raise BadInput(f"{target} is there already: name another file")
-    if not folder.is_dir():
-        raise BadInput(f"there is no folder {folder}: name the one that holds the parts")
-    parts = {path: re.fullmatch(r"(.+)\.part-(\d+)-of-(\d+)", path.name) for path in sorted(folder.glob("*.part-*"))}
-    wholes = {(found[1], int(found[3])) for found in parts.values() if found}
-    if len(wholes) != 1:
-        raise BadInput(f"{folder} holds parts of {len(wholes)} checkpoints, not of one: {sorted(name for name, _ in wholes)}")
-    (name, count), = wholes
-    if missing := [number for number in range(1, count + 1) if not (folder / f"{name}.part-{number}-of-{count}").exists()]:
-        raise BadInput(f"{folder} lacks part {missing[0]} of {count} of {name}")
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            for number in range(1, count + 1):
-                file.write((folder / f"{name}.part-{number}-of-{count}").read_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        content = read(partial)
-        os.replace(partial, target)
-    except BadInput as error:
-        raise BadInput(f"the parts in {folder} do not make a checkpoint, one of them is damaged or of another file "
-                       f"({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    print(f"{target}: {describe(content['config'])}, {target.stat().st_size / 1e6:.1f} MB")
-
-
 def main():
     parser = CommandLine(__doc__)
-    parser.add_argument("what", choices=("half", "split", "join"))
-    parser.add_argument("source", type=Path, help="checkpoint, or for join the folder of its parts")
-    parser.add_argument("target", type=Path, help="file to write, or for split the folder of the parts")
+    parser.add_argument("what", choices=("half",))
+    parser.add_argument("source", type=Path, help="checkpoint")
+    parser.add_argument("target", type=Path, help="file to write")
     args = parser.parse_args()
-    {"half": half, "split": split, "join": join}[args.what](args.source, args.target)
+    half(args.source, args.target)
 
 
 if __name__ == "__main__":

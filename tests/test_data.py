@@ -86,7 +86,7 @@ FAULTS = {
     "scale 1e[+]30 must be above 0": dict(ENTRY, scale=1e30),
     "within 100,000 pixels": dict(ENTRY, joints=[[1e300, 2.0]] * 16),
     "does not name a file inside": dict(ENTRY, image="../../secret.jpg"),
-    "there is no picture": dict(ENTRY, image="b.jpg"),
+    "there is no image": dict(ENTRY, image="b.jpg"),
     "is not a person": 7,
 }
 
@@ -134,7 +134,7 @@ def test_an_unreadable_picture_is_named(tmp_path):
     root = folder(tmp_path, ENTRY)
     (root / "images" / "a.jpg").write_bytes(b"text")
     people = load_samples(root, "train")
-    with pytest.raises(BadInput, match=r"a\.jpg cannot be read as a picture"):
+    with pytest.raises(BadInput, match=r"a\.jpg cannot be read as an image"):
         people.image(0)
 
 

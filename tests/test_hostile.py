@@ -180,7 +180,7 @@ def test_no_picture_starts_another_program(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(1))
     root = folder(tmp_path, ENTRY)
     Image.new("RGB", (40, 40)).save(root / "images/a.jpg", "EPS")
-    with pytest.raises(BadInput, match="a.jpg cannot be read as a picture"):
+    with pytest.raises(BadInput, match="a.jpg cannot be read as an image"):
         load_samples(root, "train").image(0)
     with pytest.raises(BadInput, match="a.jpg cannot be read as a picture"):
         read_picture(root / "images/a.jpg")
@@ -213,7 +213,7 @@ def test_damaged_pictures_are_skipped_only_where_asked(tmp_path):
     bad = [dict(ENTRY, image=f"bad{n}.jpg") for n in range(60)]
     (root / "annot/train.json").write_text(json.dumps(entries + bad))
     people = load_samples(root, "train")                                        # strict: found when the crops are cut
-    with pytest.raises(BadInput, match="train, entry 1200: .*bad0.jpg cannot be read as a picture .*200 million"):
+    with pytest.raises(BadInput, match="train, entry 1200: .*bad0.jpg cannot be read as an image .*200 million"):
         store(people, 64)
     people = load_samples(root, "train", skip_bad=True)
     assert len(people) == 1200 and len(people.skipped) == 60 and all("bad" in line for line in people.skipped)
