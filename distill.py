@@ -1,20 +1,21 @@
-"""What the networks learn from: labels, and a teacher's tokens, heatmaps and confidence.
+"""Losses: labels, and distillation from a teacher's tokens, heatmaps and confidence.
 
-    python train.py --student cc --filter gd        # prints every term below at every epoch
+    python train.py --student cc --filter gd        # logs every term below
 
     L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs
 
-    L_task   the labels: SmoothL1 (regression), KL to a Gaussian label (coordinate classification)
-    L_kt     keypoint tokens of student and teacher, mean squared error
-    L_vt     visual tokens of student and teacher, mean squared error
-    L_hm     the student's prediction, read as a heatmap or its two marginals, against the teacher's heatmap
-    L_cs     the student's confidence against what the teacher thinks of the student's answer
+    L_task   labels: SmoothL1 (regression), KL to a Gaussian label (coordinate classification)
+    L_kt     mean squared error between keypoint tokens of student and teacher
+    L_vt     mean squared error between visual tokens of student and teacher
+    L_hm     the student's prediction as a heatmap, or as its two marginals, against the teacher's heatmap
+    L_cs     the student's confidence against the teacher's heatmap value at the student's prediction
 
-The terms are those of the BMVC 2024 paper's poster; for the regression student they are DistilPose's
-("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023), for coordinate classification the
-heatmap enters through its marginals. A joint without a label (visible = 0) takes part in no term.
+The terms are those of the BMVC 2024 paper's poster. For the regression student they are DistilPose's
+("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification the
+heatmap is compared through its marginals. A joint without a label (visible = False) contributes to no term.
 
-Shapes: B pictures, K = 16 joints, D channels, N visual tokens, S = 64 heatmap cells a side, `bins` SimCC bins an axis.
+Shapes: B images, K = 16 joints, D channels, N visual tokens, S x S heatmap cells, `bins` SimCC bins per axis.
+Coordinates xy are fractions of the crop, visible is bool. Each loss is a tensor of shape ().
 """
 
 from typing import NamedTuple
@@ -26,22 +27,21 @@ from tqdm import tqdm
 from crops import coordinate_labels, heatmaps
 from models import CoordinateHead, Regression
 
-# Weights a1 .. a4, of standardised tokens (see TeacherTargets): found in runs of 1,000 steps of the tiny gs students (PCKh@0.5 of one
-# seed). cc, by its a1 and a2: 41.5 with 0.3 and 0.1, 43.1 with 1 and 0.3, 45.1 with 3 and 1. reg, whose L_task is a twentieth
-# of that: 30.0 with 0.3 and 0.1, 29.8 with 1 and 0.3. DistilPose's are 5e-4, 5e-4, 1 and 0.01, for tokens as they are.
-# All terms but L_vt are divided by all joints (masked_mean): with a fraction v of the joints visible they are v times
-# their mean over visible joints, so that L scales with v but for L_vt, which has no joints. Nearly all joints of synthetic
-# people are visible, 93% in MPII.
+# Weights a1 .. a4, for standardised tokens (TeacherTargets). Found in runs of 1,000 steps of the tiny gs students, one
+# seed, PCKh@0.5. cc with a1, a2 = 0.3, 0.1: 41.5; 1, 0.3: 43.1; 3, 1: 45.1. reg, whose L_task is a twentieth of
+# that, with 0.3, 0.1: 30.0; 1, 0.3: 29.8. DistilPose uses 5e-4, 5e-4, 1 and 0.01 for tokens that are not standardised.
+# Every term but L_vt is divided by all joints (masked_mean): where a fraction v of the joints is visible, it is v times
+# the mean over visible joints. L therefore scales with v, except for L_vt. v is 0.93 in MPII, 1 for synthetic people.
 WEIGHTS = {"cc": dict(keypoint_tokens=3.0, visual_tokens=1.0, heatmap=1.0, confidence=0.01),
            "reg": dict(keypoint_tokens=0.3, visual_tokens=0.1, heatmap=1.0, confidence=0.01)}
 TERMS = tuple(WEIGHTS["cc"])
-SMOOTH_L1_BETA = 1 / 64      # SmoothL1 is quadratic below one heatmap cell, linear above, in fractions of the crop
+SMOOTH_L1_BETA = 1 / 64      # SmoothL1 is quadratic below this, one heatmap cell in fractions of the crop
 
 
 def masked_mean(values, visible):
     """Sum of values (B, K) over visible joints (B, K), divided by all B * K joints, as in HRNet's loss.
 
-    The mean over equal parts of a batch is then that of the whole, so gradients may be accumulated and averaged
+    The mean over equal parts of a batch is then that of the whole, so gradients can be accumulated and averaged
     over processes. Values of invisible joints may be anything, including NaN.
     """
     return torch.where(visible, values, 0).mean()
@@ -55,28 +55,30 @@ def kl_divergence(target, logits):
     return (torch.xlogy(target, target) - target * logits.log_softmax(-1)).sum(-1)
 
 
-# ------------------------------------------------------------------------------- labels: the student's task, the teacher's
+# ------------------------------------------------------------------------------- labels
 
 def regression_task(prediction, xy, visible):
-    """L_task = SmoothL1(xy_student, xy_label), in fractions of the crop, over visible joints."""
-    return masked_mean(F.smooth_l1_loss(prediction.xy, xy, reduction="none", beta=SMOOTH_L1_BETA).mean(-1), visible)
+    """L_task = SmoothL1(xy_student, xy_label), in fractions of the crop, per joint and axis."""
+    loss = F.smooth_l1_loss(prediction.xy, xy, reduction="none", beta=SMOOTH_L1_BETA)      # (B, K, 2)
+    return masked_mean(loss.mean(-1), visible)
 
 
 def coordinate_task(prediction, xy, visible, sigma):
-    """L_task = KL(Gaussian label || student), mean of both axes, over visible joints (SimCC). sigma in bins."""
+    """L_task = KL(Gaussian label || student), mean of both axes (SimCC). sigma in bins."""
     labels = coordinate_labels(xy, sigma, prediction[0].shape[-1])
-    return masked_mean(sum(kl_divergence(label, logits) for label, logits in zip(labels, prediction)) / 2, visible)
+    kl_x, kl_y = (kl_divergence(label, logits) for label, logits in zip(labels, prediction))       # (B, K) each
+    return masked_mean((kl_x + kl_y) / 2, visible)
 
 
 def heatmap_task(logits, xy, visible, sigma):
-    """The teacher's own loss: cross-entropy over positions, KL(Gaussian label over the cells || softmax(logits))."""
+    """L_task of the teacher: KL(Gaussian label || softmax(logits)) over all positions. logits (B, K, S, S)."""
     label = heatmaps(xy, sigma, logits.shape[-1]).flatten(-2)                              # (B, K, S * S)
     label = label / label.sum(-1, keepdim=True).clamp(min=torch.finfo(label.dtype).tiny)
     return masked_mean(kl_divergence(label, logits.flatten(-2)), visible)
 
 
 def task_loss(head, prediction, xy, visible):
-    """L_task of whichever head made the prediction. xy (B, K, 2) fractions of the crop, visible (B, K)."""
+    """L_task of the head that made the prediction. xy (B, K, 2) fractions of the crop, visible (B, K)."""
     if isinstance(prediction, Regression):
         return regression_task(prediction, xy, visible)
     if isinstance(head, CoordinateHead):
@@ -84,10 +86,10 @@ def task_loss(head, prediction, xy, visible):
     return heatmap_task(prediction, xy, visible, head.sigma)
 
 
-# ------------------------------------------------------------------------------- the teacher
+# ------------------------------------------------------------------------------- distillation
 
 def keypoint_token_loss(student, teacher, visible):
-    """L_kt = ||T_student - T_teacher||^2 / D per keypoint token (B, K, D), over visible joints."""
+    """L_kt = ||T_student - T_teacher||^2 / D of keypoint tokens (B, K, D)."""
     return masked_mean((student - teacher).square().mean(-1), visible)
 
 
@@ -97,13 +99,13 @@ def visual_token_loss(student, teacher):
 
 
 def heatmap_loss_regression(prediction, teacher, visible):
-    """L_hm = ||H_simulated - H_teacher||^2 / S^2: a Gaussian at (x, y) with (sigma_x, sigma_y) drawn on the grid."""
+    """L_hm = ||H_student - H_teacher||^2 / S^2, H_student a Gaussian at (x, y) with deviations (sigma_x, sigma_y)."""
     simulated = heatmaps(prediction.xy, prediction.sigma, teacher.shape[-1])               # (B, K, S, S)
     return masked_mean((simulated - teacher).square().mean((-2, -1)), visible)
 
 
 def marginals(teacher, bins):
-    """Heatmaps (B, K, S, S) -> two distributions (B, K, bins), over x and y: summed, resampled, normalised."""
+    """Heatmaps (B, K, S, S) -> two distributions (B, K, bins), over x and y: sum, resample, normalise."""
     for axis in (-2, -1):                                                                  # sum over rows leaves x
         marginal = F.interpolate(teacher.sum(axis), size=bins, mode="linear", align_corners=False)
         yield marginal / marginal.sum(-1, keepdim=True).clamp(min=torch.finfo(marginal.dtype).tiny)
@@ -111,18 +113,19 @@ def marginals(teacher, bins):
 
 def heatmap_loss_coordinates(prediction, teacher, visible):
     """L_hm = KL(marginal of H_teacher || student), mean of both axes."""
-    pairs = zip(marginals(teacher, prediction[0].shape[-1]), prediction)
-    return masked_mean(sum(kl_divergence(target, logits) for target, logits in pairs) / 2, visible)
+    targets = marginals(teacher, prediction[0].shape[-1])
+    kl_x, kl_y = (kl_divergence(target, logits) for target, logits in zip(targets, prediction))    # (B, K) each
+    return masked_mean((kl_x + kl_y) / 2, visible)
 
 
 def confidence_loss(confidence, xy, teacher, visible):
-    """L_cs = |c_student - H_teacher(x_student, y_student)|: how sure to be is what the teacher thinks of the place.
+    """L_cs = |c_student - H_teacher(x_student, y_student)|: the student learns how certain it is from the teacher.
 
-    confidence (B, K), xy (B, K, 2) in fractions (no gradient passes through the place), teacher (B, K, S, S).
+    confidence (B, K), xy (B, K, 2) in fractions (no gradient passes through xy), teacher (B, K, S, S).
     """
     B, K, S, _ = teacher.shape
-    place = (2 * xy.detach() - 1).view(B * K, 1, 1, 2)                                     # [-1, 1], edge to edge
-    value = F.grid_sample(teacher.reshape(B * K, 1, S, S), place, padding_mode="border", align_corners=False)
+    grid = (2 * xy.detach() - 1).view(B * K, 1, 1, 2)                                      # [-1, 1], edge to edge
+    value = F.grid_sample(teacher.reshape(B * K, 1, S, S), grid, padding_mode="border", align_corners=False)
     return masked_mean((confidence - value.view(B, K)).abs(), visible)
 
 
@@ -211,16 +214,16 @@ class TeacherTargets:
 def distillation_loss(head, output, targets, xy, visible):
     """The task and the four terms, unweighted, by name: {'task': L_task, 'keypoint_tokens': L_kt, ...}.
 
-    head: the student's. output: what the student made of the pictures. targets: what the teacher did. xy, visible: labels.
+    head, output: the student's head and Output. targets: the teacher's Targets. xy, visible: labels.
     """
     prediction = output.prediction
     heatmap_loss = heatmap_loss_regression if isinstance(prediction, Regression) else heatmap_loss_coordinates
-    place, confidence = head.decode(prediction)
+    decoded, confidence = head.decode(prediction)
     return {"task": task_loss(head, prediction, xy, visible),
             "keypoint_tokens": keypoint_token_loss(output.keypoint_tokens, targets.keypoint_tokens, visible),
             "visual_tokens": visual_token_loss(output.visual_tokens, targets.visual_tokens),
             "heatmap": heatmap_loss(prediction, targets.heatmaps, visible),
-            "confidence": confidence_loss(confidence, place, targets.heatmaps, visible)}
+            "confidence": confidence_loss(confidence, decoded, targets.heatmaps, visible)}
 
 
 def total(terms, weights):
