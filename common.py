@@ -1,5 +1,4 @@
-"""Between a command and its surroundings: bad input ends it with one clear line and exit status 2 (a bug keeps its traceback),
-devices are there, and what only one process may do is locked."""
+"""What commands share: errors in one line, devices, locks, distributed training."""
 
 import argparse
 import contextlib
@@ -18,17 +17,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class BadInput(Exception):
-    """What is wrong, where, and what to do about it, in one line for the person at the keyboard."""
+    """An error of the user's input. Its message is one line: what is wrong, where, and what to do."""
 
 
 class CommandLine(argparse.ArgumentParser):
-    """argparse, whose --help begins with a module's docstring as it is, and whose complaints are BadInput, too."""
+    """An argument parser that keeps the docstring's layout in --help and raises BadInput on errors."""
 
     def __init__(self, description):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message):
-        raise BadInput(f"{message}: {self.prog} --help says what there is")
+        raise BadInput(f"{message}: {self.prog} --help lists what there is")
 
 
 def default_device():
@@ -45,14 +44,14 @@ def check_device(name):
     if int(index or 0) >= torch.cuda.device_count():
         raise BadInput(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use; "
                        f"--device cpu always works")
-    torch.cuda.set_device(name if index else 0)          # clocks and memory counters then mean this one
+    torch.cuda.set_device(name if index else 0)          # what events and memory counters refer to
 
 
 def fast_bfloat16(device):
-    """Does this device multiply bfloat16 matrices natively? Elsewhere a product in bfloat16 takes a hundred times as long as one
-    in float32, so that every choice of precision asks here.
+    """Whether the device multiplies bfloat16 matrices natively. Every choice of precision asks this function.
 
-    CPUs with AVX512_BF16 or AMX do, unless ONEDNN_MAX_CPU_ISA keeps oneDNN from using them; of other CPUs (Arm) it is not assumed.
+    On other devices a product in bfloat16 can take a hundred times as long as in float32. Native are CPUs with
+    AVX512_BF16 or AMX, unless ONEDNN_MAX_CPU_ISA disables these; for other CPUs (Arm) the answer is False.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -65,10 +64,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3          # of glibc's mallopt (mallo
 
 
 def keep_freed_memory():
-    """Let the C library keep the memory of freed tensors for the next ones.
+    """Let glibc keep the memory of freed tensors for the next ones, instead of returning it to the system.
 
-    glibc gives blocks of this size back to the system, and takes them anew, page by page, for every tensor: one filter layer
-    (16 grids of 16 x 17 x 192) took 5.5 ms so and 2.2 ms with this, a training step of the default command 96 and 87 ms.
+    One filter layer (16 grids of 16 x 17 x 192) takes 2.2 instead of 5.5 ms, a training step of the default command
+    87 instead of 96 ms.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -79,17 +78,17 @@ def keep_freed_memory():
 
 
 def has_room(device, size):
-    """Would `size` bytes leave half of what is free on a GPU? Nobody asks how much memory a CPU has."""
+    """Whether `size` bytes fit into half of a GPU's free memory. Always True for a CPU."""
     if torch.device(device).type == "cpu":
         return True
-    torch.cuda.empty_cache()                             # what PyTorch keeps for later is free, too
+    torch.cuda.empty_cache()                             # PyTorch's cache is free memory, too
     return size < torch.cuda.mem_get_info(device)[0] / 2
 
 
 def lock(file, wait):
-    """Keep others from locking this open file or folder descriptor until it is closed -> False where another has it already.
+    """Lock an open file or folder descriptor until it is closed -> False if another process has locked it.
 
-    wait: until the other lets go. Where the system knows no locks, everybody gets them.
+    wait: wait for the other process instead. Always True where the system has no file locks.
     """
     try:
         import fcntl
@@ -102,13 +101,13 @@ def lock(file, wait):
 
 
 def terminate(number, frame):
-    """SIGTERM as Ctrl-C: files and workers are let go."""
+    """Handle SIGTERM like Ctrl-C, so that files are closed and workers ended."""
     print("terminated", file=sys.stderr)
     raise SystemExit(128 + number)
 
 
 def main_with_clear_errors(main):
-    """Run a command's main(); BadInput and files that cannot be written become one line on stderr and exit status 2."""
+    """Run main(). BadInput and OSError become one line on stderr and exit status 2; other errors are bugs."""
     signal.signal(signal.SIGTERM, terminate)
     keep_freed_memory()
     try:
@@ -129,7 +128,7 @@ def main_with_clear_errors(main):
 
 @dataclass(frozen=True)
 class Distributed:
-    """rank: this process's number. world_size: how many there are. device: where it computes."""
+    """Rank of this process, number of processes, and this process's device."""
     rank: int
     world_size: int
     device: str
@@ -139,7 +138,7 @@ class Distributed:
         return self.rank == 0
 
     def wrap(self, model):
-        """The network whose gradients are the mean over all processes; batch norms see all processes' pictures on GPUs."""
+        """The model with gradients averaged over processes, and on GPUs with batch statistics of all processes."""
         if self.world_size == 1:
             return model
         if self.device != "cpu":
@@ -147,7 +146,7 @@ class Distributed:
         return DistributedDataParallel(model, device_ids=None if self.device == "cpu" else [self.device])
 
     def no_sync(self, model, unless):
-        """A context in which backward() keeps its gradients to itself: for all but the last part of an accumulated step."""
+        """A context without gradient averaging, for all but the last part of an accumulated step."""
         return contextlib.nullcontext() if unless or self.world_size == 1 else model.no_sync()
 
     def mean(self, values):
@@ -158,18 +157,18 @@ class Distributed:
         return values
 
     def broadcast_buffers(self, model):
-        """The first process's running means of batch norms for all."""
+        """Copy buffers, such as batch statistics, from the main process to all others."""
         if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
     def any(self, flag):
-        """Does any process say so?"""
+        """Whether `flag` is true in any process."""
         if self.world_size == 1:
             return flag
-        said = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(said)
-        return bool(said > 0)
+        count = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(count)
+        return bool(count > 0)
 
     def gather(self, part):
         """Rows rank, rank + world_size, ... of an array from every process -> the whole array, in order, in every process."""
@@ -183,7 +182,7 @@ class Distributed:
         return whole
 
     def barrier(self):
-        """Until every process has come here."""
+        """Wait until every process has come here."""
         if self.world_size > 1:
             dist.barrier()
 
@@ -203,8 +202,8 @@ def init_distributed(device):
                            f"start as many processes as GPUs")
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
-    # long enough for the first process to cut the crops of a whole data set while the others wait
+    # the others wait while the main process cuts the crops of a data set
     dist.init_process_group("nccl" if device != "cpu" else "gloo", timeout=timedelta(hours=2))
     if rank:
-        sys.stdout = open(os.devnull, "w")                       # one voice
+        sys.stdout = open(os.devnull, "w")                       # only the main process prints
     return Distributed(rank, world, device)
