@@ -1,10 +1,10 @@
-"""Networks on disk: what built them, their weights, and how good they were.
+"""Checkpoints: our own files, and published weights of HRNet, TokenPose and DistilPose.
 
     python checkpoint.py half runs/teacher-tiny-drawn/best.pt small.pt      # a copy in float16, to use, not to train on
 
-A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher), 'metadata'
-(data set, epoch, seed, PCKh), 'model' (the weights), in a run's last.pt 'training' (what train.py needs to go on to the bit),
-and 'checksum', over all of it. Loading executes nothing: weights_only=True.
+A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher),
+'metadata' (data set, epoch, seed, PCKh), 'model' (the weights), in a run's last.pt 'training' (what train.py
+needs to go on to the bit), and 'checksum', over all of it. Loading executes nothing: weights_only=True.
 """
 
 import hashlib
@@ -22,14 +22,15 @@ FORMAT = 1
 
 
 def one_line(error):
-    """The beginning of an error that may run over many lines."""
+    """The first 200 characters of an error, in one line."""
     return " ".join(repr(error).split())[:200]
 
 
 def checksum(content):
     """sha256 over all names, numbers and tensors of nested dictionaries and lists, in their order.
 
-    ValueError where a tensor claims more than is stored of it (one number, repeated 10^13 times, would fill the memory).
+    ValueError where a tensor claims more than is stored of it (one number, repeated 10^13 times, would fill
+    the memory).
     """
     digest = hashlib.sha256()
 
@@ -54,9 +55,9 @@ def checksum(content):
 
 
 def save(path, model, metadata, training=None, half=False, keep=None):
-    """Write a checkpoint whole or not at all. half: weights in float16, for a network that will only be evaluated.
+    """Save a checkpoint atomically. BadInput, with the old file untouched, if it cannot be written.
 
-    keep: where the file that `path` was until now goes, for a second chance should this one be damaged.
+    half: store weights in float16, for inference alone. keep: path to which the old file is renamed.
     """
     path = Path(path)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -79,16 +80,16 @@ def save(path, model, metadata, training=None, half=False, keep=None):
     if keep is not None and path.exists():
         os.replace(path, keep)
     os.replace(temporary, path)
-    if hasattr(os, "O_DIRECTORY"):                     # the new names are on the disk, too
+    if hasattr(os, "O_DIRECTORY"):                     # make the renaming durable
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
 
 
 def read_safely(path):
-    """What torch.save wrote, tensors and plain values alone; BadInput for anything else. Nothing in the file is executed."""
+    """Load a file of torch.save with tensors and plain values alone, else BadInput. Executes nothing."""
     try:
-        if zipfile.is_zipfile(path):     # torch.save never compresses: what unpacks to more than it holds is a trap
+        if zipfile.is_zipfile(path):     # torch.save does not compress: this may be a decompression bomb
             packed = [info for info in zipfile.ZipFile(path).infolist() if info.compress_type != zipfile.ZIP_STORED]
             if packed:
                 raise BadInput(f"{path} is a compressed archive, which torch.save does not write: it is not loaded")
@@ -107,9 +108,9 @@ def read_safely(path):
 
 
 def read(path):
-    """The dictionary of a checkpoint of ours; BadInput where the file is none."""
+    """The dictionary of one of our checkpoints; BadInput for any other file."""
     content = read_safely(path)
-    old = isinstance(content, dict) and "facts" in content               # what 'metadata' were called at first
+    old = isinstance(content, dict) and "facts" in content               # the key of 'metadata' in old files
     if not isinstance(content, dict) or content.get("format") != FORMAT \
             or not isinstance(content.get("facts" if old else "metadata"), dict):
         raise BadInput(f"{path} is not a checkpoint of this project (format {FORMAT}): train.py writes those")
@@ -126,7 +127,7 @@ def read(path):
 
 
 def read_last(folder):
-    """The newest state of a run that can be read, last.pt or else previous.pt -> (its file, its content)."""
+    """Read last.pt of a run, or previous.pt if that is damaged -> (path, content)."""
     last, previous = folder / "last.pt", folder / "previous.pt"
     try:
         return last, read(last)
@@ -134,8 +135,8 @@ def read_last(folder):
         if not previous.exists():
             raise
         content = read(previous)
-        print(f"{error}: going on from {previous}")
-        if last.exists():                # or the next save would put it in the place of the good one
+        print(f"{error}: resuming from {previous}")
+        if last.exists():                # so that the next save does not replace the good file
             os.replace(last, folder / "last.damaged")
         return previous, content
 
@@ -148,9 +149,9 @@ def build(config):
 
 
 def load(path, device="cpu"):
-    """-> (network in evaluation mode, metadata). Every weight must fit: a name or shape that does not is BadInput.
+    """-> (network in evaluation mode, metadata). BadInput if a weight's name or shape differs.
 
-    Published teachers are taken, too; their metadata say what was used.
+    Published teachers can be loaded, too; metadata['used'] lists what was used.
     """
     content = read_safely(path)
     if is_teacher(content):
@@ -168,25 +169,25 @@ def load(path, device="cpu"):
 
 
 def start_from(model, path):
-    """Weights of another run of the same network into model, as a start; returns a line on what was used.
+    """Initialise a model with the weights of another run of the same network -> a line on what was used.
 
-    The position embedding, which is not learned and differs between input sizes, stays the model's own.
+    The position embedding is not learned and depends on the input size: the model keeps its own.
     """
     content = read(path)
     here, there = (dict(config, preset="") for config in (model.config, content["config"]))
     weights = {name: tensor for name, tensor in content["model"].items() if name != "encoder.position"}
     own = model.state_dict()
-    misfits = [name for name in own if name not in ("encoder.position", *weights)]
-    misfits += [name for name in weights if name not in own or own[name].shape != weights[name].shape]
-    if here != there or misfits:
+    mismatches = [name for name in own if name not in ("encoder.position", *weights)]
+    mismatches += [name for name in weights if name not in own or own[name].shape != weights[name].shape]
+    if here != there or mismatches:
         raise BadInput(f"{path} is {describe(content['config'])} and cannot start {describe(model.config)}"
-                       + (f": {misfits[0]} has another shape" if misfits and here == there else ""))
+                       + (f": {mismatches[0]} has another shape" if mismatches and here == there else ""))
     model.load_state_dict(weights, strict=False)
     return f"starting from {path}: {describe(content['config'])}, {content['metadata'].get('data')}"
 
 
 def load_backbone(backbone, path):
-    """Published HRNet weights into a network's backbone; returns a line on what was used."""
+    """Published HRNet weights into a network's backbone -> a line on what was used."""
     return fill_backbone(backbone, read_safely(path), path)
 
 
@@ -196,9 +197,10 @@ def load_backbone(backbone, path):
 #     python evaluate.py --checkpoint tokenpose_b_mpii.pth --data MPII        # score a published teacher first
 #     python train.py --student cc --filter gs --teacher tokenpose_b_mpii.pth --data MPII --preset paper
 #
-# TokenPose-B with HRNet-W48 and 12 layers is the layout of our teacher but for its head: 512 wide (ours 384, as in the paper's
-# tables), and what it puts out is the heatmap itself, as it learned with mean squared error. Every weight that a network needs
-# must be in the file, in its shape; every weight of the file must be known, or it is not the file it is taken for.
+# TokenPose-B with HRNet-W48 and 12 layers is the layout of our teacher but for its head: 512 wide (ours 384,
+# as in the paper's tables), and what it puts out is the heatmap itself, as it learned with mean squared
+# error. Every weight that a network needs must be in the file, in its shape; every weight of the file must be
+# known, or it is not the file it is taken for.
 
 # Our name for each of TokenPose's, first match wins; its own HRNet has our names behind 'pre_feature.'.
 TOKENPOSE = (
@@ -217,8 +219,8 @@ TOKENPOSE = (
 # DistilPose keeps the same tensors behind other prefixes.
 DISTILPOSE = ((r"keypoint_head\.tokenpose\.", "transformer."), (r"backbone\.", "pre_feature."))
 
-# What published HRNet files hold beyond the map that leaves our backbone: stage 3's way to its coarser branches, the fourth
-# stage, and heads for joints or for ImageNet's classes.
+# What published HRNet files hold beyond the map that leaves our backbone: stage 3's way to its coarser
+# branches, the fourth stage, and heads for joints or for ImageNet's classes.
 BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.", "final_layer.",
                   "incre_modules.", "downsamp_modules.", "classifier.")
 
@@ -240,7 +242,7 @@ def rename(name, table):
 
 
 def fill(model, found, path, beyond=()):
-    """found: tensors by our names, into model. -> a line on what was used; BadInput names what is amiss."""
+    """Load tensors with our names into the model -> a line on what was used. BadInput for any mismatch."""
     needed = model.state_dict()
     left_over = [name for name in found if name.startswith(tuple(beyond))] if beyond else []
     for what, names in (("lacks", needed.keys() - found.keys()),
@@ -254,7 +256,7 @@ def fill(model, found, path, beyond=()):
 
 
 def fill_backbone(backbone, content, path):
-    """HRNet's published weights, ImageNet's or a pose network's, into our HRNet; returns a line on what was used."""
+    """HRNet's published weights, ImageNet's or a pose network's, into our HRNet -> a line on what was used."""
     return fill(backbone, state_dict(content), path, BEYOND_STAGE_3)
 
 
@@ -282,7 +284,7 @@ def published_teacher(content, path):
 # ------------------------------------------------------------------------------- command line
 
 def describe(config):
-    """One line for people: 'cc gd none tiny' or 'teacher tiny'."""
+    """A network in one line: 'cc gd none tiny' or 'teacher tiny'."""
     return " ".join(config.values())
 
 

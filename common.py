@@ -50,8 +50,9 @@ def check_device(name):
 def fast_bfloat16(device):
     """Whether the device multiplies bfloat16 matrices natively. Every choice of precision asks this function.
 
-    On other devices a product in bfloat16 can take a hundred times as long as in float32. Native are CPUs with
-    AVX512_BF16 or AMX, unless ONEDNN_MAX_CPU_ISA disables these; for other CPUs (Arm) the answer is False.
+    On other devices a product in bfloat16 can take a hundred times as long as in float32. Native are CPUs
+    with AVX512_BF16 or AMX, unless ONEDNN_MAX_CPU_ISA disables these; for other CPUs (Arm) the answer is
+    False.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -66,8 +67,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3          # of glibc's mallopt (mallo
 def keep_freed_memory():
     """Let glibc keep the memory of freed tensors for the next ones, instead of returning it to the system.
 
-    One filter layer (16 grids of 16 x 17 x 192) takes 2.2 instead of 5.5 ms, a training step of the default command
-    87 instead of 96 ms.
+    One filter layer (16 grids of 16 x 17 x 192) takes 2.2 instead of 5.5 ms, a training step of the default
+    command 87 instead of 96 ms.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -122,9 +123,9 @@ def main_with_clear_errors(main):
 
 # ------------------------------------------------------------------------------- several processes
 
-# `torchrun --nproc-per-node N train.py ...`: every process holds the whole network and the whole data set and takes
-# its part of each step's samples. Gradients are ema by PyTorch's DistributedDataParallel. The first process alone
-# writes files and prints.
+# `torchrun --nproc-per-node N train.py ...`: every process holds the whole network and the whole data set and
+# takes its part of each step's samples. Gradients are ema by PyTorch's DistributedDataParallel. The first
+# process alone writes files and prints.
 
 @dataclass(frozen=True)
 class Distributed:

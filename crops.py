@@ -8,8 +8,8 @@
     warp          a batch of cut crops through another such map, on the device, at every step
     gaussian      labels: a Gaussian along one axis; two make SimCC labels, their outer product a heatmap
 
-A pixel's coordinate is that of its centre: the crop's first pixel has its centre at 0 and its left edge at -0.5.
-Outside the image everything is black.
+A pixel's coordinate is that of its centre: the crop's first pixel has its centre at 0 and its left edge at
+-0.5. Outside the image everything is black.
 """
 
 import hashlib
@@ -41,8 +41,8 @@ FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
 def crop_matrix(center, side, size, rotation=0.0, flip=False):
     """Maps (B, 2, 3) from image pixels to pixels of a size x size crop, in float64.
 
-    center: (B, 2) middle of the box in the image. side: (B,) its side in image pixels. rotation: (B,) degrees by
-    which the image is rotated, counter-clockwise as seen. flip: (B,) bool, mirror left and right.
+    center: (B, 2) middle of the box in the image. side: (B,) its side in image pixels. rotation: (B,) degrees
+    by which the image is rotated, counter-clockwise as seen. flip: (B,) bool, mirror left and right.
 
         u = mirror * S R (x - center) + middle,      S = size / side, middle = (size - 1) / 2
     """
@@ -182,9 +182,9 @@ def stored_matrix(center, side, size):
 def store(samples, size, folder=None):
     """The crops of all samples with their margin, cut once: (N, wide, wide, 3) uint8.
 
-    folder: cache of memory-mapped files, or None to keep the crops in memory. The name of a file contains a digest of
-    the images (path, size, modification time) and boxes. One process cuts while others wait; cutting that was
-    stopped is resumed.
+    folder: cache of memory-mapped files, or None to keep the crops in memory. The name of a file contains a
+    digest of the images (path, size, modification time) and boxes. One process cuts while others wait;
+    cutting that was stopped is resumed.
     """
     wide = stored_size(size)
     matrix = stored_matrix(samples.center, samples.side, size)

@@ -8,11 +8,12 @@ Put the data like this (the layout that HRNet's authors publish and most pose co
     DATA/annot/train.json, valid.json              image, joints, joints_vis, center, scale of each person
     DATA/annot/gt_valid.mat                        what PCKh is computed against: joints and head boxes
 
-If there is only MPII's release (mpii_human_pose_v1_u12_1.mat in DATA or DATA/annot), that is read instead. It does
-not contain the standard split with its 2,958 validation people, so its labelled images are split by file name.
+If there is only MPII's release (mpii_human_pose_v1_u12_1.mat in DATA or DATA/annot), that is read instead. It
+does not contain the standard split with its 2,958 validation people, so its labelled images are split by file
+name.
 
-Label files count pixels from 1, as Matlab does. After loading, the centre of the top left pixel is (0, 0), and a
-joint without a label has visible = False.
+Label files count pixels from 1, as Matlab does. After loading, the centre of the top left pixel is (0, 0),
+and a joint without a label has visible = False.
 """
 
 import json
@@ -32,8 +33,8 @@ from common import BadInput
 JOINTS = ("r-ankle", "r-knee", "r-hip", "l-hip", "l-knee", "l-ankle", "pelvis", "thorax",
           "upper neck", "head top", "r-wrist", "r-elbow", "r-shoulder", "l-shoulder", "l-elbow", "l-wrist")
 
-# MPII's `scale` is the standing height of a person in pixels / 200. HRNet and its followers enlarge the box by a
-# quarter and move it down, as MPII's centre lies on the chest.
+# MPII's `scale` is the standing height of a person in pixels / 200. HRNet and its followers enlarge the box
+# by a quarter and move it down, as MPII's centre lies on the chest.
 PIXELS_PER_SCALE = 200
 BOX_ENLARGEMENT = 1.25
 CENTER_SHIFT = 15                    # pixels per unit of scale, before the enlargement
@@ -81,8 +82,8 @@ def load_samples(root, split, images=True, skip_bad=False):
     """The Samples of one split, 'train' or 'valid', of an MPII folder. BadInput where the folder cannot be used.
 
     images=False: read the labels alone, for a folder without images.
-    skip_bad: leave out json entries that cannot be used and list them in Samples.skipped, instead of stopping at
-    the first. Every image is then decoded once.
+    skip_bad: leave out json entries that cannot be used and list them in Samples.skipped, instead of stopping
+    at the first. Every image is then decoded once.
     """
     root = Path(root)
     if not root.is_dir():
@@ -135,7 +136,8 @@ def read_json(root, split, file, images, skip_bad):
 
 
 FIELDS = "image", "joints", "joints_vis", "center", "scale"
-# What must hold of an entry with these fields, numbers as arrays, and how the error describes it where it does not.
+# What must hold of an entry with these fields, numbers as arrays, and how the error describes it where it
+# does not.
 RULES = (
     ("image {image!r:.200} does not name a file inside images/", lambda image, **_:
         isinstance(image, str) and not Path(image).is_absolute() and ".." not in Path(image).parts and "\0" not in image),
@@ -200,8 +202,8 @@ def check_image(file, index, path, images, decode):
 def check_entries(file, entries, images, skip_bad):
     """-> rows of the entries that can be used, and for each other entry a line that says why not.
 
-    BadInput at the first of these unless skip_bad, and if they are more than MAX_BAD_FRACTION. images: the folder
-    that must hold each image, or None.
+    BadInput at the first of these unless skip_bad, and if they are more than MAX_BAD_FRACTION. images: the
+    folder that must hold each image, or None.
     """
     def attempt(numbered):
         index, entry = numbered
@@ -291,7 +293,8 @@ def read_release(root, split, file, images):
 def read_person(rect):
     """One annorect -> (joints, visible, center, scale, head size), or None where it is not labelled completely.
 
-    A value that the release does not have is a missing field or an empty array. loadmat unwraps arrays of length 1.
+    A value that the release does not have is a missing field or an empty array. loadmat unwraps arrays of
+    length 1.
     """
     def number(struct, field):
         value = np.asarray(getattr(struct, field, np.nan), dtype=np.float64)

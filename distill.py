@@ -11,8 +11,9 @@
     L_cs     the student's confidence against the teacher's heatmap value at the student's prediction
 
 The terms are those of the BMVC 2024 paper's poster. For the regression student they are DistilPose's
-("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification the
-heatmap is compared through its marginals. A joint without a label (visible = False) contributes to no term.
+("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification
+the heatmap is compared through its marginals. A joint without a label (visible = False) contributes to no
+term.
 
 Shapes: B images, K = 16 joints, D channels, N visual tokens, S x S heatmap cells, `bins` SimCC bins per axis.
 Coordinates xy are fractions of the crop, visible is bool. Each loss is a tensor of shape ().
@@ -27,11 +28,12 @@ from tqdm import tqdm
 from crops import coordinate_labels, heatmaps
 from models import CoordinateHead, Regression
 
-# Weights a1 .. a4, for standardised tokens (TeacherTargets). Found in runs of 1,000 steps of the tiny gs students, one
-# seed, PCKh@0.5. cc with a1, a2 = 0.3, 0.1: 41.5; 1, 0.3: 43.1; 3, 1: 45.1. reg, whose L_task is a twentieth of
-# that, with 0.3, 0.1: 30.0; 1, 0.3: 29.8. DistilPose uses 5e-4, 5e-4, 1 and 0.01 for tokens that are not standardised.
-# Every term but L_vt is divided by all joints (masked_mean): where a fraction v of the joints is visible, it is v times
-# the mean over visible joints. L therefore scales with v, except for L_vt. v is 0.93 in MPII, 1 for synthetic people.
+# Weights a1 .. a4, for standardised tokens (TeacherTargets). Found in runs of 1,000 steps of the tiny gs
+# students, one seed, PCKh@0.5. cc with a1, a2 = 0.3, 0.1: 41.5; 1, 0.3: 43.1; 3, 1: 45.1. reg, whose L_task
+# is a twentieth of that, with 0.3, 0.1: 30.0; 1, 0.3: 29.8. DistilPose uses 5e-4, 5e-4, 1 and 0.01 for tokens
+# that are not standardised. Every term but L_vt is divided by all joints (masked_mean): where a fraction v of
+# the joints is visible, it is v times the mean over visible joints. L therefore scales with v, except for
+# L_vt. v is 0.93 in MPII, 1 for synthetic people.
 WEIGHTS = {"cc": dict(keypoint_tokens=3.0, visual_tokens=1.0, heatmap=1.0, confidence=0.01),
            "reg": dict(keypoint_tokens=0.3, visual_tokens=0.1, heatmap=1.0, confidence=0.01)}
 TERMS = tuple(WEIGHTS["cc"])
@@ -41,8 +43,8 @@ SMOOTH_L1_BETA = 1 / 64      # SmoothL1 is quadratic below this, one heatmap cel
 def masked_mean(values, visible):
     """Sum of values (B, K) over visible joints (B, K), divided by all B * K joints, as in HRNet's loss.
 
-    The mean over equal parts of a batch is then that of the whole, so gradients can be accumulated and averaged
-    over processes. Values of invisible joints may be anything, including NaN.
+    The mean over equal parts of a batch is then that of the whole, so gradients can be accumulated and
+    averaged over processes. Values of invisible joints may be anything, including NaN.
     """
     return torch.where(visible, values, 0).mean()
 
@@ -161,14 +163,14 @@ class TokenScale(NamedTuple):
 class TeacherTargets:
     """Targets of a teacher with standardised tokens, computed at every call or once per augmented view.
 
-    Tokens are z-scored because two thirds of the variance of the tiny teacher's visual tokens is the same in every
-    image, and their scale is arbitrary. Standardised, they carry what differs between images, and one set of
-    weights a1 and a2 suits every teacher.
+    Tokens are z-scored because two thirds of the variance of the tiny teacher's visual tokens is the same in
+    every image, and their scale is arbitrary. Standardised, they carry what differs between images, and one
+    set of weights a1 and a2 suits every teacher.
 
-    teacher: network in evaluation mode. images: (B, 3, size, size), from which mean and deviation are measured.
-    source: identifies the teacher's weights when a run is resumed.
-    views, samples: with views > 0, the targets of all samples are kept for each view in CPU memory (tokens in
-    float16, heatmaps in 255 steps), because the teacher's forward pass takes longer than a step of a small student.
+    teacher: network in evaluation mode. images: (B, 3, size, size), from which mean and deviation are
+    measured. source: identifies the teacher's weights when a run is resumed. views, samples: with views > 0,
+    the targets of all samples are kept for each view in CPU memory (tokens in float16, heatmaps in 255
+    steps), because the teacher's forward pass takes longer than a step of a small student.
     """
 
     def __init__(self, teacher, images, views=0, samples=0, source=None):
@@ -191,8 +193,9 @@ class TeacherTargets:
     def prepare(self, view, batch_of, between):
         """Compute and keep the targets of all samples in a view, unless that was done.
 
-        In order and in batches of 64, so that a target does not depend on the batch it is used in, nor on whether
-        the run was resumed. batch_of: rows (B,) -> Batch. between: called after each batch; may raise.
+        In order and in batches of 64, so that a target does not depend on the batch it is used in, nor on
+        whether the run was resumed. batch_of: rows (B,) -> Batch. between: called after each batch; may
+        raise.
         """
         if not self.views or view in self.ready:
             return

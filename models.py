@@ -1,22 +1,22 @@
-"""Teacher and students: pictures to tokens, tokens through an encoder, keypoint tokens to joints.
+"""Teacher and students: images to tokens, tokens through an encoder, keypoint tokens to joints.
 
     python evaluate.py --costs              # every network of the paper: parameters, multiply-adds, frames a second
 
-All networks are one: a picture becomes 16 x 16 visual tokens; one learned token a joint stands beside them; an
+All networks are one: an image becomes 16 x 16 visual tokens; one learned token a joint stands beside them; an
 encoder of identical blocks mixes all of them; a head reads each joint from its token.
 
-      picture (B, 3, S, S)          the token grid, H x (W + 1)
+      image (B, 3, S, S)            the token grid, H x (W + 1)
             |                        . . . . . . . k       . visual token   (B, 256, D)
       patches, or HRNet + patches    . . . . . . . k       k keypoint token (B, 16, D): 16 joints fill
             |                        . . . . . . . k         exactly one more column of 16 rows, so rows
-      encoder: depth x block         . . . . . . . k         and columns of the picture stay intact
+      encoder: depth x block         . . . . . . . k         and columns of the image stay intact
             |
       head: regression (x, y, score, sigma), coordinate classification (SimCC), or heatmap (the teacher)
 
-What differs between the 16 students of the paper's Tables A and B is the block's mixer (attention, GS or GD of gfl.py),
-the backbone (none, HRNet-W32, HRNet-W48) and the head. Sizes: decoded from the tables' parameter counts.
-Positions inside the networks are fractions of the crop, 0 at its left or top edge and 1 at its right or bottom edge;
-`decode` alone turns them into pixels.
+What differs between the 16 students of the paper's Tables A and B is the block's mixer (attention, GS or GD
+of gfl.py), the backbone (none, HRNet-W32, HRNet-W48) and the head. Sizes: decoded from the tables' parameter
+counts. Positions inside the networks are fractions of the crop, 0 at its left or top edge and 1 at its right
+or bottom edge; `decode` alone turns them into pixels.
 """
 
 import math
@@ -36,7 +36,7 @@ JOINTS = 16                               # MPII
 MLP_RATIO = 3                             # TokenPose
 IMAGENET_MEAN = (0.485, 0.456, 0.406)     # what published backbones expect, RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MIN_SIGMA = 0.5                           # heatmap cells: below, a simulated heatmap misses every cell and learns nothing
+MIN_SIGMA = 0.5                           # heatmap cells; a narrower Gaussian can lie between cells and get no gradient
 
 
 # ------------------------------------------------------------------------------- the encoder: one block, three mixers
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
                  "gs": lambda: StaticFilter(full, dim),
                  "gd": lambda: GlobalDynamicFilter(full, dim)}[filter]
         self.keypoint_tokens = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, joints, dim), std=0.02))
-        # Not trained, but a parameter: the tables' counts include it.
+        # Not trained, but a parameter, as the paper's counts include it.
         self.position = nn.Parameter(sine_position_embedding(H, W, dim), requires_grad=False)
         self.blocks = nn.ModuleList(Block(dim, mixer()) for _ in range(depth))
 
@@ -145,7 +145,7 @@ class Encoder(nn.Module):
 #                   either of them; the regression head predicts coordinates alone, which are ema.
 
 class Regression(NamedTuple):
-    """What the regression head says of each joint."""
+    """Prediction of the regression head."""
     xy: torch.Tensor          # (B, K, 2) fraction of the crop, in (0, 1)
     score: torch.Tensor       # (B, K) confidence in (0, 1)
     sigma: torch.Tensor       # (B, K, 2) spread in heatmap cells, > MIN_SIGMA
@@ -157,8 +157,8 @@ class RegressionHead(nn.Module):
     def __init__(self, dim):
         super().__init__()
         self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.LayerNorm(2 * dim), nn.Linear(2 * dim, 5))
-        # The score is learned from the teacher alone (the confidence term). Trained without one it stays noise,
-        # so it must not reach the decoded result; train.py says which case this is.
+        # The score is learned from the teacher alone (the confidence term). Without a teacher it stays noise,
+        # and train.py sets this to False: decode then returns confidences of 1.
         self.scored = True
 
     def forward(self, tokens):
@@ -169,17 +169,18 @@ class RegressionHead(nn.Module):
         xy, score, _ = prediction
         return xy, score if self.scored else torch.ones_like(score)
 
-    def with_mirror(self, said, mirrored):
+    def with_mirror(self, prediction, mirrored):
         """Mean of positions: (xy + mirror(xy')) / 2."""
         x, y = mirrored.xy[:, FLIP].unbind(-1)                                            # (B, K) each
-        return said._replace(xy=(said.xy + torch.stack([1 - x, y], -1)) / 2, score=(said.score + mirrored.score[:, FLIP]) / 2)
+        return prediction._replace(xy=(prediction.xy + torch.stack([1 - x, y], -1)) / 2, score=(prediction.score + mirrored.score[:, FLIP]) / 2)
 
 
 class CoordinateHead(nn.Module):
     """SimCC: a joint's x and y as two classifications over bins (B, K, bins), logits of both in a pair.
 
-    LayerNorm, then Linear D -> bins for x and another for y, shared by all joints. sigma: of the Gaussian label, in
-    bins. Li et al., "SimCC: a Simple Coordinate Classification Perspective for Human Pose Estimation", ECCV 2022.
+    LayerNorm, then Linear D -> bins for x and another for y, shared by all joints. sigma: of the Gaussian
+    label, in bins. Li et al., "SimCC: a Simple Coordinate Classification Perspective for Human Pose
+    Estimation", ECCV 2022.
     """
 
     def __init__(self, dim, bins, sigma):
@@ -194,7 +195,7 @@ class CoordinateHead(nn.Module):
         return self.x(tokens).float(), self.y(tokens).float()
 
     def confidence(self, prediction):
-        """(B, K) in [0, 1]: the height of the two peaks (geometric mean) over that of a label: 1 is as sure as a label."""
+        """(B, K) in [0, 1]: geometric mean of both peaks, relative to the peak of a label."""
         label_peak = 1 / (self.sigma * math.sqrt(2 * math.pi))
         x, y = (logits.softmax(-1).amax(-1) for logits in prediction)
         return ((x * y).sqrt() / label_peak).clamp(max=1)
@@ -203,16 +204,17 @@ class CoordinateHead(nn.Module):
         bins = torch.stack([logits.argmax(-1) for logits in prediction], dim=-1)          # (B, K, 2)
         return (bins + 0.5) / prediction[0].shape[-1], self.confidence(prediction)
 
-    def with_mirror(self, said, mirrored):
+    def with_mirror(self, prediction, mirrored):
         """Mean of distributions: log((p + mirror(p')) / 2), for x, whose bins are mirrored, and for y."""
-        (x, y), (other_x, other_y) = said, (logits[:, FLIP] for logits in mirrored)       # (B, K, bins) each
+        (x, y), (other_x, other_y) = prediction, (logits[:, FLIP] for logits in mirrored)       # (B, K, bins) each
         return tuple(((one.softmax(-1) + other.softmax(-1)) / 2).log() for one, other in ((x, other_x.flip(-1)), (y, other_y)))
 
 
 class HeatmapHead(nn.Module):
     """TokenPose's head: LayerNorm, Linear D -> width, LayerNorm, Linear width -> size * size: heatmaps (B, K, size, size).
 
-    Ours puts out logits of a distribution over positions; values=True is for published weights, whose output is the heatmap.
+    Ours puts out logits of a distribution over positions; values=True is for published weights, whose output
+    is the heatmap.
     """
 
     def __init__(self, dim, size, sigma, width=None, values=False):
@@ -226,7 +228,7 @@ class HeatmapHead(nn.Module):
         return self.layers(tokens).float().unflatten(-1, (self.size, self.size))
 
     def relative(self, output):
-        """Output -> heatmaps in units of the height that a perfect label has: above 1 if sharper."""
+        """Output -> heatmaps relative to the peak of a label, above 1 where sharper than that."""
         if self.values:
             return output
         label_peak = 1 / (2 * math.pi * self.sigma ** 2)
@@ -237,17 +239,17 @@ class HeatmapHead(nn.Module):
         return self.relative(output).clamp(0, 1)
 
     def decode(self, output):
-        # not of the clamped heatmaps: where several cells stand at 1, their order is lost
+        # before clamping, which would make several cells equal
         xy, peak = decode_heatmaps(self.relative(output))
         return xy, peak.clamp(0, 1)
 
-    def with_mirror(self, said, mirrored):
+    def with_mirror(self, prediction, mirrored):
         """Mean of heatmaps, or of distributions over positions: log((p + mirror(p')) / 2)."""
         mirrored = mirrored[:, FLIP].flip(-1)                                             # (B, K, S, S)
         if self.values:
-            return (said + mirrored) / 2
-        one, other = (logits.flatten(-2).softmax(-1) for logits in (said, mirrored))
-        return ((one + other) / 2).log().view_as(said)
+            return (prediction + mirrored) / 2
+        one, other = (logits.flatten(-2).softmax(-1) for logits in (prediction, mirrored))
+        return ((one + other) / 2).log().view_as(prediction)
 
 
 def decode_heatmaps(heatmaps):
@@ -270,10 +272,10 @@ def decode_heatmaps(heatmaps):
 # ------------------------------------------------------------------------------- the whole network
 
 class Output(NamedTuple):
-    """What a network returns: the tokens that distillation compares, and its head's own prediction."""
+    """Output of a network: the tokens that distillation compares, and the head's prediction."""
     keypoint_tokens: torch.Tensor         # (B, K, D)
     visual_tokens: torch.Tensor           # (B, H * W, D)
-    prediction: Any                       # as the head says
+    prediction: Any                       # Regression, or logits: (x, y) pair (B, K, bins) each, or (B, K, S, S)
 
 
 class PatchEmbedding(nn.Module):
@@ -308,14 +310,15 @@ class PoseNet(nn.Module):
         self.head = head
 
     def normalised(self, images):
-        """RGB in [0, 1] -> what published backbones expect, in the type that the network computes in."""
+        """RGB in [0, 1] -> ImageNet-normalised, in the data type of the network."""
         return (images - self.mean).div_(self.std).to(self.embed.project.weight.dtype)
 
     def forward(self, images):
-        # in one expression: a name would keep what is done with in memory
+        # one expression, so that Python frees each intermediate result as soon as it is used
         keypoint, visual = self.encoder(self.embed(self.backbone(self.normalised(images))))
         kind = "cpu" if images.is_meta else images.device.type
-        # the head in float32, within a bfloat16 network and within autocast: bfloat16 tells 256 positions apart
+        # the head always computes in float32: bfloat16 has 8 significant bits, too few for positions in a
+        # crop
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             return Output(keypoint, visual, self.head(keypoint.to(self.mean.dtype)))
 
@@ -373,7 +376,8 @@ def build_student(student, filter, backbone="none", preset="paper"):
 def build_teacher(preset="paper", head="ours"):
     """The heatmap teacher: HRNet (W48 at paper size), attention blocks, heatmap head.
 
-    head: 'ours', or 'tokenpose' to hold published weights (checkpoint.published_teacher): 512 wide, the output is the heatmap itself.
+    head: 'ours', or 'tokenpose' to hold published weights (checkpoint.published_teacher): 512 wide, the
+    output is the heatmap itself.
     """
     sizes = PRESETS[preset]
     published = dict(width=sizes.heatmap ** 2 // 8, values=True) if head == "tokenpose" else {}

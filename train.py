@@ -64,8 +64,8 @@ BEGAN = time.monotonic() # --stop-after counts from the start of the process
 STATES = "last.pt", "previous.pt"        # a folder that holds one of these holds a run
 LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"     # a process is gone
 
-# What a resumed run must have in common with the stopped one. Epochs may change (the decay of the rate follows
-# the new number), and the rate may be lowered.
+# What a resumed run must have in common with the stopped one. Epochs may change (the decay of the rate
+# follows the new number), and the rate may be lowered.
 SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp",
             "compile", "deterministic")
 
