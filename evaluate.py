@@ -18,6 +18,7 @@ printed: HRNet's, weighted by how often a joint is labelled (`mean`), and the pl
 import copy
 import json
 import math
+import os
 import statistics
 import time
 from contextlib import nullcontext
@@ -282,9 +283,12 @@ def cost_table(rows):
 
 # ------------------------------------------------------------------------------- command line
 
-def validation_samples(data, size):
-    """The people that figures are about: the valid split of an MPII folder, or the held-out drawings."""
-    return drawn_people("valid", HELD_OUT, size) if data == "drawn" else load_samples(data, "valid")
+def validation_samples(data, size, workers=1):
+    """The samples that figures are about: the valid split of an MPII folder, or the held-out drawings.
+
+    workers: processes that draw, as in synthetic.draw_people.
+    """
+    return drawn_people("valid", HELD_OUT, size, workers) if data == "drawn" else load_samples(data, "valid")
 
 
 def newest_checkpoint():
@@ -329,7 +333,7 @@ def score_predictions(args):
 def score_checkpoint(args, path):
     """Scores of a network on the validation people of --data."""
     model, metadata = checkpoint.load(path, args.device)
-    people = validation_samples(args.data, model.size)
+    people = validation_samples(args.data, model.size, os.cpu_count())
     stored = store(people, model.size, None if args.data == "drawn" else args.cache)
     print(f"{path} ({checkpoint.describe(model.config)}): PCKh on {len(people):,} people of {people.name}"
           + (", flip test" if args.flip_test else "") + (f"; {people.note}" if people.note else ""))

@@ -7,6 +7,7 @@
     ce    cross-entropy over positions, the heatmap as one distribution: what distill.heatmap_task does
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def main():
     parser.add_argument("--steps", type=int, default=600, help=f"of {BATCH} people each (default: 600)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
     args = parser.parse_args()
-    train, valid = drawn_people("teacher", PEOPLE, 64), drawn_people("valid", 500, 64)
+    train, valid = drawn_people("teacher", PEOPLE, 64, os.cpu_count()), drawn_people("valid", 500, 64)
     for loss in (mse, bce, ce):
         torch.manual_seed(args.seed)
         model = build_teacher("tiny").to(memory_format=torch.channels_last)
