@@ -1,4 +1,4 @@
-"""Which loss should the heatmap teacher learn with? Same network, pictures and steps for each.
+"""Losses for the heatmap teacher compared: same network, images and steps for each.
 
     python studies/teacher_loss.py --steps 600            # about half an hour on two cores
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import CommandLine, main_with_clear_errors
+from common import CommandLine, fast_bfloat16, main_with_clear_errors
 from crops import AUGMENTATIONS, heatmaps, make_batch, store
 from distill import heatmap_task, over_visible
 from evaluate import evaluate
@@ -56,7 +56,7 @@ def main():
             optimiser.param_groups[0]["lr"] = RATE * rate_fraction(step, args.steps)
             rows = torch.randint(len(train), (BATCH,), generator=random).numpy()
             batch = make_batch(train, crops, rows, model.size, params=AUGMENTATIONS["upright"].draw(PEOPLE, random))
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
                 logits = model(batch.images).prediction
             value = loss(logits, batch, model.head)
             optimiser.zero_grad()
