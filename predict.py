@@ -26,7 +26,7 @@ import checkpoint
 from common import BadInput, CommandLine, check_device, default_device, main_with_clear_errors
 from crops import crop_matrix, cut, invert, transform
 from data_mpii import BOX_ENLARGEMENT, FARTHEST, IMAGE_FORMATS, JOINTS, MOST_PIXELS
-from evaluate import look
+from evaluate import predict_crops
 from export import WEIGHTS, for_inference
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
@@ -191,7 +191,7 @@ def find(model, pictures, boxes, device="cpu", flip_test=False):
     crops = np.stack([cut(picture, matrix, model.size) for picture, matrix in zip(owners, matrices)])
     places, confidences = [], []
     for part in torch.from_numpy(crops).split(BATCH_CROPS):
-        joints, confidence = look(model, part.to(device).permute(0, 3, 1, 2).float() / 255, flip_test)
+        joints, confidence = predict_crops(model, part.to(device).permute(0, 3, 1, 2).float() / 255, flip_test)
         places.append(joints.cpu()), confidences.append(confidence.cpu())
     joints = transform(invert(matrices), torch.cat(places)).numpy()                      # crop -> picture
     people = iter(zip(joints, torch.cat(confidences).numpy()))

@@ -17,7 +17,6 @@ Lengths are in body heights (a standing person is 1 tall), angles in degrees, un
 """
 
 import math
-import os
 from functools import partial
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -345,13 +344,13 @@ def draw_person(seed: int, index: int, size: int = 64) -> Drawing:
                    head_box=np.concatenate([head - half, head + half]).astype(np.float32))
 
 
-def draw_people(count: int, seed: int, size: int = 64, first: int = 0,
-                workers: int | None = None) -> Drawings:
+def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: int = 1) -> Drawings:
     """Drawings first .. first + count - 1 of the series `seed`, the same for any number of worker processes.
 
-    workers: processes, by default one per CPU; more than one need `if __name__ == "__main__":` in the caller.
+    workers: processes. More than one import the caller's script again: it must then call this from within
+    `if __name__ == "__main__":`, as the commands of this repository do.
     """
-    P, workers = round(MARGIN * size), os.cpu_count() if workers is None else workers
+    P = round(MARGIN * size)
     drawings = Drawings(np.empty((count, P, P, 3), np.uint8), np.empty((count, 16, 2), np.float32),
                         np.empty((count, 16), bool), np.empty((count, 2), np.float32),
                         np.empty(count, np.float32), np.empty((count, 4), np.float32))
@@ -376,9 +375,12 @@ def draw_people(count: int, seed: int, size: int = 64, first: int = 0,
     return drawings
 
 
-def drawn_people(split: str, count: int, size: int) -> Samples:
-    """The first `count` people of a split as MPII's records: train, valid or teacher (no student sees it)."""
-    drawings = draw_people(count, SERIES[split], size)
+def drawn_people(split: str, count: int, size: int, workers: int = 1) -> Samples:
+    """The first `count` drawings of a split, train, valid or teacher (no student sees it), as MPII's samples.
+
+    size: side of the crops in pixels. workers: processes, as in `draw_people`.
+    """
+    drawings = draw_people(count, SERIES[split], size, workers=workers)
     center, side = box(drawings.center, drawings.scale)
     x1, y1, x2, y2 = drawings.head_box.T
     return Samples(f"drawn/{split}", drawings.joints, drawings.visible, center, side,

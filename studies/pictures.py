@@ -9,6 +9,7 @@
 Each writes one file into --out (default: docs/, pictures of --data into predictions/, as they may not be ours to give).
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -119,7 +120,7 @@ def filters(args):
 def predictions(args):
     """Held-out people by their mean error: the best row, one around the median, and the worst; labels are white."""
     model, _ = checkpoint.load(args.checkpoint[0])
-    people = validation_samples(args.data or "drawn", model.size)
+    people = validation_samples(args.data or "drawn", model.size, os.cpu_count())
     stored = store(people, model.size, args.cache if args.data else None)
     joints, _ = predict(model, people, stored)
     error = np.linalg.norm(joints - people.joints, axis=-1) / people.head_size[:, None]

@@ -1,4 +1,4 @@
-"""Which loss should the heatmap teacher learn with? Same network, pictures and steps for each.
+"""Losses for the heatmap teacher compared: same network, images and steps for each.
 
     python studies/teacher_loss.py --steps 600            # about half an hour on two cores
 
@@ -7,6 +7,7 @@
     ce    cross-entropy over positions, the heatmap as one distribution: what distill.heatmap_task does
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import CommandLine, main_with_clear_errors
+from common import CommandLine, fast_bfloat16, main_with_clear_errors
 from crops import AUGMENTATIONS, heatmaps, make_batch, store
 from distill import heatmap_task, masked_mean
 from evaluate import evaluate
@@ -44,7 +45,7 @@ def main():
     parser.add_argument("--steps", type=int, default=600, help=f"of {BATCH} people each (default: 600)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
     args = parser.parse_args()
-    train, valid = drawn_people("teacher", PEOPLE, 64), drawn_people("valid", 500, 64)
+    train, valid = drawn_people("teacher", PEOPLE, 64, os.cpu_count()), drawn_people("valid", 500, 64)
     for loss in (mse, bce, ce):
         torch.manual_seed(args.seed)
         model = build_teacher("tiny").to(memory_format=torch.channels_last)
@@ -55,7 +56,7 @@ def main():
             optimiser.param_groups[0]["lr"] = RATE * rate_factor(step, args.steps)
             rows = torch.randint(len(train), (BATCH,), generator=random).numpy()
             batch = make_batch(train, crops, rows, model.size, params=AUGMENTATIONS["upright"].draw(PEOPLE, random))
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
                 logits = model(batch.images).prediction
             value = loss(logits, batch, model.head)
             optimiser.zero_grad()

@@ -3,6 +3,11 @@
     python -m pytest tests/test_synthetic.py
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -11,6 +16,7 @@ from synthetic import (HEAD_TOP, L_HIP, L_KNEE, L_SHOULDER, PELVIS, R_HIP, R_KNE
                        UPPER_NECK, draw_people, draw_person, pose, view)
 
 SEED = 7
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +45,15 @@ def test_a_drawing_depends_on_seed_and_index_only(people):
 def test_the_number_of_workers_changes_nothing(people, monkeypatch):
     monkeypatch.setattr(synthetic, "POOL_FROM", 1)
     assert same(draw_people(70, SEED, workers=2), [field[:70] for field in people])
+
+
+def test_a_script_without_a_main_guard_ends(tmp_path):
+    """The library starts no process by itself: one would run this script again."""
+    (tmp_path / "script.py").write_text("from synthetic import drawn_people\nprint('began')\n"
+                                        "print(len(drawn_people('valid', 1000, 16)))\n")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.stdout.split() == ["began", "1000"], done.stderr
 
 
 @pytest.mark.parametrize("size", (48, 64, 101))
