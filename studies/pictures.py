@@ -3,6 +3,7 @@
     python studies/pictures.py curves                                              # PCKh by epoch, with and without the teacher
     python studies/pictures.py filters --checkpoint GS.pt GD.pt                    # what the filters let through, layer by layer
     python studies/pictures.py predictions --checkpoint FILE [--data DATA]         # best, middling and worst held-out people
+    python studies/pictures.py strip --checkpoint FILE              # README's first picture: good and typical predictions
     python studies/pictures.py samples --data DATA [--split train]         # how many samples, and some crops with joints
     python studies/pictures.py drawings [--count 48 --seed 0 --size 64]    # drawn people, and how fast they are drawn
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
@@ -26,11 +28,13 @@ from evaluate import SCORED, predict, validation_samples
 from experiments import SEEDS, name_of, result
 from gfl import GlobalDynamicFilter, StaticFilter
 from models import FILTERS, STUDENTS
-from predict import WHITE, contact_sheet
-from synthetic import draw_people
+from predict import WHITE, contact_sheet, draw_skeleton
+from synthetic import SERIES, draw_people, draw_person
 
 RATIO = 0.5                  # of two people's filters: colours end at 2 to this power
 SHOWN, SIZE = 24, 192        # samples of a data set, side of their crops
+STRIP, TILE = 8, 160         # people in each row of the strip, side of their pictures
+LARGER, TIGHTER = 4, 0.85    # the strip's drawings: pixels a side over the network's, shown part of the crop
 COLUMNS = 6                  # people in each row of the predictions: best, middling, worst
 
 
@@ -117,16 +121,44 @@ def filters(args):
     return args.out / "filters.png"
 
 
+def strip(args):
+    """Two rows of drawings with predictions on them: the best of the held-out ones, and some around the median.
+
+    The network sees crops of its own size; they are drawn once more, larger, for people to look at.
+    """
+    model, _ = checkpoint.load(args.checkpoint[0])
+    people = validation_samples("drawn", model.size)
+    joints, confidence = predict(model, people, store(people, model.size))
+    order = by_error(people, joints)
+    middle = (len(order) - STRIP) // 2
+    sheet = Image.new("RGB", (STRIP * TILE, 2 * TILE))
+    for n, i in enumerate([*order[:STRIP], *order[middle:middle + STRIP]]):
+        drawing = draw_person(SERIES["valid"], int(i), LARGER * model.size)
+        center, side = LARGER * people.center[i:i + 1] + (LARGER - 1) / 2, TIGHTER * LARGER * people.side[i:i + 1]
+        matrix = crop_matrix(center, side, 2 * TILE)
+        crop = Image.fromarray(cut(Image.fromarray(drawing.picture), matrix[0], 2 * TILE))
+        found = transform(matrix, torch.from_numpy(LARGER * joints[i:i + 1] + (LARGER - 1) / 2))[0].numpy()
+        draw_skeleton(crop, found, np.ones(len(found), bool), width=5, confidence=confidence[i])
+        sheet.paste(crop.resize((TILE, TILE), Image.Resampling.LANCZOS), (n % STRIP * TILE, n // STRIP * TILE))
+    sheet.save(args.out / "strip.jpg", quality=88)
+    return args.out / "strip.jpg"
+
+
+def by_error(people, joints):
+    """Rows of people by the mean error of their scored joints, the best first; without those that have no label."""
+    error = np.linalg.norm(joints - people.joints, axis=-1) / people.head_size[:, None]
+    error = np.where(people.visible, error, np.nan)[:, SCORED]
+    scored = np.flatnonzero(~np.isnan(error).all(1))
+    return scored[np.argsort(np.nanmean(error[scored], axis=1))]
+
+
 def predictions(args):
     """Held-out people by their mean error: the best row, one around the median, and the worst; labels are white."""
     model, _ = checkpoint.load(args.checkpoint[0])
     people = validation_samples(args.data or "drawn", model.size, os.cpu_count())
     stored = store(people, model.size, args.cache if args.data else None)
     joints, _ = predict(model, people, stored)
-    error = np.linalg.norm(joints - people.joints, axis=-1) / people.head_size[:, None]
-    error = np.where(people.visible, error, np.nan)[:, SCORED]
-    scored = np.flatnonzero(~np.isnan(error).all(1))
-    order = scored[np.argsort(np.nanmean(error[scored], axis=1))]
+    order = by_error(people, joints)
     middle = (len(order) - COLUMNS) // 2
     chosen = np.concatenate([order[:COLUMNS], order[middle:middle + COLUMNS], order[-COLUMNS:]])
     batch = make_batch(people, stored, chosen, model.size)
@@ -165,7 +197,7 @@ def drawings(args):
     return args.out / "drawings.png"
 
 
-PICTURES = {"curves": curves, "filters": filters, "predictions": predictions, "samples": samples, "drawings": drawings}
+PICTURES = {"curves": curves, "filters": filters, "predictions": predictions, "strip": strip, "samples": samples, "drawings": drawings}
 
 
 def main():
@@ -183,7 +215,7 @@ def main():
     args.out = args.out or (Path("predictions") if args.data or args.what == "drawings" else Path(__file__).resolve().parents[1] / "docs")
     if args.what == "samples" and not args.data:
         raise BadInput("samples need --data: a folder in MPII's layout")
-    if args.what in ("filters", "predictions") and not args.checkpoint:
+    if args.what in ("filters", "predictions", "strip") and not args.checkpoint:
         raise BadInput(f"{args.what} need --checkpoint: which network to look at")
     args.out.mkdir(parents=True, exist_ok=True)
     print(PICTURES[args.what](args))
