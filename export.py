@@ -28,8 +28,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import checkpoint
 from common import BadInput, CommandLine, main_with_clear_errors
 from crops import make_batch, store
-from data_mpii import JOINTS
-from evaluate import take_turns, validation_samples
+from data_mpii import BOX_ENLARGEMENT, JOINTS
+from evaluate import count_parameters, take_turns, validation_samples
 
 COMPILE = {"cpu": dict(options={"freezing": True}), "cuda": dict(mode="reduce-overhead")}
 WEIGHTS = Path(__file__).parent / "weights" / "student-cc-gd-photos.pt"
@@ -93,7 +93,7 @@ def program(model):
 
 
 def export_onnx(model, path, source):
-    """Write the network as ONNX, checked by ONNX's own checker; metadata names joints, input size and source."""
+    """Write the network as ONNX, checked by ONNX's own checker; metadata says what a reader of the file alone needs."""
     try:
         import onnx
         import onnxscript  # noqa: F401, what torch.onnx translates with
@@ -102,7 +102,9 @@ def export_onnx(model, path, source):
     exported = torch.onnx.export(program(model), dynamo=True, opset_version=OPSET, verbose=False,
                                  input_names=["crops"], output_names=["joints", "confidence"])
     exported.model.metadata_props.update({"joints": ", ".join(JOINTS), "input_size": str(model.size),
-                                          "network": checkpoint.describe(model.config), "source": source})
+                                          "network": checkpoint.describe(model.config), "source": source,
+                                          "parameters": str(count_parameters(model)),
+                                          "box_enlargement": str(BOX_ENLARGEMENT)})
     exported.save(path)
     onnx.checker.check_model(path, full_check=True)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_mpii import BOX_ENLARGEMENT
 from export import CLOSE, CropsToJoints, export_onnx, program, runner
 from models import BACKBONES, FILTERS, STUDENTS, build_student
 
@@ -46,6 +47,8 @@ def test_onnx(row, tmp_path):
     graph = onnx.load(tmp_path / "x.onnx")
     known = {item.key: item.value for item in graph.metadata_props}
     assert known["input_size"] == "256" and known["source"] == "a test" and known["joints"].startswith("r-ankle, r-knee")
+    assert int(known["parameters"]) == sum(weights.numel() for weights in model.parameters())
+    assert float(known["box_enlargement"]) == BOX_ENLARGEMENT
     assert {domain.domain for domain in graph.opset_import} <= {"", "ai.onnx"}, "standard operators only"
     assert not any("DFT" in node.op_type for node in graph.graph.node)
 

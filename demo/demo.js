@@ -1,0 +1,468 @@
+// The joints of one person, found in the browser by the network that export.py wrote.
+//
+//     source -> frame     what a file, the camera or the sample shows, in its own pixels
+//     frame  -> crop      uint8 (size, size, 3), the square around a person's box: boxMap, cut
+//     crop   -> joints    the network: x, y in pixels of the crop, and a confidence
+//     joints -> frame     the same map backwards, then drawn
+//
+// A pixel's coordinate is that of its centre, as in crops.py. A box is [x, y, width, height] in frame pixels.
+
+const $ = id => document.getElementById(id);
+const make = (tag, properties) => Object.assign(document.createElement(tag), properties);
+const frame = make("canvas").getContext("2d", {willReadFrequently: true}), view = $("view").getContext("2d");
+
+const LARGEST = 4096, SMALLEST_VIEW = 640;       // longest side: of an image at most, of the view at least
+const TRACK_MARGIN = 1.15, TRACK_SPEED = 0.4;    // tracked box over its joints; how fast it moves
+const COLOURS = {"r-": "rgb(255 140 0)", "l-": "rgb(0 200 255)"}, MIDDLE = "rgb(120 220 90)";
+const LIMBS = ["r-ankle/r-knee", "r-knee/r-hip", "r-hip/pelvis", "l-hip/pelvis", "l-hip/l-knee",
+  "l-knee/l-ankle", "pelvis/thorax", "thorax/upper neck", "upper neck/head top", "r-wrist/r-elbow",
+  "r-elbow/r-shoulder", "r-shoulder/thorax", "l-shoulder/thorax", "l-shoulder/l-elbow", "l-elbow/l-wrist"];
+
+// ------------------------------------------------------------------------------- the ONNX file
+
+/** metadata_props of an ONNX file: field 14 of the protobuf message, whose fields are a key and a value. */
+export function metadata(bytes) {
+  const text = ([, from, to]) => new TextDecoder().decode(bytes.subarray(from, to));
+  const pairs = [...fields(bytes, 0, bytes.length)].filter(([number]) => number === 14);
+  return Object.fromEntries(pairs.map(([, from, to]) => [...fields(bytes, from, to)].map(text)));
+}
+
+/** The fields of a protobuf message that hold bytes: [number, first byte, end]. */
+function* fields(bytes, at, end) {
+  const varint = () => {
+    let value = 0;
+    for (let place = 1, byte = 128; byte > 127; place *= 128) value += ((byte = bytes[at++]) & 127) * place;
+    return value;
+  };
+  while (at < end) {
+    const key = varint(), kind = key % 8;     // 0: varint, 1: 8 bytes, 2: length and bytes, 5: 4 bytes
+    const length = kind === 2 ? varint() : kind === 1 ? 8 : kind === 5 ? 4 : (varint(), 0);
+    if (kind === 2) yield [Math.floor(key / 8), at, at + length];
+    at += length;
+  }
+}
+
+// ------------------------------------------------------------------------------- frame to crop
+
+/** Frame -> crop: u = scale (x - center) + middle, scale = size / side, middle = (size - 1) / 2. */
+export function boxMap([x, y, width, height], size, enlargement) {
+  const scale = size / (Math.max(width, height) * enlargement), middle = (size - 1) / 2;
+  return {scale, x: middle - scale * (x + (width - 1) / 2), y: middle - scale * (y + (height - 1) / 2)};
+}
+
+/** For each pixel u of the crop along one axis: two cells around it and the weight of the second; or null.
+ *  A cell is the mean of `shrink` pixels: x = (u - shift) / scale, cell = (x - (shrink - 1) / 2) / shrink. */
+function axis(size, scale, shift, cells, shrink) {
+  const inside = cell => Math.min(Math.max(cell, 0), cells - 1);
+  return Array.from({length: size}, (_, u) => {
+    const at = ((u - shift) / scale - (shrink - 1) / 2) / shrink, low = Math.floor(at);
+    return at >= -0.5 && at < cells - 0.5 ? [inside(low), inside(low + 1), at - low] : null;
+  });
+}
+
+/** The pixels of a canvas through a map -> crop (size, size, 3), as crops.cut does, to Pillow's roundings:
+ *  averaged down first where the crop shrinks them to half or less, then bilinear, black outside. */
+export function cut(context, {scale, x, y}, size) {
+  const {width, height} = context.canvas, crop = new Uint8Array(size * size * 3);
+  const shrink = Math.max(1, Math.floor(1 / Math.sqrt(scale * scale)));
+  const along = axis(size, scale, x, Math.ceil(width / shrink), shrink), columns = along.filter(Boolean);
+  const down = axis(size, scale, y, Math.ceil(height / shrink), shrink), rows = down.filter(Boolean);
+  if (!columns.length || !rows.length) return crop;
+
+  const left = columns[0][0], top = rows[0][0];      // the cells that the crop needs, and their pixels
+  const W = columns.at(-1)[1] - left + 1, H = rows.at(-1)[1] - top + 1, cells = new Uint8Array(W * H * 3);
+  const w = Math.min(W * shrink, width - left * shrink), h = Math.min(H * shrink, height - top * shrink);
+  const pixels = context.getImageData(left * shrink, top * shrink, w, h).data;
+  for (let Y = 0, cell = 0; Y < H; Y++) for (let X = 0; X < W; X++, cell += 3) {
+    const xEnd = Math.min((X + 1) * shrink, w), yEnd = Math.min((Y + 1) * shrink, h);
+    const count = (xEnd - X * shrink) * (yEnd - Y * shrink), share = Math.floor(2 ** 24 / count) / 2 ** 24;
+    let red = count >> 1, green = red, blue = red;
+    for (let row = Y * shrink; row < yEnd; row++)
+      for (let p = 4 * (row * w + X * shrink), end = 4 * (row * w + xEnd); p < end; p += 4) {
+        red += pixels[p]; green += pixels[p + 1]; blue += pixels[p + 2];
+      }
+    cells[cell] = red * share; cells[cell + 1] = green * share; cells[cell + 2] = blue * share;
+  }
+
+  for (let v = 0; v < size; v++) for (let u = 0; u < size; u++) {
+    if (!along[u] || !down[v]) continue;
+    const [x0, x1, dx] = along[u], [y0, y1, dy] = down[v];
+    for (let c = 0; c < 3; c++) {
+      const at = (column, row) => cells[3 * ((row - top) * W + column - left) + c];
+      const upper = at(x0, y0) + (at(x1, y0) - at(x0, y0)) * dx;
+      const lower = at(x0, y1) + (at(x1, y1) - at(x0, y1)) * dx;
+      crop[3 * (v * size + u) + c] = upper + (lower - upper) * dy;
+    }
+  }
+  return crop;
+}
+
+// ------------------------------------------------------------------------------- the network
+
+let ort, session, size, enlargement, names = [], limbs = [];
+
+/** Fetch and start student.onnx. Everything that depends on the network is read from the file. */
+async function load() {
+  const answer = await fetch("student.onnx");
+  if (!answer.ok) throw Error("student.onnx is missing: run python export.py demo/student.onnx");
+  const bytes = new Uint8Array(await answer.arrayBuffer()), facts = metadata(bytes);
+  const gpu = await navigator.gpu?.requestAdapter().catch(() => null);
+  const folder = new URL("node_modules/onnxruntime-web/dist/", import.meta.url).href;
+  ort = await import(`${folder}ort.${gpu ? "webgpu" : "wasm"}.min.mjs`).catch(() => {
+    throw Error("onnxruntime-web is missing: run npm install in the folder demo");
+  });
+  const numThreads = globalThis.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, 4) : 1;
+  Object.assign(ort.env.wasm, {numThreads, wasmPaths: folder});
+  let fastest = Infinity, failure;
+  for (const provider of gpu ? ["webgpu", "wasm"] : ["wasm"]) try {      // the faster one stays
+    const options = {executionProviders: [provider], logSeverityLevel: 3};
+    const made = await ort.InferenceSession.create(bytes, options);
+    size = Number(facts.input_size ?? made.inputMetadata[0].shape[1]);
+    const runs = [];
+    for (let n = 0; n < 3; n++) runs.push((await predict(new Uint8Array(size * size * 3), made)).time);
+    if (median(runs) > fastest) continue;
+    [fastest, session] = [median(runs), made];
+    $("backend").textContent = provider === "webgpu" ? "WebGPU" : `WebAssembly, threads: ${numThreads}`;
+  } catch (error) {
+    failure = error;
+  }
+  if (!session) throw Error(`student.onnx cannot be loaded: ${String(failure).slice(0, 160)}`);
+  enlargement = Number(facts.box_enlargement ?? 1.25);
+  names = facts.joints?.split(", ") ?? [];
+  limbs = LIMBS.map(limb => limb.split("/").map(name => names.indexOf(name)));
+  limbs = limbs.filter(ends => Math.min(...ends) >= 0);
+  $("model").textContent = `${facts.network ?? "student"}, ${(bytes.length / 1e6).toFixed(1)} MB`;
+  $("parameters").textContent = facts.parameters?.replace(/\B(?=(...)+$)/g, ",") ?? "not stated";
+  $("crop").textContent = `${size} × ${size} pixels`;
+  $("source").textContent = facts.source ?? "not stated";
+}
+
+/** Crop -> joints [[x, y, confidence], ...] in pixels of the crop, and time in ms. */
+async function predict(crop, network = session) {
+  const began = performance.now();
+  const out = await network.run({[network.inputNames[0]]: new ort.Tensor("uint8", crop, [1, size, size, 3])});
+  const time = performance.now() - began;
+  const ofRank = rank => Object.values(out).find(part => part.dims.length === rank).data;
+  const confidence = ofRank(2), xy = ofRank(3);      // (1, K) and (1, K, 2), whatever their names are
+  return {joints: Array.from(confidence, (sure, k) => [xy[2 * k], xy[2 * k + 1], sure]), time};
+}
+
+const median = values => values.toSorted((a, b) => a - b)[values.length >> 1];
+
+// ------------------------------------------------------------------------------- one frame after another
+
+let source = null;                     // {name, width, height, draw(), moving, next(callback), stop()}
+let box = null, chosen = null;         // of the next frame, and as the visitor drew it; null: the whole image
+let joints = [], dragged = null, paused = false, changed = false, wake = null;
+let finished = [], times = [];         // when the last frames were done, what the network took for them
+
+const threshold = () => Number($("threshold").value);
+const sure = () => joints.filter(joint => joint[2] >= threshold());
+const refresh = () => { changed = true; wake?.(); };
+
+async function run() {
+  for (;;) {
+    changed = false;
+    await look(source).catch(error => say(`the network failed: ${error.message ?? error}`, true));
+    if (!changed) await new Promise(resolve => {
+      wake = resolve;
+      if (source.moving && !paused) source.next(resolve);
+    });
+  }
+}
+
+async function look(from) {
+  const {width, height} = from;
+  if (!paused) from.draw();
+  const map = box ? boxMap(box, size, enlargement) : boxMap([0, 0, width, height], size, 1);
+  const found = await predict(cut(frame, map, size));
+  if (from !== source) return;                       // the visitor has chosen another one meanwhile
+  joints = found.joints.map(([u, v, sure]) => [(u - map.x) / map.scale, (v - map.y) / map.scale, sure]);
+  finished = [...finished.slice(-60), performance.now()];
+  times = [...times.slice(-30), found.time];
+  paint();
+  if (!from.moving) say(`${from.name}: ${sure().length} of ${joints.length} joints found`);
+  else if ($("track").checked && !paused && !dragged) box = follow();
+}
+
+/** The next frame's box: around this one's sure joints, smoothed; the first again where most are lost. */
+function follow() {
+  const seen = sure();
+  if (seen.length < joints.length / 2) return chosen;
+  const along = k => seen.map(joint => joint[k]);
+  const [x0, x1, y0, y1] = [0, 1].flatMap(k => [Math.min(...along(k)), Math.max(...along(k))]);
+  const grow = Math.max(x1 - x0, y1 - y0, source.width / 20) * (TRACK_MARGIN - 1) / 2;
+  const next = [x0 - grow, y0 - grow, x1 - x0 + 2 * grow, y1 - y0 + 2 * grow];
+  return box ? box.map((old, k) => old + TRACK_SPEED * (next[k] - old)) : next;
+}
+
+/** Frame and skeleton onto a canvas of any size, mirrored where asked. */
+function drawSkeleton(context) {
+  const mirror = $("mirror").checked, zoom = context.canvas.width / source.width;
+  const line = Math.max(source.width, source.height) / 110, opacity = confidence => 0.3 + 0.7 * confidence;
+  context.setTransform(mirror ? -zoom : zoom, 0, 0, zoom, mirror ? context.canvas.width : 0, 0);
+  context.drawImage(frame.canvas, 0, 0);
+  Object.assign(context, {lineCap: "round", lineWidth: line});
+  for (const [a, b] of limbs) {
+    const unsure = Math.min(joints[a]?.[2], joints[b]?.[2]);
+    if (!(unsure >= threshold())) continue;
+    context.globalAlpha = opacity(unsure);
+    context.strokeStyle = COLOURS[names[a].slice(0, 2)] ?? MIDDLE;
+    context.beginPath();
+    for (const k of [a, b]) context.lineTo(joints[k][0] + 0.5, joints[k][1] + 0.5);    // from the edge
+    context.stroke();
+  }
+  Object.assign(context, {fillStyle: "white", strokeStyle: "black", lineWidth: line / 4});
+  for (const [x, y, confidence] of sure()) {
+    context.globalAlpha = opacity(confidence);
+    context.beginPath();
+    context.arc(x + 0.5, y + 0.5, line, 0, 7);
+    context.fill();
+    context.stroke();
+  }
+  context.globalAlpha = 1;
+}
+
+function paint() {
+  drawSkeleton(view);
+  if (!dragged && !box) return;
+  const line = Math.max(source.width, source.height) / 320;
+  Object.assign(view, {strokeStyle: "white", lineWidth: line});
+  view.setLineDash([4 * line, 3 * line]);
+  view.strokeRect(...dragged ?? box);
+  view.setLineDash([]);
+}
+
+function say(message, error = false) {
+  $("message").className = error ? "error" : "";
+  $("message").setAttribute("role", error ? "alert" : "status");
+  $("message").textContent = message;
+}
+
+function showFigures() {
+  finished = finished.filter(when => when > performance.now() - 2000);
+  const frames = finished.length - 1, seconds = (finished.at(-1) - finished[0]) / 1000;
+  $("fps").textContent = source.moving && !paused && frames > 0 ? (frames / seconds).toFixed(1) : "–";
+  $("time").textContent = times.length ? `${median(times).toFixed(1)} ms` : "–";
+  $("box").textContent = box ? box.map(Math.round).join(", ") : "whole image";
+  if ($("list").open) $("joints").replaceChildren(...joints.map((joint, k) => {
+    const row = make("tr"), cells = [names[k] ?? k, ...joint.map(value => value.toFixed(2))];
+    row.append(...cells.map(textContent => make("td", {textContent})));
+    return row;
+  }));
+}
+
+// ------------------------------------------------------------------------------- sources
+
+let asked = 0;                         // number of the last source asked for: an older one is dropped
+
+function show(next, message) {
+  source?.stop?.();
+  source = next;
+  box = chosen = null;
+  joints = finished = times = [];
+  Object.assign(frame.canvas, {width: next.width, height: next.height});
+  const zoom = Math.max(1, SMALLEST_VIEW / Math.max(next.width, next.height));
+  Object.assign(view.canvas, {width: zoom * next.width, height: zoom * next.height});
+  $("pause").disabled = !next.moving;
+  pause(false);
+  say(message);
+}
+
+function pause(on) {
+  paused = on;
+  $("pause").setAttribute("aria-pressed", on);
+  refresh();
+}
+
+async function open(file) {
+  if (!file) return say("that was no file: drop, paste or choose an image", true);
+  const {name} = file;
+  if (file.type.startsWith("video/"))
+    return play(name, video => Object.assign(video, {src: URL.createObjectURL(file), loop: true}),
+                () => `${name} cannot be read as a video`);
+  const number = ++asked;
+  try {
+    const image = await createImageBitmap(file);
+    if (number !== asked) return;
+    const shrink = Math.max(1, image.width / LARGEST, image.height / LARGEST);
+    const [width, height] = [image.width, image.height].map(side => Math.ceil(side / shrink));
+    show({name, width, height, draw() {
+      frame.fillStyle = "black";                     // under what is transparent, as in predict.py
+      frame.fillRect(0, 0, width, height);
+      frame.drawImage(image, 0, 0, width, height);
+    }}, name);
+  } catch {
+    if (number === asked) say(`${name} cannot be read as an image`, true);
+  }
+}
+
+function camera() {
+  const facingMode = $("facing").value;
+  $("mirror").checked = facingMode === "user";
+  play("camera", async video => {
+    const wanted = {facingMode, width: 640, height: 480};
+    video.srcObject = await navigator.mediaDevices.getUserMedia({video: wanted});
+  }, ({name, message}) => !navigator.mediaDevices ? "the camera needs https or localhost"
+    : name === "NotAllowedError" ? "the camera was refused: allow it beside the page's address"
+      : name === "NotFoundError" ? "no camera was found" : `the camera failed: ${message}`);
+}
+
+async function play(name, connect, explain) {
+  const number = ++asked, video = make("video", {muted: true, playsInline: true});
+  const stop = () => {
+    video.srcObject?.getTracks().forEach(track => track.stop());
+    video.pause();
+    URL.revokeObjectURL(video.src);
+  };
+  try {
+    await connect(video);
+    await video.play();
+    if (number !== asked) return stop();
+    video.srcObject?.getTracks()[0].addEventListener("ended", () => say("the camera stopped", true));
+    show({name, width: video.videoWidth, height: video.videoHeight, moving: true, stop,
+          draw: () => frame.drawImage(video, 0, 0, frame.canvas.width, frame.canvas.height),
+          next: done => video.requestVideoFrameCallback?.(done) ?? requestAnimationFrame(done)},
+         `Video: ${name}`);
+  } catch (error) {
+    stop();
+    if (number === asked) say(explain(error), true);
+  }
+}
+
+function sample() {
+  const moving = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+  asked++;
+  show({name: "sample", width: 480, height: 480, moving, next: done => requestAnimationFrame(done),
+        draw: () => drawPerson(frame, moving ? performance.now() : 0)}, "A person drawn by this page");
+}
+
+/** A person of capsules who faces us and waves, on 480 x 480 pixels. Lengths in body heights: skeleton.py. */
+export function drawPerson(context, time) {
+  const tall = 400, wave = Math.sin(time / 400), sway = Math.sin(time / 1500);
+  const bone = ([x, y], degrees, length) => {        // where it ends; 0 degrees: hangs down, 90: to our right
+    const angle = degrees * Math.PI / 180;
+    return [x + tall * length * Math.sin(angle), y + tall * length * Math.cos(angle)];
+  };
+  const capsule = (colour, a, b, radius) => {        // strokes: its shadow, itself, the light on it
+    const strokes = [[colour, 2, 0], ["#0004", 2, 0], [colour, 1.6, 0.1], ["#fff3", 0.7, 0.3]];
+    for (const [strokeStyle, width, up] of strokes) {
+      Object.assign(context, {strokeStyle, lineWidth: radius * tall * width, lineCap: "round"});
+      context.beginPath();
+      for (const [x, y] of [a, b]) context.lineTo(x - up * radius * tall, y - up * radius * tall);
+      context.stroke();
+    }
+  };
+  for (const [colour, y] of [["#aebcc2", 0], ["#95897a", 395]]) {
+    context.fillStyle = colour;
+    context.fillRect(0, y, 480, 480 - y);
+  }
+  const [skin, hair, shirt, trousers, shoes] = ["#d8a078", "#4a3020", "#c03a34", "#384a78", "#40302a"];
+  const pelvis = [240 + 25 * sway, 258], thorax = bone(pelvis, 180 + 4 * sway, 0.275);
+  const neck = bone(thorax, 180, 0.035), arms = [];
+  const angles = [[-1, 7, 3, 18, 8 + 6 * wave], [1, 8, 5, 105, 165 + 22 * wave]];
+  for (const [side, thigh, shin, upper, lower] of angles) {
+    const hip = bone(pelvis, 90 * side, 0.055), knee = bone(hip, side * thigh - 4 * sway, 0.245);
+    const ankle = bone(knee, side * shin - 4 * sway, 0.246), shoulder = bone(thorax, 90 * side, 0.105);
+    const elbow = bone(shoulder, side * upper, 0.18), wrist = bone(elbow, side * lower, 0.15);
+    capsule(trousers, hip, knee, 0.05);
+    capsule(trousers, knee, ankle, 0.034);
+    capsule(shoes, bone(ankle, 0, 0.025), bone(ankle, 70 * side, 0.04), 0.024);
+    capsule(trousers, hip, pelvis, 0.06);
+    arms.push([shirt, shoulder, thorax, 0.042], [shirt, shoulder, elbow, 0.034],
+              [skin, elbow, wrist, 0.025], [skin, wrist, bone(wrist, side * lower, 0.04), 0.023]);
+  }
+  const head = (up, across = 0) => bone(bone(neck, 180 - 5 * sway, up), 90, across);
+  capsule(shirt, bone(pelvis, 180, 0.06), bone(thorax, 0, 0.05), 0.085);
+  capsule(skin, thorax, neck, 0.032);
+  capsule(hair, head(0.1), head(0.08), 0.062);
+  capsule(skin, head(0.03), head(0.075), 0.052);
+  for (const across of [-0.02, 0.02]) capsule(hair, head(0.08, across), head(0.075, across), 0.007);
+  capsule("#a04438", head(0.03, -0.012), head(0.03, 0.012), 0.005);
+  for (const part of arms) capsule(...part);
+}
+
+// ------------------------------------------------------------------------------- what a visitor does
+
+/** A box around the person, in whole pixels, or null for the whole image. */
+function choose(next) {
+  const within = (value, least, most) => Math.min(Math.max(Math.round(value), least), most);
+  box = chosen = next && [within(next[0], 0, source.width - 8), within(next[1], 0, source.height - 8),
+                          within(next[2], 8, source.width), within(next[3], 8, source.height)];
+  refresh();
+}
+
+function save() {
+  const picture = make("canvas", {width: source.width, height: source.height});
+  drawSkeleton(picture.getContext("2d"));
+  picture.toBlob(blob => {
+    const href = URL.createObjectURL(blob);
+    make("a", {href, download: `${source.name.replace(/\.[^.]*$/, "")}-pose.jpg`}).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60_000);
+  }, "image/jpeg", 0.92);
+}
+
+function listen() {
+  const buttons = {choose: () => $("file").click(), camera, sample, pause: () => pause(!paused),
+                   whole: () => choose(null), save};
+  for (const [name, action] of Object.entries(buttons)) $(name).onclick = () => action();
+  $("file").onchange = () => { open($("file").files[0]); $("file").value = ""; };
+  $("facing").onchange = () => { if (source.name === "camera") camera(); };
+  $("threshold").oninput = () => { $("shown").textContent = threshold().toFixed(2); refresh(); };
+  $("mirror").onchange = refresh;
+  $("track").onchange = () => { box = chosen; refresh(); };
+  $("list").ontoggle = showFigures;
+  document.ondragover = event => { event.preventDefault(); document.body.className = "dropping"; };
+  document.ondragleave = () => { document.body.className = ""; };
+  document.ondrop = event => {
+    event.preventDefault();
+    document.ondragleave();
+    open(event.dataTransfer.files[0]);
+  };
+  document.onpaste = event => open(event.clipboardData.files[0]);
+  setInterval(showFigures, 250);
+
+  let corner = null;
+  const place = event => {                           // in pixels of the frame, from its edges
+    const shown = view.canvas.getBoundingClientRect(), x = (event.clientX - shown.left) / shown.width;
+    const y = (event.clientY - shown.top) / shown.height;
+    return [($("mirror").checked ? 1 - x : x) * source.width, y * source.height];
+  };
+  view.canvas.onpointerdown = event => {
+    corner = place(event);
+    view.canvas.setPointerCapture(event.pointerId);
+  };
+  view.canvas.onpointermove = event => {
+    if (!corner) return;
+    const [x, y] = place(event);
+    dragged = [Math.min(x, corner[0]), Math.min(y, corner[1]),
+               Math.abs(x - corner[0]), Math.abs(y - corner[1])];
+    paint();
+  };
+  view.canvas.onpointerup = view.canvas.onpointercancel = event => {
+    if (event.type === "pointerup" && dragged?.[2] >= 8 && dragged[3] >= 8) choose(dragged);
+    corner = dragged = null;
+    paint();
+  };
+  view.canvas.onkeydown = event => {
+    const step = Math.ceil(Math.max(source.width, source.height) / 50);
+    const ways = {ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step]};
+    if (event.key === "Escape") choose(null);
+    if (!(event.key in ways)) return;
+    event.preventDefault();
+    const [dx, dy] = ways[event.key], {width, height} = source;
+    const [x, y, w, h] = box ?? [width / 8, height / 8, 0.75 * width, 0.75 * height];
+    choose(event.shiftKey ? [x, y, w + dx, h + dy] : [x + dx, y + dy, w, h]);
+  };
+}
+
+document.ondragover = document.ondrop = event => event.preventDefault();    // else it replaces the page
+try {
+  await load();
+  sample();
+  listen();
+  run();
+} catch (error) {
+  document.querySelectorAll("button").forEach(button => { button.disabled = true; });
+  say(error.message, true);
+}

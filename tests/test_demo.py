@@ -1,0 +1,611 @@
+"""The page of demo/ in a real browser: headless Chromium, over its debugging protocol.
+
+    python -m pytest tests/test_demo.py                     # the server and what stands in the page
+    LONG_TESTS=1 python -m pytest tests/test_demo.py        # in Chromium; needs npm --prefix demo install
+
+The page's joints are compared with predict.py's, on synthetic people and, where POSE_DATA is set, on photos.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import checkpoint
+from crops import cut
+from data_mpii import BOX_ENLARGEMENT
+from draw import LEFT, RIGHT
+from export import export_onnx
+from predict import WEIGHTS, box_matrix, find, read_picture
+from synthetic import draw_person
+
+DEMO = Path(__file__).resolve().parents[1] / "demo"
+SERVE = DEMO / "serve.py"
+PACKAGE = DEMO / "node_modules" / "onnxruntime-web"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+sys.path.insert(0, str(DEMO))
+import serve  # noqa: E402
+
+MISSING = ("needs LONG_TESTS=1" if not os.environ.get("LONG_TESTS") else
+           "no Chromium is installed" if not BROWSER else
+           "demo/node_modules is missing: npm --prefix demo install" if not PACKAGE.is_dir() else "")
+in_browser = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+# ------------------------------------------------------------------------------- what is cheap
+
+@pytest.fixture
+def command():
+    """python demo/serve.py -> its address."""
+    process = subprocess.Popen([sys.executable, SERVE, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    yield next(line.split()[0] for line in process.stdout if line.startswith("http"))
+    process.terminate()
+    process.wait()
+
+
+def test_server_isolates_the_page(command):
+    assert re.fullmatch(r"http://localhost:\d+/", command)
+    with urllib.request.urlopen(command.replace("localhost", "127.0.0.1") + "demo.js") as answer:
+        assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+        assert answer.headers["Content-Type"] == "text/javascript"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+
+
+def test_server_listens_on_loopback_only():
+    with serve.server() as server:
+        assert server.server_address[0] == "127.0.0.1"
+
+
+def test_taken_port_is_one_line():
+    with serve.server() as server:
+        command = [sys.executable, SERVE, "--port", str(server.server_port)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: port") and done.stderr.count("\n") == 1
+
+
+def test_policy_allows_nothing_from_elsewhere():
+    page = (DEMO / "index.html").read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    assert policy == serve.POLICY
+    assert {source for part in policy.split("; ") for source in part.split()[1:]} <= {
+        "'none'", "'self'", "'wasm-unsafe-eval'", "data:", "blob:"}
+    for file in ("index.html", "demo.js", "demo.css"):
+        text = (DEMO / file).read_text().replace("http://www.w3.org/2000/svg", "")     # no address
+        assert not re.search(r"//[\w-]+\.\w+", text), file
+
+
+def test_versions_are_pinned_and_no_host_is_named():
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", version)
+               for version in json.loads((DEMO / "package.json").read_text())["dependencies"].values())
+    assert "resolved" not in (DEMO / "package-lock.json").read_text()
+
+
+# ------------------------------------------------------------------------------- the browser
+
+class Chromium:
+    """Headless Chromium by its debugging protocol: JSON over two pipes, each message ended by a zero byte."""
+
+    def __init__(self, profile, *switches):
+        (its_in, ours_out), (ours_in, its_out) = os.pipe(), os.pipe()
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            switches += ("--no-sandbox",)
+        self.process = subprocess.Popen(
+            ["sh", "-c", f'exec "$@" 3<&{its_in} 4>&{its_out}', "sh", BROWSER, "--headless=new",
+             "--remote-debugging-pipe", f"--user-data-dir={profile}", "--disable-dev-shm-usage",
+             "--no-first-run", "--disable-background-networking", *switches, "about:blank"],
+            pass_fds=(its_in, its_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.close(its_in), os.close(its_out)
+        self.out, self.inward = os.fdopen(ours_out, "wb", 0), os.fdopen(ours_in, "rb")
+        self.number, self.events, self.unread = 0, [], b""
+
+    def call(self, method, session=None, **params):
+        """One command -> its result; events that come meanwhile are kept."""
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params}
+        message |= {"sessionId": session} if session else {}
+        self.out.write(json.dumps(message).encode() + b"\0")
+        while (answer := self.read()).get("id") != self.number:
+            self.events.append(answer)
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']['message']}")
+        return answer["result"]
+
+    def read(self):
+        while b"\0" not in self.unread:
+            part = self.inward.read1(1 << 20)
+            assert part, "Chromium has ended"
+            self.unread += part
+        message, _, self.unread = self.unread.partition(b"\0")
+        return json.loads(message)
+
+    def close(self):
+        try:
+            self.call("Browser.close")
+            self.process.wait(10)
+        except (AssertionError, OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+
+
+class Page:
+    """A tab."""
+
+    def __init__(self, browser, url, width=1200, height=900, phone=False, scheme="light"):
+        self.browser, self.url, self.first = browser, url, len(browser.events)
+        self.target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = browser.call("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
+        for domain in ("Runtime", "Log", "Network", "Page", "DOM"):
+            self.call(f"{domain}.enable")
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+                  mobile=phone)
+        self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call("Page.navigate", url=url)
+
+    def call(self, method, **params):
+        return self.browser.call(method, self.session, **params)
+
+    def js(self, code):
+        """The value of an expression, awaited."""
+        answer = self.call("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True,
+                           userGesture=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, condition, seconds=60):
+        end = time.monotonic() + seconds
+        while not self.js(f"(() => {{ try {{ return Boolean({condition}) }} catch {{ return false }} }})()"):
+            assert time.monotonic() < end, f"{condition} is not true: {self.js('document.body.innerText')}"
+            time.sleep(0.05)
+
+    def text(self, name):
+        return self.js(f"document.getElementById('{name}').textContent")
+
+    def ready(self):
+        self.wait("parseFloat(time.textContent) > 0")
+        return self
+
+    def still(self):
+        """The joints (16, 3) of a still image once they are found: x, y, confidence."""
+        self.wait("/ joints found$/.test(message.textContent)")
+        self.js("list.open = true, new Promise(done => setTimeout(done, 600))")     # until the table is new
+        rows = self.js("[...joints.rows].map(row => [...row.cells].map(cell => cell.textContent))")
+        return np.array([row[1:] for row in rows], float)
+
+    def drop(self, *files):
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=300, y=300, data=data)
+
+    def key(self, key, shift=False):
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, modifiers=8 * shift,
+                      windowsVirtualKeyCode={"Tab": 9, "Escape": 27, "ArrowLeft": 37, "ArrowDown": 40}[key])
+
+    def view(self):
+        """x, y, width and height of the canvas in the window."""
+        return self.js("(({x, y, width, height}) => [x, y, width, height])(view.getBoundingClientRect())")
+
+    def allow(self, what):
+        camera = {"name": "camera"}
+        self.browser.call("Browser.setPermission", permission=camera, setting=what, origin=self.url)
+
+    def events(self, *methods):
+        return [event["params"] for event in self.browser.events[self.first:]
+                if event.get("sessionId") == self.session and event["method"] in methods]
+
+    def complaints(self):
+        said = [event for event in self.events("Runtime.consoleAPICalled") if event["type"] == "error"]
+        logged = [event for event in self.events("Log.entryAdded") if event["entry"]["level"] == "error"]
+        return said + logged + self.events("Runtime.exceptionThrown")
+
+    def requests(self):
+        return [url for event in self.events("Network.requestWillBeSent")
+                if not (url := event["request"]["url"]).startswith(("blob:", "data:"))]
+
+    def close(self):
+        self.browser.call("Target.closeTarget", targetId=self.target)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return checkpoint.load(WEIGHTS)[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, model):
+    """What demo/ holds after its two commands, with the shipped student."""
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("demo")
+    for name in ("index.html", "demo.js", "demo.css"):
+        shutil.copy(DEMO / name, folder)
+    (folder / "node_modules").symlink_to(DEMO / "node_modules")
+    export_onnx(model, folder / "student.onnx", "a test")
+    return folder
+
+
+@contextmanager
+def served(folder):
+    with serve.server(folder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    with served(folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium, whose camera shows a synthetic person who moves sideways."""
+    folder = tmp_path_factory.mktemp("browser")
+    person = Image.fromarray(draw_person(1, 6, 240).picture)
+    with open(folder / "camera.mjpeg", "wb") as film:
+        for shift in (*range(0, 200, 10), *range(200, 0, -10)):
+            frame = Image.new("RGB", (640, 480), (90, 110, 100))
+            frame.paste(person, (40 + shift, 60))
+            frame.save(film, "JPEG", quality=90)
+    chromium = Chromium(folder / "profile", "--use-fake-device-for-media-stream",
+                        f"--use-file-for-fake-video-capture={folder / 'camera.mjpeg'}")
+    yield chromium
+    chromium.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    page = Page(browser, address).ready()
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Five files of synthetic people: small, large, wide, turned by its Exif, transparent."""
+    folder = tmp_path_factory.mktemp("images")
+    sizes = (30, 300, 128, 128, 128)
+    people = [Image.fromarray(draw_person(1, n, size).picture) for n, size in enumerate(sizes)]
+    people[0].save(folder / "small.png")
+    people[1].save(folder / "large.jpg", quality=92)
+    people[2].crop((0, 30, 192, 181)).save(folder / "wide.webp", lossless=True)
+    exif = people[3].getexif()
+    exif[274] = 6
+    people[3].save(folder / "turned.jpg", exif=exif, quality=92)
+    people[4].putalpha(Image.linear_gradient("L").resize(people[4].size))
+    people[4].save(folder / "clear.png")
+    return sorted(folder.iterdir())
+
+
+def photos():
+    """Five photos of POSE_DATA, if it is set."""
+    data = os.environ.get("POSE_DATA")
+    return sorted((Path(data) / "lspet" / "images").glob("*.jpg"))[:5] if data else []
+
+
+# ------------------------------------------------------------------------------- the same as in Python
+
+@in_browser
+@pytest.mark.parametrize("size", (64, 128))
+def test_crops_are_those_of_pillow(page, size):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (150, 211, 4), np.uint8)
+    pixels[..., 3] = 255
+    picture = Image.fromarray(pixels).convert("RGB")
+    page.js(f"""globalThis.drawn = new OffscreenCanvas(211, 150).getContext('2d');
+        drawn.putImageData(new ImageData(Uint8ClampedArray.from({pixels.ravel().tolist()}), 211), 0, 0);""")
+    boxes = [[0, 0, 211, 150], [40, 30, 20, 25], [10, 5, 60, 90], [-200, -100, 700, 600], [900, 900, 50, 50],
+             [150, 100, 128, 128], *rng.integers((-50, -50, 5, 5), (200, 140, 400, 400), (20, 4)).tolist()]
+    for box in boxes:
+        for tight in (False, True):
+            expected = cut(picture, box_matrix(box, size, tight), size)
+            found = page.js(f"""import('./demo.js').then(({{boxMap, cut}}) =>
+                Array.from(cut(drawn, boxMap({box}, {size}, {BOX_ENLARGEMENT if tight else 1}), {size})))""")
+            apart = np.abs(np.array(found).reshape(size, size, 3) - expected.astype(int))
+            assert apart.max() <= 1 and (apart > 0).mean() < 0.005, (box, tight)
+
+
+def pixels_apart(model, path, joints, box=None):
+    """How far the page's joints are from predict.py's, in pixels of the crop."""
+    picture, scale = read_picture(path)
+    (person,), = find(model, [picture], [box and [box]])
+    assert scale == 1
+    side = BOX_ENLARGEMENT * max(box[2:]) if box else max(picture.size)
+    assert np.abs(joints[:, 2] - person.confidence).max() < 0.02
+    return np.abs(joints[:, :2] - person.joints).max() * model.size / side
+
+
+@in_browser
+def test_joints_are_those_of_predict(page, model, images):
+    for path in [*images, *photos()]:
+        page.drop(path)
+        page.wait(f"message.textContent.startsWith({json.dumps(path.name)})")
+        apart = pixels_apart(model, path, page.still())
+        print(f"{path.name}: {apart:.3f} pixels of the crop")
+        assert apart < 1, path.name
+
+
+@in_browser
+def test_box_dragged_by_the_mouse(page, model, images):
+    path = images[-1]
+    page.drop(path)
+    whole = page.still()
+    left, top, width, height = page.view()
+    for kind, x, y in (("Pressed", .3, .2), ("Moved", .5, .5), ("Moved", .8, .9), ("Released", .8, .9)):
+        page.call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=left + x * width, y=top + y * height,
+                  button="left", buttons=1, clickCount=1)
+    page.wait("/^\\d/.test(box.textContent)")
+    joints, box = page.still(), [int(number) for number in page.text("box").split(", ")]
+    size = Image.open(path).size
+    assert np.allclose(box, np.array([.3, .2, .5, .7]) * [*size, *size], atol=2)
+    assert pixels_apart(model, path, joints, box) < 1
+    page.js("document.getElementById('view').focus()")
+    page.key("ArrowLeft"), page.key("ArrowDown", shift=True)
+    page.wait(f"box.textContent !== '{', '.join(map(str, box))}'")
+    moved = [int(number) for number in page.text("box").split(", ")]
+    assert moved[0] < box[0] and moved[3] > box[3] and moved[1:3] == box[1:3]
+    page.key("Escape")
+    page.wait("box.textContent === 'whole image'")
+    assert np.allclose(page.still(), whole)
+
+
+@in_browser
+def test_network_of_another_size_and_without_metadata(browser, folder, tmp_path, images):
+    onnx = pytest.importorskip("onnx")
+    shutil.copytree(folder, tmp_path, symlinks=True, dirs_exist_ok=True)
+    make, kinds = onnx.helper, onnx.TensorProto
+    xy, sure = np.tile(np.float32([[31.5, 95.5]]), (1, 14, 1)), np.full((1, 14), 0.5, np.float32)
+    values = [("sure", sure), ("xy", xy)]
+    graph = make.make_graph(
+        [make.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(value))
+         for name, value in values],
+        "constant", [make.make_tensor_value_info("pixels", kinds.UINT8, ["n", 128, 128, 3])],
+        [make.make_tensor_value_info(name, kinds.FLOAT, value.shape) for name, value in values])
+    network = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9)
+    onnx.save(network, tmp_path / "student.onnx")
+    with served(tmp_path) as url:
+        page = Page(browser, url).ready()
+        assert page.text("crop") == "128 × 128 pixels" and page.text("parameters") == "not stated"
+        page.drop(images[0])
+        joints = page.still()
+        assert len(joints) == 14 and np.allclose(joints[:, 2], 0.5)
+        side = Image.open(images[0]).width
+        assert np.allclose(joints[:, :2], [side / 4 - 0.5, 3 * side / 4 - 0.5], atol=0.01)
+        assert not page.complaints()
+        page.close()
+
+
+# ------------------------------------------------------------------------------- what a visitor does
+
+@in_browser
+def test_sample_moves_and_nothing_is_fetched_after_loading(page, model):
+    assert page.js("crossOriginIsolated") and "WebAssembly" in page.text("backend")
+    assert page.text("parameters") == f"{sum(weights.numel() for weights in model.parameters()):,}"
+    page.wait("parseFloat(fps.textContent) > 1")
+    before = len(page.requests())
+    page.js("pause.click()")
+    page.wait("fps.textContent === '–'")
+    page.js("sample.click()")
+    page.wait("parseFloat(fps.textContent) > 1")
+    assert page.requests()[before:] == [] and before
+    assert all(url.startswith(page.url) for url in page.requests())
+    assert page.complaints() == []
+    assert page.js("fetch('http://127.0.0.1:1/').then(() => '', error => error.name)") == "TypeError"
+    assert any("Content Security Policy" in json.dumps(event) for event in page.complaints())
+
+
+@in_browser
+@pytest.mark.parametrize("way", ("dropped", "chosen", "pasted"))
+def test_image_gives_a_skeleton(page, images, way):
+    path, before = images[1], len(page.requests())
+    if way == "dropped":
+        page.drop(path)
+    elif way == "chosen":
+        root = page.call("DOM.getDocument")["root"]["nodeId"]
+        file = page.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
+        page.call("DOM.setFileInputFiles", nodeId=file, files=[str(path)])
+    else:
+        page.js(f"""(() => {{
+            const data = new DataTransfer(), bytes = new Uint8Array({list(path.read_bytes())});
+            data.items.add(new File([bytes], '{path.name}', {{type: 'image/jpeg'}}));
+            document.dispatchEvent(new ClipboardEvent('paste', {{clipboardData: data}})); }})()""")
+    page.wait(f"message.textContent.startsWith('{path.name}')")
+    joints = page.still()
+    assert joints.shape == (16, 3) and coloured(page) > 300
+    page.js("threshold.value = 1, threshold.oninput()")
+    page.wait("message.textContent.endsWith(': 0 of 16 joints found')")
+    assert coloured(page) < 30
+    assert page.requests()[before:] == [] and page.complaints() == []
+
+
+def coloured(page):
+    """Pixels of the view in the colours of limbs, or nearly so."""
+    pixels = page.js("Array.from(view.getContext('2d').getImageData(0, 0, view.width, view.height).data)")
+    pixels = np.array(pixels).reshape(-1, 4)[:, :3]
+    return sum(int((np.abs(pixels - colour).sum(-1) < 150).sum()) for colour in (RIGHT, LEFT))
+
+
+@in_browser
+def test_saved_image(page, images, tmp_path):
+    path = images[1]
+    page.drop(path)
+    page.wait(f"message.textContent.startsWith('{path.name}')")
+    page.browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.js("save.click()")
+    file, end = tmp_path / f"{path.stem}-pose.jpg", time.monotonic() + 20
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+        page.js("1")
+    with Image.open(file) as saved, Image.open(path) as original:
+        assert saved.size == original.size
+        apart = np.abs(np.asarray(saved, int) - np.asarray(original, int)).max(-1) > 60
+        assert 0.002 < apart.mean() < 0.2
+    assert page.complaints() == []
+
+
+@in_browser
+def test_camera_gives_frames(page):
+    page.allow("granted")
+    before = len(page.requests())
+    page.js("camera.click()")
+    page.wait("message.textContent === 'Video: camera' && parseFloat(fps.textContent) > 1")
+    page.wait("box.textContent.includes(',')")
+    assert page.js("mirror.checked") and page.js("view.width") == 640
+    boxes = set()
+    for _ in range(20):
+        boxes.add(page.text("box"))
+        time.sleep(0.2)
+    assert len(boxes) > 5                                # it follows the person
+    print(f"{page.text('fps')} frames a second, network {page.text('time')}")
+    page.js("facing.value = 'environment', facing.onchange()")
+    page.wait("!mirror.checked && parseFloat(fps.textContent) > 1")
+    assert page.requests()[before:] == [] and page.complaints() == []
+
+
+@in_browser
+def test_video_file(page):
+    """The page's own sample, recorded by the browser."""
+    page.js("""new Promise(done => {
+        const recorder = new MediaRecorder(view.captureStream(10));
+        recorder.ondataavailable = ({data}) => {
+            const files = new DataTransfer();
+            files.items.add(new File([data], 'film.webm', {type: 'video/webm'}));
+            document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: files}));
+            done();
+        };
+        recorder.start();
+        setTimeout(() => recorder.stop(), 1500); })""")
+    page.wait("message.textContent === 'Video: film.webm' && parseFloat(fps.textContent) > 1")
+    page.js("pause.click()")
+    page.wait("fps.textContent === '–' && pause.getAttribute('aria-pressed') === 'true'")
+    assert page.complaints() == []
+
+
+@in_browser
+def test_refused_camera_is_said(page):
+    page.allow("denied")
+    page.js("camera.click()")
+    page.wait("message.getAttribute('role') === 'alert'")
+    assert page.text("message").startswith("the camera was refused")
+    page.js("sample.click()")
+    page.wait("message.className === ''")
+    assert page.complaints() == []
+
+
+@in_browser
+def test_broken_file_is_said(page, tmp_path, images):
+    (tmp_path / "broken.jpg").write_bytes(images[1].read_bytes()[:40] + b"x" * 1000)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    for name, kind in (("broken.jpg", "an image"), ("notes.txt", "an image"), ("broken.mp4", "a video")):
+        page.drop(tmp_path / name)
+        page.wait(f"message.textContent === '{name} cannot be read as {kind}'")
+        assert page.js("message.className") == "error"
+        page.drop(images[1])
+        page.wait("message.className === '' && message.textContent.startsWith('large.jpg')")
+    assert page.complaints() == []
+
+
+@in_browser
+@pytest.mark.parametrize("fault, message", [
+    ("cut off", "student.onnx cannot be loaded"), ("no network", "student.onnx is missing: run python"),
+    ("no package", "onnxruntime-web is missing: run npm install")])
+def test_incomplete_page_is_said(browser, folder, tmp_path, fault, message):
+    shutil.copytree(folder, tmp_path, symlinks=True, dirs_exist_ok=True)
+    if fault == "cut off":
+        (tmp_path / "student.onnx").write_bytes((folder / "student.onnx").read_bytes()[:100_000])
+    else:
+        (tmp_path / ("student.onnx" if fault == "no network" else "node_modules")).unlink()
+    with served(tmp_path) as url:
+        page = Page(browser, url)
+        page.wait("message.className === 'error'")
+        assert page.text("message").startswith(message) and page.js("camera.disabled")
+        page.close()
+
+
+@in_browser
+def test_phone(browser, address):
+    page = Page(browser, address, width=390, height=844, phone=True).ready()
+    assert page.js("document.documentElement.scrollWidth <= innerWidth")
+    targets = "[...document.querySelectorAll('button, select, label, .row')]"
+    assert page.js(f"{targets}.every(one => one.offsetHeight >= 44 || one.parentElement.offsetHeight >= 44)")
+    left, top, width, height = page.view()
+    assert width > 300 and top + height < 844
+    page.js("track.click()")
+    for kind, *finger in (("Start", .2, .2), ("Move", .5, .5), ("Move", .7, .8), ("End",)):
+        page.call("Input.dispatchTouchEvent", type=f"touch{kind}", touchPoints=[
+            {"x": left + finger[0] * width, "y": top + finger[1] * height}] if finger else [])
+    page.wait("/^\\d/.test(box.textContent)")
+    box = [int(number) for number in page.text("box").split(", ")]
+    assert np.allclose(box, [96, 96, 240, 288], atol=3)
+    assert page.complaints() == []
+    page.close()
+
+
+@in_browser
+def test_keyboard_and_names(page):
+    names, seen = [], set()
+    for _ in range(20):
+        page.key("Tab")
+        name = page.js("document.activeElement.id || document.activeElement.tagName")
+        if name != "BODY":
+            names.append(name)
+            assert page.js("getComputedStyle(document.activeElement).outlineStyle") == "solid", name
+    assert {"view", "choose", "camera", "sample", "pause", "whole", "save", "facing", "threshold", "mirror",
+            "track", "SUMMARY"} <= set(names)
+    for node in page.call("Accessibility.getFullAXTree")["nodes"]:
+        role = node.get("role", {}).get("value")
+        if role in ("button", "checkbox", "slider", "combobox", "image", "table", "status"):
+            seen.add(role)
+            assert node.get("name", {}).get("value") or role in ("table", "status"), node
+    assert {"button", "checkbox", "slider", "combobox", "image", "status"} <= seen
+
+
+@in_browser
+@pytest.mark.parametrize("scheme", ("light", "dark"))
+def test_scheme_has_contrast(browser, address, scheme):
+    page = Page(browser, address, scheme=scheme).ready()
+    texts = "h1, p, button:enabled, dt, dd, label, summary"
+    colours = page.js(f"[...document.querySelectorAll('{texts}')]" + """.map(one => {
+        let under = one;
+        while (getComputedStyle(under).backgroundColor === 'rgba(0, 0, 0, 0)') under = under.parentElement;
+        return [getComputedStyle(one).color, getComputedStyle(under).backgroundColor]; })""")
+
+    def luminance(colour):
+        values = np.array([int(number) for number in re.findall(r"\d+", colour)[:3]]) / 255
+        linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    for text, back in colours:
+        bright, dark = sorted((luminance(text), luminance(back)), reverse=True)
+        assert (bright + 0.05) / (dark + 0.05) >= 4.5, (text, back)
+    assert (luminance(colours[0][1]) < 0.1) == (scheme == "dark")
+    page.close()
+
+
+@in_browser
+def test_plain_http_server(browser, folder):
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", folder]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        port = re.search(r"port (\d+)", process.stdout.readline())[1]
+        page = Page(browser, f"http://localhost:{port}/").ready()
+        assert page.text("backend") == "WebAssembly, threads: 1" and page.complaints() == []
+        page.close()
+    finally:
+        process.terminate()
+        process.wait()
