@@ -11,10 +11,18 @@ those of the published weights (`stage3.3.fuse_layers.0.1.0.weight`), so that th
 token models leave out, does not exist here.
 """
 
+from typing import NamedTuple
+
 from torch import nn
 
-BLOCKS = 4                       # residual blocks of a branch within a module
-MODULES = {"stage2": 1, "stage3": 4}
+
+class Depths(NamedTuple):
+    """Sizes of an HRNet beside its width. The defaults are those of the published networks."""
+    stem: int = 64               # channels of the two strided convolutions
+    bottlenecks: int = 4         # of layer1
+    bottleneck: int = 64         # their inner channels; they put out four times as many
+    blocks: int = 4              # residual blocks of a branch within a module
+    modules: int = 4             # of stage 3; stage 2 has one
 
 
 def conv_bn(inputs, outputs, kernel, stride=1, relu=True):
@@ -76,10 +84,10 @@ class HighResolutionModule(nn.Module):
     widths: channels of the branches, finest first. keep: how many branches leave, finest first.
     """
 
-    def __init__(self, widths, keep):
+    def __init__(self, widths, keep, blocks):
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Sequential(*[BasicBlock(width) for _ in range(BLOCKS)]) for width in widths)
+            nn.Sequential(*[BasicBlock(width) for _ in range(blocks)]) for width in widths)
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(fuse_path(source, target, widths) for source in range(len(widths))) for target in range(keep))
 
@@ -91,24 +99,25 @@ class HighResolutionModule(nn.Module):
 class HRNet(nn.Module):
     """Stem and stages 1 to 3: RGB (B, 3, H, W) -> high-resolution map (B, width, H / 4, W / 4).
 
-    width: C, 32 or 48 in the published networks. H and W are multiples of 16.
+    width: C, 32 or 48 in the published networks. H and W are multiples of 16. depths: of a lighter one.
     """
 
-    def __init__(self, width):
+    def __init__(self, width, depths=Depths()):
         super().__init__()
-        C = width
-        self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.conv2 = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(64)
-        self.layer1 = nn.Sequential(Bottleneck(64, 64), *[Bottleneck(256, 64) for _ in range(BLOCKS - 1)])
+        C, stem, inner = width, depths.stem, depths.bottleneck
+        self.conv1 = nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.conv2 = nn.Conv2d(stem, stem, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(stem)
+        self.layer1 = nn.Sequential(Bottleneck(stem, inner),
+                                    *[Bottleneck(4 * inner, inner) for _ in range(depths.bottlenecks - 1)])
         # Each stage opens one more branch at half the resolution of the coarsest so far.
-        self.transition1 = nn.ModuleList([conv_bn(256, C, 3), nn.Sequential(conv_bn(256, 2 * C, 3, stride=2))])
-        self.stage2 = nn.Sequential(*[HighResolutionModule([C, 2 * C], keep=2) for _ in range(MODULES["stage2"])])
+        self.transition1 = nn.ModuleList([conv_bn(4 * inner, C, 3), nn.Sequential(conv_bn(4 * inner, 2 * C, 3, stride=2))])
+        self.stage2 = nn.Sequential(HighResolutionModule([C, 2 * C], keep=2, blocks=depths.blocks))
         self.transition2 = nn.ModuleList(
             [nn.Identity(), nn.Identity(), nn.Sequential(conv_bn(2 * C, 4 * C, 3, stride=2))])
-        last = MODULES["stage3"] - 1
-        self.stage3 = nn.Sequential(*[HighResolutionModule([C, 2 * C, 4 * C], keep=1 if module == last else 3)
+        last = depths.modules - 1
+        self.stage3 = nn.Sequential(*[HighResolutionModule([C, 2 * C, 4 * C], 1 if module == last else 3, depths.blocks)
                                       for module in range(last + 1)])
 
     def forward(self, x):

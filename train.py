@@ -47,13 +47,14 @@ from synthetic import drawn_people
 # and TokenPose's batch on MPII (16 on each of 4 GPUs). Borrowed, as the paper does not state its own.
 # 'tiny': measured on synthetic people, cc gs student, 1,000 steps of 32, PCKh@0.5: Adam 34.7, Muon 41.5.
 RECIPES = {"paper": dict(epochs=300, batch_size=64, lr=1e-3, optimiser="adam"),
+           "small": dict(epochs=100, batch_size=32, lr=1e-3, optimiser="muon"),
            "tiny": dict(epochs=16, batch_size=32, lr=1e-3, optimiser="muon")}
 MUON_RATE = 20           # Muon's rate over Adam's. 20 at 1e-3: those 41.5; 40 at 1e-3 (Adam: 2e-3): 36.5
 DECAY_AT = (2 / 3, 13 / 15)              # fractions of the training after which the rate is divided by ten
 WARM_UP = 500                            # steps, at most a tenth of the training
 EMA_FRACTION = 0.02                      # window of the weight average, as a fraction of all steps
 VIEWS = {"drawn": 2, "photos": 4}        # augmented views of each sample for tiny students (others: unlimited)
-SCORE_EVERY = {"paper": 5, "tiny": 4}    # epochs; the last epoch is always scored
+SCORE_EVERY = {"paper": 5, "small": 4, "tiny": 4}    # epochs; the last epoch is always scored
 DRAWINGS = {"student": 4000, "teacher": 40000}
 TINY_TEACHER = Path(__file__).parent / "weights" / "teacher-tiny-drawn.pt"
 CALIBRATION = 256        # samples from which the teacher's token statistics are measured
@@ -588,7 +589,7 @@ def parse_arguments():
     add("--filter", choices=FILTERS, help="static or dynamic global filter, or attention (default: gd)")
     add("--backbone", choices=tuple(BACKBONES), help="none, or HRNet's width (default: none)")
     add("--preset", choices=tuple(PRESETS), default="tiny",
-        help="sizes of the networks: 64 x 64 crops for two cores, or the paper's 256 x 256 (default: tiny)")
+        help="sizes of the networks: 64 x 64 crops (tiny), 128 x 128 (small), or the paper's 256 x 256 (default: tiny)")
     add("--backbone-weights", type=Path, help="published HRNet weights to start the backbone from (default: random)")
     add("--init", type=Path, help="checkpoint of the same network to start from, of any preset whose layers have "
                                   "the same shapes (default: random weights)")
@@ -608,7 +609,7 @@ def parse_arguments():
     add("--augmentation", choices=tuple(AUGMENTATIONS),
         help="upright: small rotation and zoom; tokenpose: up to 60 degrees, 0.75 to 1.25 times; colour: also "
              "brightness and colours; occlusion: also a hidden rectangle (default: upright for synthetic people and "
-             "tiny students, colour for a tiny teacher of photos, tokenpose for the paper's preset)")
+             "tiny students, tokenpose for the paper's preset, else colour)")
     add("--views", type=int,
         help="augmented views of each sample, for which teacher targets are computed once and kept in memory; 0: a new "
              f"view in every epoch (default: {VIEWS['drawn']} for synthetic people, {VIEWS['photos']} for photos and "
@@ -665,8 +666,9 @@ def check_arguments(args):
          "the shipped teacher knows synthetic people at the tiny preset alone: train one with --train-teacher and "
          "name it with --teacher, or learn without one with --no-distill"))
     check_device(args.device)
-    # upright for tiny students of photos: measured; colour for their teacher: not compared with others
-    augmentation = ("upright" if drawn else "tokenpose" if not tiny else "colour" if args.train_teacher else "upright")
+    # upright for tiny students of photos: measured; colour for teachers and 'small': not compared with others
+    augmentation = ("upright" if drawn else "tokenpose" if args.preset == "paper" else
+                    "colour" if args.train_teacher or args.preset == "small" else "upright")
     defaults = RECIPES[args.preset] | dict(
         student="cc", filter="gd", backbone="none", terms=list(TERMS), augmentation=augmentation,
         teacher=TINY_TEACHER if args.distill else None, drawings=DRAWINGS["teacher" if args.train_teacher else "student"],

@@ -25,7 +25,7 @@ from PIL import Image
 import checkpoint
 from crops import cut
 from data_mpii import BOX_ENLARGEMENT
-from draw import LEFT, RIGHT
+from predict import LEFT, RIGHT
 from export import export_onnx
 from predict import WEIGHTS, box_matrix, find, read_picture
 from synthetic import draw_person
