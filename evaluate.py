@@ -209,7 +209,7 @@ def count_parameters(model):
 
 def count_multiply_adds(model):
     """Multiply-adds of one crop. Nothing is computed: the counter runs on torch's meta device, with shapes alone."""
-    model = copy.deepcopy(model).to("meta").requires_grad_(False)   # the counter fails on parameters without a graph
+    model = copy.deepcopy(model).to("meta").eval().requires_grad_(False)   # the counter fails on parameters without a graph
     # Fused attention hides its two products from the counter; the MATH backend shows them.
     with by_definition(model), sdpa_kernel(SDPBackend.MATH), \
             FlopCounterMode(display=False, custom_mapping=TRANSFORMS) as counter:

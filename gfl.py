@@ -31,6 +31,7 @@ from torch import nn
 FILTER_STD = 0.02        # filters start as normal noise of this deviation (GFNet, DFFormer)
 BASIS_FILTERS = 4        # F, how many basis filters a dynamic filter mixes (DFFormer)
 EXPANSION = 2            # width of the dynamic filter's pointwise layers over D (DFFormer)
+EPS = 1e-5               # added to a variance, as in batch norm
 REWEIGHTING = 0.25       # width of the MLP M's hidden layer over D (DFFormer)
 
 
@@ -214,11 +215,17 @@ class StarReLU(nn.Module):
 class DynamicFilter(nn.Module):
     """DFFormer's dynamic filter: every channel of every input gets its own mixture of F basis filters.
 
-        M(X) = softmax over F of MLP(mean of the tokens)           (B, F, E), E = 2 D channels
+        M(X) = softmax over F of MLP(1 + standardised mean of the tokens)      (B, F, E), E = 2 D channels
         K^   = K (x) M(X): K^_e = sum over f of M_fe K_f           (B, H, W // 2 + 1, E)
         X'   = W2 T^-1(K^ (.) T(StarReLU(W1 X)))                   W1: D -> E, W2: E -> D, pointwise, no biases
 
     grid: (H, W) of the token grids, dim: channels D. Input and output (B, H, W, D).
+
+    DFFormer's M sees the mean itself. Behind a layer norm that hardly differs between images (deviation 0.08 to 0.2 around 0.6),
+    and M, whose squared ReLU has neither scale nor bias, died in training: its output was the same for all images. So the mean is
+    standardised over images, channel by channel, by running statistics that are no parameters. The 1 keeps what a constant input
+    gives: a mixture of its own for each channel. Untrained statistics (mean 1, variance 1) leave DFFormer's form.
+    `docs/lab.md` has the runs.
     """
 
     def __init__(self, grid, dim):
@@ -227,6 +234,8 @@ class DynamicFilter(nn.Module):
         wide, hidden = EXPANSION * dim, int(REWEIGHTING * dim)
         self.W1 = nn.Linear(dim, wide, bias=False)
         self.act = StarReLU()
+        self.register_buffer("mean", torch.ones(dim))                          # of the tokens' mean, over images
+        self.register_buffer("variance", torch.ones(dim) - EPS)
         self.M1 = nn.Linear(dim, hidden, bias=False)
         self.M2 = nn.Linear(hidden, BASIS_FILTERS * wide, bias=False)
         self.K_real = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, BASIS_FILTERS))
@@ -236,9 +245,11 @@ class DynamicFilter(nn.Module):
 
     def mixture(self, x):
         """M(X) of token grids (B, H, W, D): weights (B, F, E) that sum to 1 over the F basis filters."""
-        mean = x.mean(dim=(1, 2))                                              # (B, D)
+        # z = (mean of the tokens - its mean over images) / deviation            (B, D)
+        z = nn.functional.batch_norm(x.mean(dim=(1, 2)), self.mean, self.variance,
+                                     training=self.training and len(x) > 1)
         # StarReLU without its scale and bias: the tables' counts leave room for one learned pair, that of `act`
-        logits = self.M2(self.M1(mean).relu().square())                        # (B, F * E)
+        logits = self.M2(self.M1(1 + z).relu().square())                       # (B, F * E)
         return logits.unflatten(-1, (BASIS_FILTERS, -1)).softmax(dim=1)        # (B, F, E)
 
     def forward(self, x):
@@ -247,6 +258,12 @@ class DynamicFilter(nn.Module):
         x = self.act(self.W1(x))                                               # (B, H, W, E)
         x = self.filter(x, *K_hat)                                             # X' = T^-1(K^ (.) T(X))
         return self.W2(x)                                                      # (B, H, W, D)
+
+    def _load_from_state_dict(self, weights, prefix, *more):
+        """Weights from before the standardisation load, too: with statistics that change nothing."""
+        weights.setdefault(prefix + "mean", torch.ones_like(self.mean))
+        weights.setdefault(prefix + "variance", torch.ones_like(self.variance) - EPS)
+        super()._load_from_state_dict(weights, prefix, *more)
 
 
 class GlobalDynamicFilter(nn.Module):

@@ -358,11 +358,15 @@ def rate_factor(step, steps):
 
 
 def build_optimisers(model, name, lr):
-    """'adam': Adam for all weights. 'muon': Muon for matrices of the encoder's blocks, Adam for the others."""
+    """'adam': Adam for all weights. 'muon': Muon for matrices of the encoder's blocks, Adam for the others.
+
+    M of the dynamic filters learns with Adam: Muon's steps, which are large whatever the gradient, saturate its softmax.
+    """
     learning = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
     if name == "adam":
         return [torch.optim.Adam(learning.values(), lr=lr, fused=True)]
-    matrices = [key for key, weight in learning.items() if ".blocks." in key and weight.ndim == 2]
+    matrices = [key for key, weight in learning.items() if ".blocks." in key and weight.ndim == 2
+                and not key.endswith((".M1.weight", ".M2.weight"))]
     others = [key for key in learning if key not in matrices]
     return [Muon([learning[key] for key in matrices], lr=MUON_RATE * lr),
             torch.optim.Adam([learning[key] for key in others], lr=lr, fused=True)]
