@@ -42,8 +42,8 @@ def check_device(name):
     if kind != "cuda" or not (index.isdigit() or name == "cuda"):
         raise BadInput(f"--device {name}: choose cpu, cuda or cuda:N")
     if int(index or 0) >= torch.cuda.device_count():
-        raise BadInput(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use; "
-                       f"--device cpu always works")
+        raise BadInput(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can "
+                       f"use; --device cpu always works")
     torch.cuda.set_device(name if index else 0)          # what events and memory counters refer to
 
 
@@ -194,13 +194,14 @@ def init_distributed(device):
     if world == 1:
         return Distributed(0, 1, device)
     if "RANK" not in os.environ:
-        raise BadInput("WORLD_SIZE is set but RANK is not: start several processes with torchrun, or unset WORLD_SIZE")
+        raise BadInput("WORLD_SIZE is set but RANK is not: start several processes with torchrun, or unset "
+                       "WORLD_SIZE")
     rank = int(os.environ["RANK"])
     if device.startswith("cuda"):
         local = int(os.environ.get("LOCAL_RANK", rank))
         if local >= torch.cuda.device_count():
-            raise BadInput(f"process {local + 1} of this machine has no GPU: there are {torch.cuda.device_count()}; "
-                           f"start as many processes as GPUs")
+            raise BadInput(f"process {local + 1} of this machine has no GPU: there are "
+                           f"{torch.cuda.device_count()}; start as many processes as GPUs")
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
     # the others wait while the main process cuts the crops of a data set

@@ -41,7 +41,8 @@ CENTER_SHIFT = 15                    # pixels per unit of scale, before the enla
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # that unit in MPII for nearly everyone, used where there is no head box
 MOST_PIXELS = 200_000_000            # larger images are refused before they are decoded
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")        # none that starts a program, as EPS does
+# none that starts a program, as EPS does
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 Image.MAX_IMAGE_PIXELS = None        # MOST_PIXELS is checked here, with a message in one line
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
 MAX_BAD_FRACTION = 0.05              # of the entries that --skip-bad-data may leave out
@@ -58,7 +59,7 @@ class Samples:
     side: np.ndarray                           # (N,) float32: side of that box, pixels
     head_size: np.ndarray                      # (N,) float32: PCKh's unit of length, pixels
     image: Callable[[int], Image.Image]        # RGB image of sample i
-    files: tuple = ()                          # paths of the images, one per sample; none for synthetic people
+    files: tuple = ()                         # paths of the images, one per sample; none for synthetic people
     note: str = ""                             # a caveat printed with every result
     skipped: tuple = ()                        # why entries of the file were left out, one line each
 
@@ -87,17 +88,18 @@ def load_samples(root, split, images=True, skip_bad=False):
     """
     root = Path(root)
     if not root.is_dir():
-        raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, annot/valid.json")
+        raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, "
+                       f"annot/valid.json")
     json_file = root / "annot" / f"{split}.json"
     if json_file.is_file():
         return read_json(root, split, json_file, images, skip_bad)
     releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
     if not releases:
-        raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release mpii_human_pose_v1_u12_1.mat: "
-                       f"put one of them there")
+        raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release "
+                       f"mpii_human_pose_v1_u12_1.mat: put one of them there")
     if skip_bad:
-        raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's release "
-                       f"{releases[0].name}: leave the flag out")
+        raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's "
+                       f"release {releases[0].name}: leave the flag out")
     return read_release(root, split, releases[0], images)
 
 
@@ -123,7 +125,8 @@ def read_json(root, split, file, images, skip_bad):
     if split == "valid" and truth.is_file():
         joints_mat, visible, head_size = read_truth(truth)
         if len(joints_mat) != len(files):
-            raise BadInput(f"{truth} has {len(joints_mat)} people and {file} {len(files)}: they do not belong together")
+            raise BadInput(f"{truth} has {len(joints_mat)} people and {file} {len(files)}: they do not "
+                           f"belong together")
         apart = np.abs(joints_mat - joints).max(-1)[visible]
         if np.median(apart) > 1:
             raise BadInput(f"{truth} and {file} disagree by {np.median(apart):.0f} pixels on most joints: "
@@ -192,9 +195,11 @@ def check_image(file, index, path, images, decode):
     except OSError:                                        # a name that is too long
         there = False
     if not there:
-        raise BadInput(f"{file}, entry {index}: there is no image {str(path)[:200]!r}: unpack the images into {images}")
+        raise BadInput(f"{file}, entry {index}: there is no image {str(path)[:200]!r}: unpack the images "
+                       f"into {images}")
     if not path.resolve().is_relative_to(images.resolve()):
-        raise BadInput(f"{file}, entry {index}: {path} is a link to something outside {images}: put the image there")
+        raise BadInput(f"{file}, entry {index}: {path} is a link to something outside {images}: put the "
+                       f"image there")
     if decode:
         open_image(path)
 
@@ -218,7 +223,7 @@ def check_entries(file, entries, images, skip_bad):
             return str(error)
 
     if skip_bad and images is not None:
-        with ThreadPoolExecutor() as pool:                 # Pillow releases the interpreter lock while it decodes
+        with ThreadPoolExecutor() as pool:             # Pillow releases the interpreter lock while it decodes
             found = list(tqdm(pool.map(attempt, enumerate(entries)), "checking images", len(entries), leave=False,
                               disable=None))
     else:
@@ -244,15 +249,17 @@ def read_truth(file):
         mat = loadmat(file)
         joints, missing, heads = (mat[key].astype(np.float64) for key in ("pos_gt_src", "jnt_missing", "headboxes_src"))
         N = joints.shape[2]
-        if (joints.shape, missing.shape, heads.shape) != ((16, 2, N), (16, N), (2, 2, N)):    # heads: corner, x y, N
+        # heads: corner, x y, N
+        if (joints.shape, missing.shape, heads.shape) != ((16, 2, N), (16, N), (2, 2, N)):
             raise ValueError(f"shapes {joints.shape}, {missing.shape}, {heads.shape}")
     except Exception as error:          # scipy raises a dozen kinds on damaged files
-        raise BadInput(f"{file} is not MPII's validation truth ({error!r:.80}): it needs pos_gt_src (16, 2, N), "
-                       f"jnt_missing (16, N) and headboxes_src (2, 2, N)") from error
+        raise BadInput(f"{file} is not MPII's validation truth ({error!r:.80}): it needs pos_gt_src (16, 2, "
+                       f"N), jnt_missing (16, N) and headboxes_src (2, 2, N)") from error
     head_size = HEAD_SIZE_OF_DIAGONAL * np.linalg.norm(heads[1] - heads[0], axis=0)           # (N,)
     bad = ~(head_size > 0) | ~np.isfinite(joints).all((0, 1))
     if bad.any():
-        raise BadInput(f"{file}, person {bad.argmax()} (of 0 to {N - 1}): head box or joints are empty or not finite")
+        raise BadInput(f"{file}, person {bad.argmax()} (of 0 to {N - 1}): head box or joints are empty or "
+                       f"not finite")
     return (joints.transpose(2, 0, 1) - 1).astype(np.float32), missing.T == 0, head_size.astype(np.float32)
 
 
@@ -265,7 +272,8 @@ def read_release(root, split, file, images):
         annolist = np.atleast_1d(release.annolist)
         training = np.atleast_1d(release.img_train)
     except Exception as error:
-        raise BadInput(f"{file} is not MPII's release ({error!r:.80}): it must hold RELEASE.annolist") from error
+        raise BadInput(f"{file} is not MPII's release ({error!r:.80}): it must hold "
+                       f"RELEASE.annolist") from error
     try:
         found = [(n, entry.image.name, *person)
                  for n, (entry, train) in enumerate(zip(annolist, training))
@@ -276,14 +284,15 @@ def read_release(root, split, file, images):
     if not found:
         raise BadInput(f"{file} has no labelled person of the {split} split: download it again")
     rows = []
-    for n, name, joints, visible, center, scale, head_size in found:           # the same rules as for a json file
+    for n, name, joints, visible, center, scale, head_size in found:       # the same rules as for a json file
         entry = dict(image=name, joints=joints.tolist(), joints_vis=visible.astype(int).tolist(),
                      center=list(center), scale=scale)
         rows.append((root / "images" / check_entry(file, n, entry)[0], joints, visible, center, scale, head_size))
     files, joints, visible, center, scale, head_size = (list(column) for column in zip(*rows))
     for path in files:
         if images and not path.is_file():
-            raise BadInput(f"{file} names an image {path}, which is not there: unpack all images into {root / 'images'}")
+            raise BadInput(f"{file} names an image {path}, which is not there: unpack all images into "
+                           f"{root / 'images'}")
     middle, side = box(np.array(center) - 1, scale)
     return Samples(f"{root.name}/{split} by picture", np.array(joints, np.float32) - 1, np.array(visible), middle, side,
                   np.array(head_size, np.float32), lambda i: open_image(files[i]), tuple(files),
@@ -322,7 +331,8 @@ def open_image(path):
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} million")
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} "
+                                 f"million")
             return image.convert("RGB")
     except Exception as error:          # Pillow raises a dozen kinds on damaged files
         fault = " ".join(str(error).split())[:160]

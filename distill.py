@@ -68,7 +68,7 @@ def regression_task(prediction, xy, visible):
 def coordinate_task(prediction, xy, visible, sigma):
     """L_task = KL(Gaussian label || student), mean of both axes (SimCC). sigma in bins."""
     labels = coordinate_labels(xy, sigma, prediction[0].shape[-1])
-    kl_x, kl_y = (kl_divergence(label, logits) for label, logits in zip(labels, prediction))       # (B, K) each
+    kl_x, kl_y = (kl_divergence(label, logits) for label, logits in zip(labels, prediction))     # (B, K) each
     return masked_mean((kl_x + kl_y) / 2, visible)
 
 
@@ -108,7 +108,7 @@ def heatmap_loss_regression(prediction, teacher, visible):
 
 def marginals(teacher, bins):
     """Heatmaps (B, K, S, S) -> two distributions (B, K, bins), over x and y: sum, resample, normalise."""
-    for axis in (-2, -1):                                                                  # sum over rows leaves x
+    for axis in (-2, -1):                                                             # sum over rows leaves x
         marginal = F.interpolate(teacher.sum(axis), size=bins, mode="linear", align_corners=False)
         yield marginal / marginal.sum(-1, keepdim=True).clamp(min=torch.finfo(marginal.dtype).tiny)
 
@@ -116,7 +116,7 @@ def marginals(teacher, bins):
 def heatmap_loss_coordinates(prediction, teacher, visible):
     """L_hm = KL(marginal of H_teacher || student), mean of both axes."""
     targets = marginals(teacher, prediction[0].shape[-1])
-    kl_x, kl_y = (kl_divergence(target, logits) for target, logits in zip(targets, prediction))    # (B, K) each
+    kl_x, kl_y = (kl_divergence(target, logits) for target, logits in zip(targets, prediction))  # (B, K) each
     return masked_mean((kl_x + kl_y) / 2, visible)
 
 
@@ -126,7 +126,7 @@ def confidence_loss(confidence, xy, teacher, visible):
     confidence (B, K), xy (B, K, 2) in fractions (no gradient passes through xy), teacher (B, K, S, S).
     """
     B, K, S, _ = teacher.shape
-    grid = (2 * xy.detach() - 1).view(B * K, 1, 1, 2)                                      # [-1, 1], edge to edge
+    grid = (2 * xy.detach() - 1).view(B * K, 1, 1, 2)                                  # [-1, 1], edge to edge
     value = F.grid_sample(teacher.reshape(B * K, 1, S, S), grid, padding_mode="border", align_corners=False)
     return masked_mean((confidence - value.view(B, K)).abs(), visible)
 

@@ -36,10 +36,10 @@ JOINTS = 16                               # MPII
 MLP_RATIO = 3                             # TokenPose
 IMAGENET_MEAN = (0.485, 0.456, 0.406)     # what published backbones expect, RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MIN_SIGMA = 0.5                           # heatmap cells; a narrower Gaussian can lie between cells and get no gradient
+MIN_SIGMA = 0.5                 # heatmap cells; a narrower Gaussian can lie between cells and get no gradient
 
 
-# ------------------------------------------------------------------------------- the encoder: one block, three mixers
+# ----------------------------------------------------------------------- the encoder: one block, three mixers
 
 class Attention(nn.Module):
     """Multi-head self-attention on the token grid, the mixer of the teacher and of the paper's baselines.
@@ -54,10 +54,12 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
-        self.register_buffer("mask", None if mask is None else mask.flatten()[None], persistent=False)   # (1, N)
+        # (1, N)
+        self.register_buffer("mask", None if mask is None else mask.flatten()[None], persistent=False)
 
     def forward(self, x):
-        q, k, v = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
+        # (B, heads, N, d)
+        q, k, v = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
         return self.out(mixed.transpose(1, 2).flatten(2)).view(x.shape)
 
@@ -121,14 +123,14 @@ class Encoder(nn.Module):
         B, _, D = visual.shape
         keypoint = self.keypoint_tokens.expand(B, -1, -1)                                 # (B, K, D)
         column = F.pad(keypoint, (0, 0, 0, self.padding)).view(B, self.columns, H, D).transpose(1, 2)
-        x = torch.cat([visual.view(B, H, W, D), column.to(visual.dtype)], dim=2)          # (B, H, W + columns, D)
-        position = F.pad(self.position, (0, 0, 0, self.columns))                          # zero for keypoint tokens
+        x = torch.cat([visual.view(B, H, W, D), column.to(visual.dtype)], dim=2)      # (B, H, W + columns, D)
+        position = F.pad(self.position, (0, 0, 0, self.columns))                    # zero for keypoint tokens
         for block in self.blocks:
             x = block(x + position)                                                       # 'sine-full'
             if self.padding:
                 x = x * self.slots
         keypoint = x[:, :, W:].transpose(1, 2).flatten(1, 2)[:, :H * self.columns - self.padding]
-        return keypoint, x[:, :, :W].flatten(1, 2)                                        # (B, K, D), (B, H * W, D)
+        return keypoint, x[:, :, :W].flatten(1, 2)                                  # (B, K, D), (B, H * W, D)
 
 
 # ------------------------------------------------------------------------------- three heads
@@ -206,7 +208,7 @@ class CoordinateHead(nn.Module):
 
     def with_mirror(self, prediction, mirrored):
         """Mean of distributions: log((p + mirror(p')) / 2), for x, whose bins are mirrored, and for y."""
-        (x, y), (other_x, other_y) = prediction, (logits[:, FLIP] for logits in mirrored)       # (B, K, bins) each
+        (x, y), (other_x, other_y) = prediction, (logits[:, FLIP] for logits in mirrored)  # (B, K, bins) each
         return tuple(((one.softmax(-1) + other.softmax(-1)) / 2).log() for one, other in ((x, other_x.flip(-1)), (y, other_y)))
 
 
@@ -275,7 +277,7 @@ class Output(NamedTuple):
     """Output of a network: the tokens that distillation compares, and the head's prediction."""
     keypoint_tokens: torch.Tensor         # (B, K, D)
     visual_tokens: torch.Tensor           # (B, H * W, D)
-    prediction: Any                       # Regression, or logits: (x, y) pair (B, K, bins) each, or (B, K, S, S)
+    prediction: Any                    # Regression, or logits: (x, y) pair (B, K, bins) each, or (B, K, S, S)
 
 
 class PatchEmbedding(nn.Module):
@@ -288,8 +290,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x):
         p = self.patch
-        x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))                                 # (B, C, rows, p, columns, p)
-        return self.project(x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))         # (B, rows * columns, dim)
+        x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))                        # (B, C, rows, p, columns, p)
+        return self.project(x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))   # (B, rows * columns, dim)
 
 
 class PoseNet(nn.Module):
