@@ -1,6 +1,6 @@
 """Checkpoints: our own files, and published weights of HRNet, TokenPose and DistilPose.
 
-    python checkpoint.py half runs/teacher-tiny-drawn/best.pt small.pt      # a copy in float16, to use, not to train on
+    python checkpoint.py half runs/teacher-tiny-drawn/best.pt small.pt      # a copy in float16, for inference
 
 A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher),
 'metadata' (data set, epoch, seed, PCKh), 'model' (the weights), in a run's last.pt 'training' (what train.py
@@ -43,7 +43,7 @@ def checksum(content):
             for value in part:
                 add(value)
         elif isinstance(part, torch.Tensor):
-            if part.layout != torch.strided or part.numel() * part.element_size() > part.untyped_storage().nbytes():
+            if part.layout != torch.strided or part.nbytes > part.untyped_storage().nbytes():
                 raise ValueError("a tensor is not stored as it is")
             digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
             digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -62,7 +62,8 @@ def save(path, model, metadata, training=None, half=False, keep=None):
     path = Path(path)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if half:
-        weights = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+        weights = {name: tensor.half() if tensor.is_floating_point() else tensor
+                   for name, tensor in weights.items()}
     if isinstance(model.head, RegressionHead):
         metadata = dict(metadata, scored=model.head.scored)
     content = dict(format=FORMAT, config=model.config, metadata=metadata, model=weights, training=training)
@@ -90,10 +91,8 @@ def read_safely(path):
     """Load a file of torch.save with tensors and plain values alone, else BadInput. Executes nothing."""
     try:
         if zipfile.is_zipfile(path):     # torch.save does not compress: this may be a decompression bomb
-            packed = [info for info in zipfile.ZipFile(path).infolist() if info.compress_type != zipfile.ZIP_STORED]
-            if packed:
-                raise BadInput(f"{path} is a compressed archive, which torch.save does not write: it is not "
-                               f"loaded")
+            if any(info.compress_type != zipfile.ZIP_STORED for info in zipfile.ZipFile(path).infolist()):
+                raise BadInput(f"{path} is a compressed archive, which torch.save does not write: not loaded")
         return torch.load(path, map_location="cpu", weights_only=True)
     except BadInput:
         raise
@@ -105,7 +104,8 @@ def read_safely(path):
                            f"loading such objects can run any command. Where you trust the file, save its "
                            f"tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], "
                            f"NEW)") from error
-        why = "torch.save did not write it, or it is cut off" if "weights_only" in str(error) else one_line(error)
+        unknown = "weights_only" in str(error)
+        why = "torch.save did not write it, or it is truncated" if unknown else one_line(error)
         raise BadInput(f"{path} is not a checkpoint that can be read ({why})") from error
 
 
@@ -198,7 +198,7 @@ def load_backbone(backbone, path):
 # -------------------------------- published weights: HRNet's backbones, TokenPose's and DistilPose's teachers
 
 #     python train.py --student cc --filter gs --backbone w32 --backbone-weights hrnet_w32_imagenet.pth ...
-#     python evaluate.py --checkpoint tokenpose_b_mpii.pth --data MPII        # score a published teacher first
+#     python evaluate.py --checkpoint tokenpose_b_mpii.pth --data MPII       # score a published teacher first
 #     python train.py --student cc --filter gs --teacher tokenpose_b_mpii.pth --data MPII --preset paper
 #
 # TokenPose-B with HRNet-W48 and 12 layers is the layout of our teacher but for its head: 512 wide (ours 384,
@@ -225,12 +225,12 @@ DISTILPOSE = ((r"keypoint_head\.tokenpose\.", "transformer."), (r"backbone\.", "
 
 # What published HRNet files hold beyond the map that leaves our backbone: stage 3's way to its coarser
 # branches, the fourth stage, and heads for joints or for ImageNet's classes.
-BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.", "final_layer.",
-                  "incre_modules.", "downsamp_modules.", "classifier.")
+BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.",
+                  "final_layer.", "incre_modules.", "downsamp_modules.", "classifier.")
 
 
 def state_dict(content):
-    """The tensors by name in what a published file holds: bare, or under 'state_dict'; without DataParallel's prefix."""
+    """The tensors of a published file, at the top or under 'state_dict', without DataParallel's prefix."""
     tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = tensors if isinstance(tensors, dict) else {}
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()
@@ -251,17 +251,18 @@ def fill(model, found, path, beyond=()):
     left_over = [name for name in found if name.startswith(tuple(beyond))] if beyond else []
     for what, names in (("lacks", needed.keys() - found.keys()),
                         ("holds unknown", found.keys() - needed.keys() - set(left_over)),
-                        ("has another shape of", [n for n in needed if n in found and needed[n].shape != found[n].shape])):
+                        ("has another shape of", [name for name in needed if name in found
+                                                  and needed[name].shape != found[name].shape])):
         if names:
             raise BadInput(f"{path} is not this network: it {what} {len(names)} weights, {sorted(names)[0]} "
                            f"among them: check its width and depth, and that it is the right file")
     model.load_state_dict({name: found[name] for name in needed})
-    return f"{path}: all {len(needed)} weights used, {len(left_over)} left over" + (" (beyond stage "
-                                                                                    "3)" if left_over else "")
+    where = " (beyond stage 3)" if left_over else ""
+    return f"{path}: all {len(needed)} weights used, {len(left_over)} left over{where}"
 
 
 def fill_backbone(backbone, content, path):
-    """HRNet's published weights, ImageNet's or a pose network's, into our HRNet -> a line on what was used."""
+    """Load HRNet's published weights, of ImageNet or a pose network -> a line on what was used."""
     return fill(backbone, state_dict(content), path, BEYOND_STAGE_3)
 
 

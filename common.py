@@ -57,8 +57,8 @@ def fast_bfloat16(device):
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    limited = allowed not in ("ALL", "DEFAULT") and not any(unit in allowed for unit in ("BF16", "FP16", "AMX", "AVX10"))
-    return (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) and not limited
+    native = any(unit in allowed for unit in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10"))
+    return (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) and native
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3          # of glibc's mallopt (malloc.h)
@@ -139,7 +139,7 @@ class Distributed:
         return self.rank == 0
 
     def wrap(self, model):
-        """The model with gradients averaged over processes, and on GPUs with batch statistics of all processes."""
+        """The model with gradients, and on GPUs batch statistics, averaged over all processes."""
         if self.world_size == 1:
             return model
         if self.device != "cpu":
@@ -172,7 +172,7 @@ class Distributed:
         return bool(count > 0)
 
     def gather(self, part):
-        """Rows rank, rank + world_size, ... of an array from every process -> the whole array, in order, in every process."""
+        """Rows rank, rank + world_size, ... of an array from each process -> the whole array, in order."""
         if self.world_size == 1:
             return part
         parts = [None] * self.world_size

@@ -67,7 +67,8 @@ def invert(matrix):
 
 def compose(second, first):
     """The maps that do `first`, then `second`: (B, 2, 3)."""
-    return torch.cat([second[..., :2] @ first[..., :2], second[..., :2] @ first[..., 2:] + second[..., 2:]], dim=-1)
+    turn = second[..., :2]
+    return torch.cat([turn @ first[..., :2], turn @ first[..., 2:] + second[..., 2:]], dim=-1)
 
 
 def transform(matrix, points):
@@ -100,7 +101,8 @@ def warp(images, matrix, size):
     H, W = images.shape[-2:]
 
     def unit(width, height):    # pixels -> the [-1, 1] of PyTorch's grids, edge to edge
-        return torch.tensor([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1]], dtype=torch.float64)
+        rows = [[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1]]
+        return torch.tensor(rows, dtype=torch.float64)
 
     # crop's unit -> image's
     theta = compose(unit(W, H), compose(invert(matrix.cpu()), invert(unit(size, size))))
@@ -142,7 +144,8 @@ class Augmentation(NamedTuple):
 
     def draw(self, count, random):
         """The AugmentationParams of `count` crops, from a torch.Generator."""
-        rotation = (self.rotation * torch.randn(count, generator=random)).clamp(-2 * self.rotation, 2 * self.rotation)
+        rotation = self.rotation * torch.randn(count, generator=random)
+        rotation = rotation.clamp(-2 * self.rotation, 2 * self.rotation)
         rotation *= torch.rand(count, generator=random) < self.rotation_chance
         zoom = 1 + (self.zoom * torch.randn(count, generator=random)).clamp(-self.zoom, self.zoom)
         flip = torch.rand(count, generator=random) < self.flip_chance
@@ -152,11 +155,12 @@ class Augmentation(NamedTuple):
         sides = least + (most - least) * torch.rand(count, 2, generator=random)
         sides *= torch.rand(count, 1, generator=random) < self.hidden_chance
         hidden = torch.cat([torch.rand(count, 2, generator=random), sides], 1)
-        return AugmentationParams(rotation, zoom, flip, gain, shift, hidden, torch.rand(count, 3, generator=random))
+        paint = torch.rand(count, 3, generator=random)
+        return AugmentationParams(rotation, zoom, flip, gain, shift, hidden, paint)
 
 
 def hide(images, hidden, paint):
-    """Images (B, 3, size, size) with rectangles `hidden` (B, 4), as in AugmentationParams, painted over in colours (B, 3)."""
+    """Paint rectangles (B, 4), see AugmentationParams, in colours (B, 3) on images (B, 3, size, size)."""
     middles = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]        # (size,)
     middle, sides = hidden.view(-1, 2, 2).unbind(1)                                        # (B, 2) each: x, y
     across, down = ((middles - middle[..., None]).abs() < sides[..., None] / 2).unbind(1)  # (B, size) each
@@ -173,7 +177,7 @@ AUGMENTATIONS = {"upright": Augmentation(rotation=10, rotation_chance=0.6, zoom=
 # ------------------------------------------------------------------------------- batches
 
 def stored_size(size):
-    """Side of the stored crop of a network with input side `size`: with the margin, and an even number of pixels more."""
+    """Side of the stored crops for a network with input side `size`: wider by an even number of pixels."""
     return size + 2 * round(size * (MARGIN - 1) / 2)
 
 
@@ -202,8 +206,7 @@ def store(samples, size, folder=None):
                 raise BadInput(f"{samples.name}, entry {i}: {error}") from error
 
         with ThreadPoolExecutor() as pool, tqdm(total=len(samples), initial=start, desc="crops", leave=False,
-                                                # Pillow decodes without the interpreter lock
-                                                disable=None) as bar:
+                                                disable=None) as bar:    # Pillow releases Python's lock
             for first in range(start, len(samples), SLICE):
                 for _ in pool.map(cut_one, range(first, min(first + SLICE, len(samples)))):
                     bar.update()
@@ -260,7 +263,7 @@ def mapped(file, shape, mode="r"):
 
 
 def reserve(path):
-    """Allocate the file's space on disk. On a full disk, writing to a mapped file would raise SIGBUS instead."""
+    """Allocate the file's space on disk: on a full disk, writing to a mapped file would raise SIGBUS."""
     if hasattr(os, "posix_fallocate"):
         try:
             with open(path, "r+b") as file:
@@ -291,7 +294,8 @@ def crop_keypoints(samples, rows, size, params=None):
     """The Keypoints of samples `rows` (B,). params: AugmentationParams of all N samples, or None."""
     center, side, joints, visible = (
         torch.from_numpy(of)[rows] for of in (samples.center, samples.side, samples.joints, samples.visible))
-    rotation, zoom, flip = params.of(rows)[:3] if params else (0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool))
+    plain = 0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool)
+    rotation, zoom, flip = params.of(rows)[:3] if params else plain
     matrix = crop_matrix(center, side * zoom, size, rotation, flip)
     xy = (transform(matrix, joints) + 0.5) / size                              # pixels -> fractions
     xy = torch.where(flip[:, None, None], xy[:, FLIP], xy).float()
@@ -307,7 +311,10 @@ def make_batch(samples, stored, rows, size, device="cpu", params=None):
     rows = torch.as_tensor(rows)
     matrix, xy, visible = crop_keypoints(samples, rows, size, params)
     plain = stored_matrix(torch.from_numpy(samples.center)[rows], torch.from_numpy(samples.side)[rows], size)
-    pixels = stored[rows.to(device)] if torch.is_tensor(stored) else torch.from_numpy(stored[rows.numpy()]).to(device)
+    if torch.is_tensor(stored):
+        pixels = stored[rows.to(device)]
+    else:
+        pixels = torch.from_numpy(stored[rows.numpy()]).to(device)
     pixels = pixels.permute(0, 3, 1, 2)                                                   # (B, 3, wide, wide)
     part = max(1, CACHED // pixels[0, 0].numel()) if pixels.device.type == "cpu" else len(rows)
     images = torch.cat([warp(few.float(), map, size) for few, map in zip(

@@ -18,10 +18,10 @@ and a joint without a label has visible = False.
 
 import json
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 from PIL import Image
@@ -69,18 +69,19 @@ class Samples:
     def first(self, count):
         """The first `count` samples."""
         arrays = (self.joints, self.visible, self.center, self.side, self.head_size)
-        return Samples(self.name, *(array[:count] for array in arrays), self.image, self.files[:count], self.note)
+        return Samples(self.name, *(array[:count] for array in arrays), self.image, self.files[:count],
+                       self.note)
 
 
 def box(center, scale):
-    """MPII's center (N, 2) and scale (N,) -> middle (N, 2) and side (N,), in pixels, of the square that is cropped."""
+    """MPII's center (N, 2) and scale (N,) -> middle (N, 2) and side (N,) of the square to crop, in pixels."""
     center, scale = np.array(center, np.float32), np.array(scale, np.float32)
     center[:, 1] += CENTER_SHIFT * scale
     return center, PIXELS_PER_SCALE * BOX_ENLARGEMENT * scale
 
 
 def load_samples(root, split, images=True, skip_bad=False):
-    """The Samples of one split, 'train' or 'valid', of an MPII folder. BadInput where the folder cannot be used.
+    """The Samples of one split, 'train' or 'valid', of an MPII folder. BadInput if it cannot be used.
 
     images=False: read the labels alone, for a folder without images.
     skip_bad: leave out json entries that cannot be used and list them in Samples.skipped, instead of stopping
@@ -106,7 +107,7 @@ def load_samples(root, split, images=True, skip_bad=False):
 # ------------------------------------------------------------------------------- HRNet's json layout
 
 def read_json(root, split, file, images, skip_bad):
-    """annot/train.json or annot/valid.json. If gt_valid.mat is there, it replaces the labels of validation."""
+    """annot/train.json or valid.json. If gt_valid.mat is there, it replaces the labels of validation."""
     try:
         entries = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -143,9 +144,10 @@ FIELDS = "image", "joints", "joints_vis", "center", "scale"
 # does not.
 RULES = (
     ("image {image!r:.200} does not name a file inside images/", lambda image, **_:
-        isinstance(image, str) and not Path(image).is_absolute() and ".." not in Path(image).parts and "\0" not in image),
+        isinstance(image, str) and not Path(image).is_absolute() and ".." not in Path(image).parts
+        and "\0" not in image),
     ("has joints {joints.shape} and joints_vis {joints_vis.shape}, must be (16, 2) and (16,)",
-        lambda joints, joints_vis, **_: joints.shape == (len(JOINTS), 2) and joints_vis.shape == (len(JOINTS),)),
+        lambda joints, joints_vis, **_: (joints.shape, joints_vis.shape) == ((16, 2), (16,))),
     (f"joints and center must be finite, within {FARTHEST:,} pixels, and joints_vis 0 or 1",
         lambda joints, joints_vis, center, **_: center.shape == (2,) and (np.abs(center) < FARTHEST).all()
         and (np.abs(joints) < FARTHEST).all() and np.isin(joints_vis, (0, 1)).all()),
@@ -156,7 +158,7 @@ RULES = (
 
 
 def check_entry(file, index, entry):
-    """One entry of a json file -> (image, joints, visible, center, scale). BadInput with the first violated rule."""
+    """One entry of a json file -> (image, joints, visible, center, scale). BadInput if it violates a rule."""
     def refuse(fault):
         raise BadInput(f"{file}, entry {index}: {fault}: correct or remove this entry")
 
@@ -224,8 +226,8 @@ def check_entries(file, entries, images, skip_bad):
 
     if skip_bad and images is not None:
         with ThreadPoolExecutor() as pool:             # Pillow releases the interpreter lock while it decodes
-            found = list(tqdm(pool.map(attempt, enumerate(entries)), "checking images", len(entries), leave=False,
-                              disable=None))
+            found = list(tqdm(pool.map(attempt, enumerate(entries)), "checking images", len(entries),
+                              leave=False, disable=None))
     else:
         found = list(map(attempt, enumerate(entries)))
     seen = set()
@@ -247,7 +249,8 @@ def read_truth(file):
     """gt_valid.mat -> joints (N, 16, 2) 0-based, visible (N, 16), head sizes (N,) in pixels."""
     try:
         mat = loadmat(file)
-        joints, missing, heads = (mat[key].astype(np.float64) for key in ("pos_gt_src", "jnt_missing", "headboxes_src"))
+        joints, missing, heads = (mat[key].astype(np.float64)
+                                  for key in ("pos_gt_src", "jnt_missing", "headboxes_src"))
         N = joints.shape[2]
         # heads: corner, x y, N
         if (joints.shape, missing.shape, heads.shape) != ((16, 2, N), (16, N), (2, 2, N)):
@@ -265,8 +268,13 @@ def read_truth(file):
 
 # ------------------------------------------------------------------------------- MPII's own release
 
+def split_of(name):
+    """The split, 'train' or 'valid', of an image of the release, a function of its file name."""
+    return "train" if zlib.crc32(name.encode()) % VALIDATION_EVERY else "valid"
+
+
 def read_release(root, split, file, images):
-    """RELEASE.annolist(i).annorect(j) of MPII's .mat: the labelled people of its training images, split by image."""
+    """RELEASE.annolist(i).annorect(j) of MPII's .mat: labelled people of training images, split by image."""
     try:
         release = loadmat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
         annolist = np.atleast_1d(release.annolist)
@@ -277,8 +285,9 @@ def read_release(root, split, file, images):
     try:
         found = [(n, entry.image.name, *person)
                  for n, (entry, train) in enumerate(zip(annolist, training))
-                 if train and (zlib.crc32(entry.image.name.encode()) % VALIDATION_EVERY == 0) == (split == "valid")
-                 for person in map(read_person, np.atleast_1d(getattr(entry, "annorect", []))) if person is not None]
+                 if train and split_of(entry.image.name) == split
+                 for person in map(read_person, np.atleast_1d(getattr(entry, "annorect", [])))
+                 if person is not None]
     except (AttributeError, TypeError, ValueError) as error:
         raise BadInput(f"{file} is not MPII's release ({error!r:.80}): download it again") from error
     if not found:
@@ -287,20 +296,21 @@ def read_release(root, split, file, images):
     for n, name, joints, visible, center, scale, head_size in found:       # the same rules as for a json file
         entry = dict(image=name, joints=joints.tolist(), joints_vis=visible.astype(int).tolist(),
                      center=list(center), scale=scale)
-        rows.append((root / "images" / check_entry(file, n, entry)[0], joints, visible, center, scale, head_size))
+        check_entry(file, n, entry)
+        rows.append((root / "images" / name, joints, visible, center, scale, head_size))
     files, joints, visible, center, scale, head_size = (list(column) for column in zip(*rows))
     for path in files:
         if images and not path.is_file():
             raise BadInput(f"{file} names an image {path}, which is not there: unpack all images into "
                            f"{root / 'images'}")
     middle, side = box(np.array(center) - 1, scale)
-    return Samples(f"{root.name}/{split} by picture", np.array(joints, np.float32) - 1, np.array(visible), middle, side,
-                  np.array(head_size, np.float32), lambda i: open_image(files[i]), tuple(files),
-                  "split by picture from MPII's release: not the standard validation set")
+    return Samples(f"{root.name}/{split} by image", np.array(joints, np.float32) - 1, np.array(visible),
+                   middle, side, np.array(head_size, np.float32), lambda i: open_image(files[i]),
+                   tuple(files), "split by image from MPII's release: not the standard validation set")
 
 
 def read_person(rect):
-    """One annorect -> (joints, visible, center, scale, head size), or None where it is not labelled completely.
+    """One annorect -> (joints, visible, center, scale, head size), or None if its labels are incomplete.
 
     A value that the release does not have is a missing field or an empty array. loadmat unwraps arrays of
     length 1.

@@ -1,8 +1,8 @@
 """Train a student, with or without a teacher, or train the teacher.
 
-    python train.py --student cc --filter gd                # synthetic people, tiny networks: minutes on two cores
-    python train.py --student cc --filter gd --no-distill   # the same without a teacher
-    python train.py --train-teacher                         # the teacher of the first line
+    python train.py --student cc --filter gd               # synthetic people, tiny networks, two cores
+    python train.py --student cc --filter gd --no-distill  # the same without a teacher
+    python train.py --train-teacher                        # the teacher of the first line
     python train.py --train-teacher --data MPII --preset paper --device cuda --amp      # at the paper's size
     python train.py --student cc --filter gd --backbone w32 --data MPII --preset paper \\
                     --teacher runs/teacher-paper-MPII/best.pt --device cuda --amp
@@ -66,8 +66,8 @@ LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed ou
 
 # What a resumed run must have in common with the stopped one. Epochs may change (the decay of the rate
 # follows the new number), and the rate may be lowered.
-SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp",
-            "compile", "deterministic")
+SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed",
+            "amp", "compile", "deterministic")
 
 
 # ------------------------------------------------------------------------------- the training loop
@@ -109,7 +109,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
     crops, network = on_device(crops, device), distributed.wrap(model)
     steps = len(samples) // args.batch_size      # per epoch; samples that are left over come in another epoch
     weights = {name: WEIGHTS[args.student][name] for name in args.terms} if teacher else {}
-    autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=use_bfloat16(args, device))
+    autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16, use_bfloat16(args, device))
     save_or_stop = partial(save_or_raise_stopped, args, distributed, state, stop)
 
     while progress.epoch < args.epochs:
@@ -122,7 +122,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
         input_rate = measure_input(batch_of, order[:args.batch_size // args.accumulate], distributed)
         model.train()
         began = time.monotonic() - progress.seconds
-        bar = tqdm(range(progress.step, steps), f"epoch {progress.epoch + 1}/{args.epochs}", steps, leave=False,
+        bar = tqdm(range(progress.step, steps), f"epoch {progress.epoch + 1}/{args.epochs}", steps, False,
                    initial=progress.step, disable=None if distributed.is_main else True)
         for step in bar:
             number, all_steps = progress.epoch * steps + step, args.epochs * steps
@@ -153,7 +153,8 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
             update_ema(ema, model, number, all_steps)
             progress.sums = {name: progress.sums.get(name, 0) + term for name, term in terms.items()}
             progress.step, progress.seconds = step + 1, time.monotonic() - began
-            bar.set_postfix({name: f"{value / (step + 1):.3g}" for name, value in progress.sums.items()}, refresh=False)
+            means = {name: f"{value / (step + 1):.3g}" for name, value in progress.sums.items()}
+            bar.set_postfix(means, refresh=False)
             save_or_stop(between_steps=True)
 
         line = {"epoch": progress.epoch + 1, "lr": optimisers[-1].param_groups[0]["lr"],
@@ -189,7 +190,7 @@ def on_device(crops, device):
 
 
 def measure_input(batch_of, rows, distributed):
-    """Images per second of make_batch alone, an upper limit on the speed of training. rows: of all processes."""
+    """Images per second of make_batch alone, an upper limit for training. rows: of all processes."""
     rows = rows[distributed.rank::distributed.world_size]
     wait = (lambda: None) if distributed.device == "cpu" else torch.cuda.synchronize
     for _ in range(2):                               # the first one warms up
@@ -211,7 +212,7 @@ def gradient_norm(model):
 
 
 def refuse_non_finite(args, distributed, state, terms, norm, rows):
-    """Raise BadInput, before the weights change, if a loss term or the gradient is not finite. Keeps the batch."""
+    """Keep the batch and raise BadInput, before weights change, if a term or the gradient is not finite."""
     if all(map(math.isfinite, (*terms.values(), norm))):
         return
     file, progress = args.out / "not-finite.pt", state.progress
@@ -278,7 +279,7 @@ class StopRequest:
         self.deadline, self.signal = BEGAN + 60 * (math.inf if minutes is None else minutes), None
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {each: signal.signal(each, self.receive) for each in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_):
@@ -306,8 +307,9 @@ def save(args, distributed, state):
     """Write last.pt, from which a run resumes bit-exactly. The last.pt before it becomes previous.pt."""
     state.saved_at = time.monotonic()
     if distributed.is_main:
-        training = dict(progress=asdict(state.progress), epochs=args.epochs, lr=args.lr, settings=state.settings,
-                        ema=state.ema.state_dict(), optimisers=[each.state_dict() for each in state.optimisers])
+        training = dict(progress=asdict(state.progress), epochs=args.epochs, lr=args.lr,
+                        settings=state.settings, ema=state.ema.state_dict(),
+                        optimisers=[each.state_dict() for each in state.optimisers])
         metadata = {**state.metadata, "epoch": state.progress.epoch}
         checkpoint.save(args.out / "last.pt", state.model, metadata, training, keep=args.out / "previous.pt")
 
@@ -318,7 +320,8 @@ def resume(args, distributed, state):
     BadInput if the file does not belong to the same run.
     """
     file, content = checkpoint.read_last(args.out)
-    training, here, there = content["training"], *map(checkpoint.describe, (state.model.config, content["config"]))
+    training = content["training"]
+    here, there = (checkpoint.describe(config) for config in (state.model.config, content["config"]))
     if training is None or "ema" not in training:
         raise BadInput(f"{file} holds weights but no state of training: --resume needs a last.pt of this "
                        f"version")
@@ -362,7 +365,7 @@ def rate_factor(step, steps):
 
 
 def build_optimisers(model, name, lr):
-    """'adam': Adam for all weights. 'muon': Muon for matrices of the encoder's blocks, Adam for the others."""
+    """'adam': Adam for all weights. 'muon': Muon for matrices of the encoder's blocks, Adam for the rest."""
     learning = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
     if name == "adam":
         return [torch.optim.Adam(learning.values(), lr=lr, fused=True)]
@@ -576,7 +579,8 @@ def write_result(args, valid):
     write_json(args.out / "result.json", dict(
         arguments=plain(args), network=checkpoint.describe(model.config), metadata=metadata, scores=scores,
         flip_test=flipped, torch=torch.__version__, log=log))
-    save_predictions(args.out / "predictions.png", model, valid[0].first(SHOWN), valid[1][:SHOWN], args.device)
+    shown = valid[0].first(SHOWN), valid[1][:SHOWN]
+    save_predictions(args.out / "predictions.png", model, *shown, args.device)
     print(f"drawn: {args.out / 'predictions.png'}\nnext: python evaluate.py --checkpoint "
           f"{args.out / 'best.pt'}"
           + ("" if args.data == "drawn" else f" --data {args.data}"))
@@ -670,7 +674,8 @@ def check_arguments(args):
     drawn, tiny = args.data == "drawn", args.preset == "tiny"
     args.distill = not (args.train_teacher or args.no_distill)
     refuse(
-        (args.train_teacher and (args.teacher or args.student or args.filter or args.backbone or args.no_distill),
+        (args.train_teacher and (args.teacher or args.student or args.filter or args.backbone
+                                 or args.no_distill),
          "--train-teacher takes no --student, --filter, --backbone, --teacher or --no-distill: the teacher "
          "is one network and learns from labels"),
         (args.no_distill and args.teacher, "--no-distill and --teacher contradict each other: leave one out"),
@@ -688,10 +693,12 @@ def check_arguments(args):
          "--train-teacher and name it with --teacher, or learn without one with --no-distill"))
     check_device(args.device)
     # upright for tiny students of photos: measured; colour for their teacher: not compared with others
-    augmentation = ("upright" if drawn else "tokenpose" if not tiny else "colour" if args.train_teacher else "upright")
+    for_photos = "tokenpose" if not tiny else "colour" if args.train_teacher else "upright"
     defaults = RECIPES[args.preset] | dict(
-        student="cc", filter="gd", backbone="none", terms=list(TERMS), augmentation=augmentation,
-        teacher=TINY_TEACHER if args.distill else None, drawings=DRAWINGS["teacher" if args.train_teacher else "student"],
+        student="cc", filter="gd", backbone="none", terms=list(TERMS),
+        augmentation="upright" if drawn else for_photos,
+        teacher=TINY_TEACHER if args.distill else None,
+        drawings=DRAWINGS["teacher" if args.train_teacher else "student"],
         views=VIEWS["drawn" if drawn else "photos"] if tiny and not args.train_teacher else 0)
     for name, value in defaults.items():
         if getattr(args, name) is None:
@@ -735,7 +742,8 @@ def main():
         if distributed.world_size == 1 or not any(sign in str(error) for sign in LOST):
             raise                                    # a bug keeps its traceback
         print(f"error: process {distributed.rank} lost the others ({str(error).splitlines()[0][:120]}): the "
-              f"run has ended; the same command with --resume continues from {args.out}/last.pt", file=sys.stderr)
+              f"run has ended; the same command with --resume continues from {args.out}/last.pt",
+              file=sys.stderr)
         os._exit(2)                                  # a normal exit would wait for the lost process
 
 
