@@ -1,6 +1,6 @@
 """Checkpoints: our own files, and published weights of HRNet, TokenPose and DistilPose.
 
-    python checkpoint.py half runs/teacher-tiny-drawn/best.pt small.pt      # a copy in float16, to use, not to train on
+    python checkpoint.py half runs/teacher-tiny-drawn/best.pt small.pt      # a copy in float16, for inference
 
 A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher),
 'metadata' (data set, epoch, seed, PCKh), 'model' (the weights), in a run's last.pt 'training' (what train.py
@@ -43,7 +43,7 @@ def checksum(content):
             for value in part:
                 add(value)
         elif isinstance(part, torch.Tensor):
-            if part.layout != torch.strided or part.numel() * part.element_size() > part.untyped_storage().nbytes():
+            if part.layout != torch.strided or part.nbytes > part.untyped_storage().nbytes():
                 raise ValueError("a tensor is not stored as it is")
             digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
             digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -62,7 +62,8 @@ def save(path, model, metadata, training=None, half=False, keep=None):
     path = Path(path)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if half:
-        weights = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+        weights = {name: tensor.half() if tensor.is_floating_point() else tensor
+                   for name, tensor in weights.items()}
     if isinstance(model.head, RegressionHead):
         metadata = dict(metadata, scored=model.head.scored)
     content = dict(format=FORMAT, config=model.config, metadata=metadata, model=weights, training=training)
@@ -75,8 +76,8 @@ def save(path, model, metadata, training=None, half=False, keep=None):
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:           # torch's writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        raise BadInput(f"{path} could not be written ({one_line(error)}); what was there before is untouched: "
-                       f"make room there, or name another place") from error
+        raise BadInput(f"{path} could not be written ({one_line(error)}); what was there before is "
+                       f"untouched: make room there, or name another place") from error
     if keep is not None and path.exists():
         os.replace(path, keep)
     os.replace(temporary, path)
@@ -90,9 +91,8 @@ def read_safely(path):
     """Load a file of torch.save with tensors and plain values alone, else BadInput. Executes nothing."""
     try:
         if zipfile.is_zipfile(path):     # torch.save does not compress: this may be a decompression bomb
-            packed = [info for info in zipfile.ZipFile(path).infolist() if info.compress_type != zipfile.ZIP_STORED]
-            if packed:
-                raise BadInput(f"{path} is a compressed archive, which torch.save does not write: it is not loaded")
+            if any(info.compress_type != zipfile.ZIP_STORED for info in zipfile.ZipFile(path).infolist()):
+                raise BadInput(f"{path} is a compressed archive, which torch.save does not write: not loaded")
         return torch.load(path, map_location="cpu", weights_only=True)
     except BadInput:
         raise
@@ -100,10 +100,12 @@ def read_safely(path):
         raise BadInput(f"there is no checkpoint {path}: train.py writes one, or give another path") from error
     except Exception as error:          # torch raises a dozen kinds on damaged files
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise BadInput(f"{path} cannot be read safely: it holds more than tensors ({wanted[1]}), and loading such objects "
-                           f"can run any command. Where you trust the file, save its tensors alone: "
-                           f"torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)") from error
-        why = "torch.save did not write it, or it is cut off" if "weights_only" in str(error) else one_line(error)
+            raise BadInput(f"{path} cannot be read safely: it holds more than tensors ({wanted[1]}), and "
+                           f"loading such objects can run any command. Where you trust the file, save its "
+                           f"tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], "
+                           f"NEW)") from error
+        unknown = "weights_only" in str(error)
+        why = "torch.save did not write it, or it is truncated" if unknown else one_line(error)
         raise BadInput(f"{path} is not a checkpoint that can be read ({why})") from error
 
 
@@ -118,7 +120,8 @@ def read(path):
     try:
         found = checksum(content)
     except (ValueError, RuntimeError) as error:          # RecursionError is one of the latter
-        raise BadInput(f"{path} is not a checkpoint of this project ({one_line(error)}): train.py writes those") from error
+        raise BadInput(f"{path} is not a checkpoint of this project ({one_line(error)}): train.py writes "
+                       f"those") from error
     if stated != found:
         raise BadInput(f"{path} is damaged: its checksum is not that of its content")
     if old:
@@ -164,7 +167,8 @@ def load(path, device="cpu"):
         if isinstance(model.head, RegressionHead):
             model.head.scored = content["metadata"]["scored"]
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{path} does not fit the network it names, {content.get('config')}: {one_line(error)}") from error
+        raise BadInput(f"{path} does not fit the network it names, {content.get('config')}: "
+                       f"{one_line(error)}") from error
     return model.to(device).eval(), content["metadata"]
 
 
@@ -191,10 +195,10 @@ def load_backbone(backbone, path):
     return fill_backbone(backbone, read_safely(path), path)
 
 
-# ------------------------------------------------------------------------------- published weights: HRNet's backbones, TokenPose's and DistilPose's teachers
+# -------------------------------- published weights: HRNet's backbones, TokenPose's and DistilPose's teachers
 
 #     python train.py --student cc --filter gs --backbone w32 --backbone-weights hrnet_w32_imagenet.pth ...
-#     python evaluate.py --checkpoint tokenpose_b_mpii.pth --data MPII        # score a published teacher first
+#     python evaluate.py --checkpoint tokenpose_b_mpii.pth --data MPII       # score a published teacher first
 #     python train.py --student cc --filter gs --teacher tokenpose_b_mpii.pth --data MPII --preset paper
 #
 # TokenPose-B with HRNet-W48 and 12 layers is the layout of our teacher but for its head: 512 wide (ours 384,
@@ -206,7 +210,7 @@ def load_backbone(backbone, path):
 TOKENPOSE = (
     (r"pre_feature\.", "backbone."),
     (r"transformer\.keypoint_token$", "encoder.keypoint_tokens"),
-    (r"transformer\.pos_embedding$", "encoder.position"),                            # (1, 256, D), ours (16, 16, D)
+    (r"transformer\.pos_embedding$", "encoder.position"),                      # (1, 256, D), ours (16, 16, D)
     (r"transformer\.patch_to_embedding\.", "embed.project."),
     (r"transformer\.transformer\.layers\.(\d+)\.0\.fn\.norm\.", r"encoder.blocks.\1.norm1."),
     (r"transformer\.transformer\.layers\.(\d+)\.0\.fn\.fn\.to_qkv\.", r"encoder.blocks.\1.mixer.qkv."),
@@ -221,12 +225,12 @@ DISTILPOSE = ((r"keypoint_head\.tokenpose\.", "transformer."), (r"backbone\.", "
 
 # What published HRNet files hold beyond the map that leaves our backbone: stage 3's way to its coarser
 # branches, the fourth stage, and heads for joints or for ImageNet's classes.
-BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.", "final_layer.",
-                  "incre_modules.", "downsamp_modules.", "classifier.")
+BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.",
+                  "final_layer.", "incre_modules.", "downsamp_modules.", "classifier.")
 
 
 def state_dict(content):
-    """The tensors by name in what a published file holds: bare, or under 'state_dict'; without DataParallel's prefix."""
+    """The tensors of a published file, at the top or under 'state_dict', without DataParallel's prefix."""
     tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = tensors if isinstance(tensors, dict) else {}
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()
@@ -247,16 +251,18 @@ def fill(model, found, path, beyond=()):
     left_over = [name for name in found if name.startswith(tuple(beyond))] if beyond else []
     for what, names in (("lacks", needed.keys() - found.keys()),
                         ("holds unknown", found.keys() - needed.keys() - set(left_over)),
-                        ("has another shape of", [n for n in needed if n in found and needed[n].shape != found[n].shape])):
+                        ("has another shape of", [name for name in needed if name in found
+                                                  and needed[name].shape != found[name].shape])):
         if names:
-            raise BadInput(f"{path} is not this network: it {what} {len(names)} weights, {sorted(names)[0]} among them: "
-                           f"check its width and depth, and that it is the right file")
+            raise BadInput(f"{path} is not this network: it {what} {len(names)} weights, {sorted(names)[0]} "
+                           f"among them: check its width and depth, and that it is the right file")
     model.load_state_dict({name: found[name] for name in needed})
-    return f"{path}: all {len(needed)} weights used, {len(left_over)} left over" + (" (beyond stage 3)" if left_over else "")
+    where = " (beyond stage 3)" if left_over else ""
+    return f"{path}: all {len(needed)} weights used, {len(left_over)} left over{where}"
 
 
 def fill_backbone(backbone, content, path):
-    """HRNet's published weights, ImageNet's or a pose network's, into our HRNet -> a line on what was used."""
+    """Load HRNet's published weights, of ImageNet or a pose network -> a line on what was used."""
     return fill(backbone, state_dict(content), path, BEYOND_STAGE_3)
 
 
@@ -271,8 +277,8 @@ def published_teacher(content, path):
     if any(name.startswith("keypoint_head.tokenpose.") for name in found):
         found = {rename(name, DISTILPOSE): tensor for name, tensor in found.items()}
     if any(name.startswith("transformer.transformer1.") for name in found):
-        raise BadInput(f"{path} is a TokenPose-L, which stacks three transformers: the teacher's layout is that of "
-                       f"TokenPose-B with HRNet-W48 and 12 layers")
+        raise BadInput(f"{path} is a TokenPose-L, which stacks three transformers: the teacher's layout is "
+                       f"that of TokenPose-B with HRNet-W48 and 12 layers")
     teacher = build_teacher("paper", head="tokenpose")
     found = {rename(name, TOKENPOSE): tensor for name, tensor in found.items()}
     position = teacher.encoder.position

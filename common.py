@@ -42,8 +42,8 @@ def check_device(name):
     if kind != "cuda" or not (index.isdigit() or name == "cuda"):
         raise BadInput(f"--device {name}: choose cpu, cuda or cuda:N")
     if int(index or 0) >= torch.cuda.device_count():
-        raise BadInput(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use; "
-                       f"--device cpu always works")
+        raise BadInput(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can "
+                       f"use; --device cpu always works")
     torch.cuda.set_device(name if index else 0)          # what events and memory counters refer to
 
 
@@ -57,8 +57,8 @@ def fast_bfloat16(device):
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    limited = allowed not in ("ALL", "DEFAULT") and not any(unit in allowed for unit in ("BF16", "FP16", "AMX", "AVX10"))
-    return (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) and not limited
+    native = any(unit in allowed for unit in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10"))
+    return (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) and native
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3          # of glibc's mallopt (malloc.h)
@@ -139,7 +139,7 @@ class Distributed:
         return self.rank == 0
 
     def wrap(self, model):
-        """The model with gradients averaged over processes, and on GPUs with batch statistics of all processes."""
+        """The model with gradients, and on GPUs batch statistics, averaged over all processes."""
         if self.world_size == 1:
             return model
         if self.device != "cpu":
@@ -172,7 +172,7 @@ class Distributed:
         return bool(count > 0)
 
     def gather(self, part):
-        """Rows rank, rank + world_size, ... of an array from every process -> the whole array, in order, in every process."""
+        """Rows rank, rank + world_size, ... of an array from each process -> the whole array, in order."""
         if self.world_size == 1:
             return part
         parts = [None] * self.world_size
@@ -194,13 +194,14 @@ def init_distributed(device):
     if world == 1:
         return Distributed(0, 1, device)
     if "RANK" not in os.environ:
-        raise BadInput("WORLD_SIZE is set but RANK is not: start several processes with torchrun, or unset WORLD_SIZE")
+        raise BadInput("WORLD_SIZE is set but RANK is not: start several processes with torchrun, or unset "
+                       "WORLD_SIZE")
     rank = int(os.environ["RANK"])
     if device.startswith("cuda"):
         local = int(os.environ.get("LOCAL_RANK", rank))
         if local >= torch.cuda.device_count():
-            raise BadInput(f"process {local + 1} of this machine has no GPU: there are {torch.cuda.device_count()}; "
-                           f"start as many processes as GPUs")
+            raise BadInput(f"process {local + 1} of this machine has no GPU: there are "
+                           f"{torch.cuda.device_count()}; start as many processes as GPUs")
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
     # the others wait while the main process cuts the crops of a data set

@@ -30,7 +30,8 @@ from common import BadInput, lock
 MARGIN = 1.5                # side of a stored crop over the network's input: room to turn and zoom out.
                             # Beyond it, in the corners of rotated crops, is black.
 SLICE = 1000                # crops between two records of progress
-CACHED = 384 * 384          # pixels that a CPU warps at once, to fit its cache (64 crops of 256: 84 instead of 226 ms)
+# pixels that a CPU warps at once, to fit its cache (64 crops of 256: 84 instead of 226 ms)
+CACHED = 384 * 384
 HIDDEN = 0.15, 0.4          # sides of a hidden rectangle over the crop's: a limb or two
 # Joint k of a mirrored person is joint FLIP[k] of the original: left and right change places.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
@@ -50,7 +51,7 @@ def crop_matrix(center, side, size, rotation=0.0, flip=False):
     side = torch.as_tensor(side, dtype=torch.float64)                          # (B,)
     angle = torch.deg2rad(torch.as_tensor(rotation, dtype=torch.float64)).expand_as(side)
     mirror = 1 - 2 * torch.as_tensor(flip, dtype=torch.float64).expand_as(side)
-    cos, sin = size / side * angle.cos(), size / side * angle.sin()            # the image's y axis points down
+    cos, sin = size / side * angle.cos(), size / side * angle.sin()           # the image's y axis points down
     turn = torch.stack([torch.stack([mirror * cos, mirror * sin], -1), torch.stack([-sin, cos], -1)], -2)
     shift = (size - 1) / 2 - turn @ center[..., None]                          # (B, 2, 1)
     return torch.cat([turn, shift], dim=-1)
@@ -66,7 +67,8 @@ def invert(matrix):
 
 def compose(second, first):
     """The maps that do `first`, then `second`: (B, 2, 3)."""
-    return torch.cat([second[..., :2] @ first[..., :2], second[..., :2] @ first[..., 2:] + second[..., 2:]], dim=-1)
+    turn = second[..., :2]
+    return torch.cat([turn @ first[..., :2], turn @ first[..., 2:] + second[..., 2:]], dim=-1)
 
 
 def transform(matrix, points):
@@ -99,14 +101,17 @@ def warp(images, matrix, size):
     H, W = images.shape[-2:]
 
     def unit(width, height):    # pixels -> the [-1, 1] of PyTorch's grids, edge to edge
-        return torch.tensor([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1]], dtype=torch.float64)
+        rows = [[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1]]
+        return torch.tensor(rows, dtype=torch.float64)
 
-    theta = compose(unit(W, H), compose(invert(matrix.cpu()), invert(unit(size, size))))   # crop's unit -> image's
+    # crop's unit -> image's
+    theta = compose(unit(W, H), compose(invert(matrix.cpu()), invert(unit(size, size))))
     theta = theta.to(images.device, images.dtype)
     # affine_grid as two sums: a third of its time on a CPU
     middles = (2 * torch.arange(size, device=theta.device, dtype=theta.dtype) + 1) / size - 1
     along_x = middles[:, None] * theta[:, None, None, :, 0]                                # (B, 1, size, 2)
-    along_y = middles[:, None, None] * theta[:, None, None, :, 1] + theta[:, None, None, :, 2]      # (B, size, 1, 2)
+    # (B, size, 1, 2)
+    along_y = middles[:, None, None] * theta[:, None, None, :, 1] + theta[:, None, None, :, 2]
     grid = along_x + along_y
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
@@ -120,7 +125,8 @@ class AugmentationParams(NamedTuple):
     flip: torch.Tensor         # (N,) bool
     gain: torch.Tensor         # (N, 3) what red, green and blue are multiplied by
     shift: torch.Tensor        # (N, 1) what is then added to all three
-    hidden: torch.Tensor       # (N, 4) middle x, y, width and height of a rectangle that hides them, fractions of the crop
+    # (N, 4) middle x, y, width and height of a rectangle that hides them, fractions of the crop
+    hidden: torch.Tensor
     paint: torch.Tensor        # (N, 3) its colour
 
     def of(self, rows):
@@ -138,7 +144,8 @@ class Augmentation(NamedTuple):
 
     def draw(self, count, random):
         """The AugmentationParams of `count` crops, from a torch.Generator."""
-        rotation = (self.rotation * torch.randn(count, generator=random)).clamp(-2 * self.rotation, 2 * self.rotation)
+        rotation = self.rotation * torch.randn(count, generator=random)
+        rotation = rotation.clamp(-2 * self.rotation, 2 * self.rotation)
         rotation *= torch.rand(count, generator=random) < self.rotation_chance
         zoom = 1 + (self.zoom * torch.randn(count, generator=random)).clamp(-self.zoom, self.zoom)
         flip = torch.rand(count, generator=random) < self.flip_chance
@@ -148,18 +155,19 @@ class Augmentation(NamedTuple):
         sides = least + (most - least) * torch.rand(count, 2, generator=random)
         sides *= torch.rand(count, 1, generator=random) < self.hidden_chance
         hidden = torch.cat([torch.rand(count, 2, generator=random), sides], 1)
-        return AugmentationParams(rotation, zoom, flip, gain, shift, hidden, torch.rand(count, 3, generator=random))
+        paint = torch.rand(count, 3, generator=random)
+        return AugmentationParams(rotation, zoom, flip, gain, shift, hidden, paint)
 
 
 def hide(images, hidden, paint):
-    """Images (B, 3, size, size) with rectangles `hidden` (B, 4), as in AugmentationParams, painted over in colours (B, 3)."""
-    middles = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]            # (size,)
+    """Paint rectangles (B, 4), see AugmentationParams, in colours (B, 3) on images (B, 3, size, size)."""
+    middles = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]        # (size,)
     middle, sides = hidden.view(-1, 2, 2).unbind(1)                                        # (B, 2) each: x, y
     across, down = ((middles - middle[..., None]).abs() < sides[..., None] / 2).unbind(1)  # (B, size) each
     return torch.where(down[:, None, :, None] & across[:, None, None, :], paint[:, :, None, None], images)
 
 
-TOKENPOSE = Augmentation(rotation=30, rotation_chance=0.6, zoom=0.25, flip_chance=0.5)       # its recipe on MPII
+TOKENPOSE = Augmentation(rotation=30, rotation_chance=0.6, zoom=0.25, flip_chance=0.5)    # its recipe on MPII
 AUGMENTATIONS = {"upright": Augmentation(rotation=10, rotation_chance=0.6, zoom=0.1, flip_chance=0.5),
                  "tokenpose": TOKENPOSE,
                  "colour": TOKENPOSE._replace(colour=0.25),
@@ -169,7 +177,7 @@ AUGMENTATIONS = {"upright": Augmentation(rotation=10, rotation_chance=0.6, zoom=
 # ------------------------------------------------------------------------------- batches
 
 def stored_size(size):
-    """Side of the stored crop of a network with input side `size`: with the margin, and an even number of pixels more."""
+    """Side of the stored crops for a network with input side `size`: wider by an even number of pixels."""
     return size + 2 * round(size * (MARGIN - 1) / 2)
 
 
@@ -198,7 +206,7 @@ def store(samples, size, folder=None):
                 raise BadInput(f"{samples.name}, entry {i}: {error}") from error
 
         with ThreadPoolExecutor() as pool, tqdm(total=len(samples), initial=start, desc="crops", leave=False,
-                                                disable=None) as bar:          # Pillow decodes without the interpreter lock
+                                                disable=None) as bar:    # Pillow releases Python's lock
             for first in range(start, len(samples), SLICE):
                 for _ in pool.map(cut_one, range(first, min(first + SLICE, len(samples)))):
                     bar.update()
@@ -228,7 +236,8 @@ def store(samples, size, folder=None):
                 progress.write_text("")
                 start, array = 0, np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
                 reserve(partial)
-            print(f"cutting {len(samples):,} crops of {wide} x {wide} pixels into {file} ({math.prod(shape) / 1e9:.2f} GB)"
+            print(f"cutting {len(samples):,} crops of {wide} x {wide} pixels into {file} "
+                  f"({math.prod(shape) / 1e9:.2f} GB)"
                   + (f", from the {start:,}th on" if start else ""))
 
             def flushed(end):        # recorded only when it is on disk
@@ -254,7 +263,7 @@ def mapped(file, shape, mode="r"):
 
 
 def reserve(path):
-    """Allocate the file's space on disk. On a full disk, writing to a mapped file would raise SIGBUS instead."""
+    """Allocate the file's space on disk: on a full disk, writing to a mapped file would raise SIGBUS."""
     if hasattr(os, "posix_fallocate"):
         try:
             with open(path, "r+b") as file:
@@ -262,8 +271,8 @@ def reserve(path):
         except OSError as error:
             size = path.stat().st_size
             path.unlink()
-            raise OSError(f"{path.parent} lacks room for {size / 1e9:.1f} GB of crops ({error.strerror}): name another folder "
-                          f"with --cache") from error
+            raise OSError(f"{path.parent} lacks room for {size / 1e9:.1f} GB of crops ({error.strerror}): "
+                          f"name another folder with --cache") from error
 
 
 class Batch(NamedTuple):
@@ -285,7 +294,8 @@ def crop_keypoints(samples, rows, size, params=None):
     """The Keypoints of samples `rows` (B,). params: AugmentationParams of all N samples, or None."""
     center, side, joints, visible = (
         torch.from_numpy(of)[rows] for of in (samples.center, samples.side, samples.joints, samples.visible))
-    rotation, zoom, flip = params.of(rows)[:3] if params else (0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool))
+    plain = 0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool)
+    rotation, zoom, flip = params.of(rows)[:3] if params else plain
     matrix = crop_matrix(center, side * zoom, size, rotation, flip)
     xy = (transform(matrix, joints) + 0.5) / size                              # pixels -> fractions
     xy = torch.where(flip[:, None, None], xy[:, FLIP], xy).float()
@@ -301,8 +311,11 @@ def make_batch(samples, stored, rows, size, device="cpu", params=None):
     rows = torch.as_tensor(rows)
     matrix, xy, visible = crop_keypoints(samples, rows, size, params)
     plain = stored_matrix(torch.from_numpy(samples.center)[rows], torch.from_numpy(samples.side)[rows], size)
-    pixels = stored[rows.to(device)] if torch.is_tensor(stored) else torch.from_numpy(stored[rows.numpy()]).to(device)
-    pixels = pixels.permute(0, 3, 1, 2)                                                    # (B, 3, wide, wide)
+    if torch.is_tensor(stored):
+        pixels = stored[rows.to(device)]
+    else:
+        pixels = torch.from_numpy(stored[rows.numpy()]).to(device)
+    pixels = pixels.permute(0, 3, 1, 2)                                                   # (B, 3, wide, wide)
     part = max(1, CACHED // pixels[0, 0].numel()) if pixels.device.type == "cpu" else len(rows)
     images = torch.cat([warp(few.float(), map, size) for few, map in zip(
         pixels.split(part), compose(matrix, invert(plain)).split(part))]).div_(255)

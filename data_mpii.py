@@ -18,10 +18,10 @@ and a joint without a label has visible = False.
 
 import json
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 from PIL import Image
@@ -41,7 +41,8 @@ CENTER_SHIFT = 15                    # pixels per unit of scale, before the enla
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # that unit in MPII for nearly everyone, used where there is no head box
 MOST_PIXELS = 200_000_000            # larger images are refused before they are decoded
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")        # none that starts a program, as EPS does
+# none that starts a program, as EPS does
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 Image.MAX_IMAGE_PIXELS = None        # MOST_PIXELS is checked here, with a message in one line
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
 MAX_BAD_FRACTION = 0.05              # of the entries that --skip-bad-data may leave out
@@ -58,7 +59,7 @@ class Samples:
     side: np.ndarray                           # (N,) float32: side of that box, pixels
     head_size: np.ndarray                      # (N,) float32: PCKh's unit of length, pixels
     image: Callable[[int], Image.Image]        # RGB image of sample i
-    files: tuple = ()                          # paths of the images, one per sample; none for synthetic people
+    files: tuple = ()                         # paths of the images, one per sample; none for synthetic people
     note: str = ""                             # a caveat printed with every result
     skipped: tuple = ()                        # why entries of the file were left out, one line each
 
@@ -68,18 +69,19 @@ class Samples:
     def first(self, count):
         """The first `count` samples."""
         arrays = (self.joints, self.visible, self.center, self.side, self.head_size)
-        return Samples(self.name, *(array[:count] for array in arrays), self.image, self.files[:count], self.note)
+        return Samples(self.name, *(array[:count] for array in arrays), self.image, self.files[:count],
+                       self.note)
 
 
 def box(center, scale):
-    """MPII's center (N, 2) and scale (N,) -> middle (N, 2) and side (N,), in pixels, of the square that is cropped."""
+    """MPII's center (N, 2) and scale (N,) -> middle (N, 2) and side (N,) of the square to crop, in pixels."""
     center, scale = np.array(center, np.float32), np.array(scale, np.float32)
     center[:, 1] += CENTER_SHIFT * scale
     return center, PIXELS_PER_SCALE * BOX_ENLARGEMENT * scale
 
 
 def load_samples(root, split, images=True, skip_bad=False):
-    """The Samples of one split, 'train' or 'valid', of an MPII folder. BadInput where the folder cannot be used.
+    """The Samples of one split, 'train' or 'valid', of an MPII folder. BadInput if it cannot be used.
 
     images=False: read the labels alone, for a folder without images.
     skip_bad: leave out json entries that cannot be used and list them in Samples.skipped, instead of stopping
@@ -87,24 +89,25 @@ def load_samples(root, split, images=True, skip_bad=False):
     """
     root = Path(root)
     if not root.is_dir():
-        raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, annot/valid.json")
+        raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, "
+                       f"annot/valid.json")
     json_file = root / "annot" / f"{split}.json"
     if json_file.is_file():
         return read_json(root, split, json_file, images, skip_bad)
     releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
     if not releases:
-        raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release mpii_human_pose_v1_u12_1.mat: "
-                       f"put one of them there")
+        raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release "
+                       f"mpii_human_pose_v1_u12_1.mat: put one of them there")
     if skip_bad:
-        raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's release "
-                       f"{releases[0].name}: leave the flag out")
+        raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's "
+                       f"release {releases[0].name}: leave the flag out")
     return read_release(root, split, releases[0], images)
 
 
 # ------------------------------------------------------------------------------- HRNet's json layout
 
 def read_json(root, split, file, images, skip_bad):
-    """annot/train.json or annot/valid.json. If gt_valid.mat is there, it replaces the labels of validation."""
+    """annot/train.json or valid.json. If gt_valid.mat is there, it replaces the labels of validation."""
     try:
         entries = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -123,7 +126,8 @@ def read_json(root, split, file, images, skip_bad):
     if split == "valid" and truth.is_file():
         joints_mat, visible, head_size = read_truth(truth)
         if len(joints_mat) != len(files):
-            raise BadInput(f"{truth} has {len(joints_mat)} people and {file} {len(files)}: they do not belong together")
+            raise BadInput(f"{truth} has {len(joints_mat)} people and {file} {len(files)}: they do not "
+                           f"belong together")
         apart = np.abs(joints_mat - joints).max(-1)[visible]
         if np.median(apart) > 1:
             raise BadInput(f"{truth} and {file} disagree by {np.median(apart):.0f} pixels on most joints: "
@@ -140,9 +144,10 @@ FIELDS = "image", "joints", "joints_vis", "center", "scale"
 # does not.
 RULES = (
     ("image {image!r:.200} does not name a file inside images/", lambda image, **_:
-        isinstance(image, str) and not Path(image).is_absolute() and ".." not in Path(image).parts and "\0" not in image),
+        isinstance(image, str) and not Path(image).is_absolute() and ".." not in Path(image).parts
+        and "\0" not in image),
     ("has joints {joints.shape} and joints_vis {joints_vis.shape}, must be (16, 2) and (16,)",
-        lambda joints, joints_vis, **_: joints.shape == (len(JOINTS), 2) and joints_vis.shape == (len(JOINTS),)),
+        lambda joints, joints_vis, **_: (joints.shape, joints_vis.shape) == ((16, 2), (16,))),
     (f"joints and center must be finite, within {FARTHEST:,} pixels, and joints_vis 0 or 1",
         lambda joints, joints_vis, center, **_: center.shape == (2,) and (np.abs(center) < FARTHEST).all()
         and (np.abs(joints) < FARTHEST).all() and np.isin(joints_vis, (0, 1)).all()),
@@ -153,7 +158,7 @@ RULES = (
 
 
 def check_entry(file, index, entry):
-    """One entry of a json file -> (image, joints, visible, center, scale). BadInput with the first violated rule."""
+    """One entry of a json file -> (image, joints, visible, center, scale). BadInput if it violates a rule."""
     def refuse(fault):
         raise BadInput(f"{file}, entry {index}: {fault}: correct or remove this entry")
 
@@ -192,9 +197,11 @@ def check_image(file, index, path, images, decode):
     except OSError:                                        # a name that is too long
         there = False
     if not there:
-        raise BadInput(f"{file}, entry {index}: there is no image {str(path)[:200]!r}: unpack the images into {images}")
+        raise BadInput(f"{file}, entry {index}: there is no image {str(path)[:200]!r}: unpack the images "
+                       f"into {images}")
     if not path.resolve().is_relative_to(images.resolve()):
-        raise BadInput(f"{file}, entry {index}: {path} is a link to something outside {images}: put the image there")
+        raise BadInput(f"{file}, entry {index}: {path} is a link to something outside {images}: put the "
+                       f"image there")
     if decode:
         open_image(path)
 
@@ -218,9 +225,9 @@ def check_entries(file, entries, images, skip_bad):
             return str(error)
 
     if skip_bad and images is not None:
-        with ThreadPoolExecutor() as pool:                 # Pillow releases the interpreter lock while it decodes
-            found = list(tqdm(pool.map(attempt, enumerate(entries)), "checking images", len(entries), leave=False,
-                              disable=None))
+        with ThreadPoolExecutor() as pool:             # Pillow releases the interpreter lock while it decodes
+            found = list(tqdm(pool.map(attempt, enumerate(entries)), "checking images", len(entries),
+                              leave=False, disable=None))
     else:
         found = list(map(attempt, enumerate(entries)))
     seen = set()
@@ -242,56 +249,68 @@ def read_truth(file):
     """gt_valid.mat -> joints (N, 16, 2) 0-based, visible (N, 16), head sizes (N,) in pixels."""
     try:
         mat = loadmat(file)
-        joints, missing, heads = (mat[key].astype(np.float64) for key in ("pos_gt_src", "jnt_missing", "headboxes_src"))
+        joints, missing, heads = (mat[key].astype(np.float64)
+                                  for key in ("pos_gt_src", "jnt_missing", "headboxes_src"))
         N = joints.shape[2]
-        if (joints.shape, missing.shape, heads.shape) != ((16, 2, N), (16, N), (2, 2, N)):    # heads: corner, x y, N
+        # heads: corner, x y, N
+        if (joints.shape, missing.shape, heads.shape) != ((16, 2, N), (16, N), (2, 2, N)):
             raise ValueError(f"shapes {joints.shape}, {missing.shape}, {heads.shape}")
     except Exception as error:          # scipy raises a dozen kinds on damaged files
-        raise BadInput(f"{file} is not MPII's validation truth ({error!r:.80}): it needs pos_gt_src (16, 2, N), "
-                       f"jnt_missing (16, N) and headboxes_src (2, 2, N)") from error
+        raise BadInput(f"{file} is not MPII's validation truth ({error!r:.80}): it needs pos_gt_src (16, 2, "
+                       f"N), jnt_missing (16, N) and headboxes_src (2, 2, N)") from error
     head_size = HEAD_SIZE_OF_DIAGONAL * np.linalg.norm(heads[1] - heads[0], axis=0)           # (N,)
     bad = ~(head_size > 0) | ~np.isfinite(joints).all((0, 1))
     if bad.any():
-        raise BadInput(f"{file}, person {bad.argmax()} (of 0 to {N - 1}): head box or joints are empty or not finite")
+        raise BadInput(f"{file}, person {bad.argmax()} (of 0 to {N - 1}): head box or joints are empty or "
+                       f"not finite")
     return (joints.transpose(2, 0, 1) - 1).astype(np.float32), missing.T == 0, head_size.astype(np.float32)
 
 
 # ------------------------------------------------------------------------------- MPII's own release
 
+def split_of(name):
+    """The split, 'train' or 'valid', of an image of the release, a function of its file name."""
+    return "train" if zlib.crc32(name.encode()) % VALIDATION_EVERY else "valid"
+
+
 def read_release(root, split, file, images):
-    """RELEASE.annolist(i).annorect(j) of MPII's .mat: the labelled people of its training images, split by image."""
+    """RELEASE.annolist(i).annorect(j) of MPII's .mat: labelled people of training images, split by image."""
     try:
         release = loadmat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
         annolist = np.atleast_1d(release.annolist)
         training = np.atleast_1d(release.img_train)
     except Exception as error:
-        raise BadInput(f"{file} is not MPII's release ({error!r:.80}): it must hold RELEASE.annolist") from error
+        raise BadInput(f"{file} is not MPII's release ({error!r:.80}): it must hold "
+                       f"RELEASE.annolist") from error
     try:
         found = [(n, entry.image.name, *person)
                  for n, (entry, train) in enumerate(zip(annolist, training))
-                 if train and (zlib.crc32(entry.image.name.encode()) % VALIDATION_EVERY == 0) == (split == "valid")
-                 for person in map(read_person, np.atleast_1d(getattr(entry, "annorect", []))) if person is not None]
+                 if train and split_of(entry.image.name) == split
+                 for person in map(read_person, np.atleast_1d(getattr(entry, "annorect", [])))
+                 if person is not None]
     except (AttributeError, TypeError, ValueError) as error:
         raise BadInput(f"{file} is not MPII's release ({error!r:.80}): download it again") from error
     if not found:
         raise BadInput(f"{file} has no labelled person of the {split} split: download it again")
     rows = []
-    for n, name, joints, visible, center, scale, head_size in found:           # the same rules as for a json file
+    for n, name, joints, visible, center, scale, head_size in found:       # the same rules as for a json file
         entry = dict(image=name, joints=joints.tolist(), joints_vis=visible.astype(int).tolist(),
                      center=list(center), scale=scale)
-        rows.append((root / "images" / check_entry(file, n, entry)[0], joints, visible, center, scale, head_size))
+        check_entry(file, n, entry)
+        rows.append((root / "images" / name, joints, visible, center, scale, head_size))
     files, joints, visible, center, scale, head_size = (list(column) for column in zip(*rows))
     for path in files:
         if images and not path.is_file():
-            raise BadInput(f"{file} names an image {path}, which is not there: unpack all images into {root / 'images'}")
+            raise BadInput(f"{file} names an image {path}, which is not there: unpack all images into "
+                           f"{root / 'images'}")
     middle, side = box(np.array(center) - 1, scale)
-    return Samples(f"{root.name}/{split} by picture", np.array(joints, np.float32) - 1, np.array(visible), middle, side,
-                  np.array(head_size, np.float32), lambda i: open_image(files[i]), tuple(files),
-                  "split by picture from MPII's release: not the standard validation set")
+    return Samples(f"{root.name}/{split} by image", np.array(joints, np.float32) - 1, np.array(visible),
+                   middle, side, np.array(head_size, np.float32), lambda i: open_image(files[i]),
+                   tuple(files), "split by image from MPII's release: not the standard validation set")
 
 
 def read_person(rect):
-    """One annorect -> (joints, visible, center, scale, head size), or None where it is not labelled completely.
+    """One annorect -> (joints, visible, center, scale, head size), or None if its labels are incomplete.
 
     A value that the release does not have is a missing field or an empty array. loadmat unwraps arrays of
     length 1.
@@ -322,7 +341,8 @@ def open_image(path):
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} million")
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} "
+                                 f"million")
             return image.convert("RGB")
     except Exception as error:          # Pillow raises a dozen kinds on damaged files
         fault = " ".join(str(error).split())[:160]

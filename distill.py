@@ -68,12 +68,12 @@ def regression_task(prediction, xy, visible):
 def coordinate_task(prediction, xy, visible, sigma):
     """L_task = KL(Gaussian label || student), mean of both axes (SimCC). sigma in bins."""
     labels = coordinate_labels(xy, sigma, prediction[0].shape[-1])
-    kl_x, kl_y = (kl_divergence(label, logits) for label, logits in zip(labels, prediction))       # (B, K) each
+    kl_x, kl_y = (kl_divergence(label, logits) for label, logits in zip(labels, prediction))     # (B, K) each
     return masked_mean((kl_x + kl_y) / 2, visible)
 
 
 def heatmap_task(logits, xy, visible, sigma):
-    """L_task of the teacher: KL(Gaussian label || softmax(logits)) over all positions. logits (B, K, S, S)."""
+    """L_task of the teacher: KL(Gaussian label || softmax(logits)) over positions. logits (B, K, S, S)."""
     label = heatmaps(xy, sigma, logits.shape[-1]).flatten(-2)                              # (B, K, S * S)
     label = label / label.sum(-1, keepdim=True).clamp(min=torch.finfo(label.dtype).tiny)
     return masked_mean(kl_divergence(label, logits.flatten(-2)), visible)
@@ -101,14 +101,14 @@ def visual_token_loss(student, teacher):
 
 
 def heatmap_loss_regression(prediction, teacher, visible):
-    """L_hm = ||H_student - H_teacher||^2 / S^2, H_student a Gaussian at (x, y) with deviations (sigma_x, sigma_y)."""
+    """L_hm = ||H_student - H_teacher||^2 / S^2, H_student a Gaussian at (x, y), widths (sigma_x, sigma_y)."""
     simulated = heatmaps(prediction.xy, prediction.sigma, teacher.shape[-1])               # (B, K, S, S)
     return masked_mean((simulated - teacher).square().mean((-2, -1)), visible)
 
 
 def marginals(teacher, bins):
     """Heatmaps (B, K, S, S) -> two distributions (B, K, bins), over x and y: sum, resample, normalise."""
-    for axis in (-2, -1):                                                                  # sum over rows leaves x
+    for axis in (-2, -1):                                                             # sum over rows leaves x
         marginal = F.interpolate(teacher.sum(axis), size=bins, mode="linear", align_corners=False)
         yield marginal / marginal.sum(-1, keepdim=True).clamp(min=torch.finfo(marginal.dtype).tiny)
 
@@ -116,17 +116,17 @@ def marginals(teacher, bins):
 def heatmap_loss_coordinates(prediction, teacher, visible):
     """L_hm = KL(marginal of H_teacher || student), mean of both axes."""
     targets = marginals(teacher, prediction[0].shape[-1])
-    kl_x, kl_y = (kl_divergence(target, logits) for target, logits in zip(targets, prediction))    # (B, K) each
+    kl_x, kl_y = (kl_divergence(target, logits) for target, logits in zip(targets, prediction))  # (B, K) each
     return masked_mean((kl_x + kl_y) / 2, visible)
 
 
 def confidence_loss(confidence, xy, teacher, visible):
-    """L_cs = |c_student - H_teacher(x_student, y_student)|: the student learns how certain it is from the teacher.
+    """L_cs = |c_student - H_teacher(x_student, y_student)|: certainty is learned from the teacher's heatmap.
 
     confidence (B, K), xy (B, K, 2) in fractions (no gradient passes through xy), teacher (B, K, S, S).
     """
     B, K, S, _ = teacher.shape
-    grid = (2 * xy.detach() - 1).view(B * K, 1, 1, 2)                                      # [-1, 1], edge to edge
+    grid = (2 * xy.detach() - 1).view(B * K, 1, 1, 2)                                  # [-1, 1], edge to edge
     value = F.grid_sample(teacher.reshape(B * K, 1, S, S), grid, padding_mode="border", align_corners=False)
     return masked_mean((confidence - value.view(B, K)).abs(), visible)
 
@@ -147,7 +147,7 @@ def teacher_targets(teacher, images):
 
 
 class TokenScale(NamedTuple):
-    """Standardise tokens (B, T, D): subtract the mean of each token, divide by the deviation of each channel."""
+    """Standardise tokens (B, T, D): subtract each token's mean, divide by each channel's deviation."""
     mean: torch.Tensor                 # (T, D), over images
     deviation: torch.Tensor            # (D,), over images and tokens
 
@@ -199,7 +199,8 @@ class TeacherTargets:
         """
         if not self.views or view in self.ready:
             return
-        for rows in tqdm(torch.arange(self.samples).split(64), desc="teacher targets", leave=False, disable=None):
+        batches = torch.arange(self.samples).split(64)
+        for rows in tqdm(batches, desc="teacher targets", leave=False, disable=None):
             tokens, visual, heatmaps = self.compute(batch_of(rows).images)
             for kept, part in zip(self.kept, (tokens, visual, (255 * heatmaps).round())):
                 kept[view, rows] = part.to(kept.dtype).cpu()

@@ -1,6 +1,6 @@
 """Teacher and students: images to tokens, tokens through an encoder, keypoint tokens to joints.
 
-    python evaluate.py --costs              # every network of the paper: parameters, multiply-adds, frames a second
+    python evaluate.py --costs              # parameters, multiply-adds and speed of the paper's networks
 
 All networks are one: an image becomes 16 x 16 visual tokens; one learned token a joint stands beside them; an
 encoder of identical blocks mixes all of them; a head reads each joint from its token.
@@ -36,10 +36,10 @@ JOINTS = 16                               # MPII
 MLP_RATIO = 3                             # TokenPose
 IMAGENET_MEAN = (0.485, 0.456, 0.406)     # what published backbones expect, RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MIN_SIGMA = 0.5                           # heatmap cells; a narrower Gaussian can lie between cells and get no gradient
+MIN_SIGMA = 0.5                 # heatmap cells; a narrower Gaussian can lie between cells and get no gradient
 
 
-# ------------------------------------------------------------------------------- the encoder: one block, three mixers
+# ----------------------------------------------------------------------- the encoder: one block, three mixers
 
 class Attention(nn.Module):
     """Multi-head self-attention on the token grid, the mixer of the teacher and of the paper's baselines.
@@ -54,16 +54,18 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
-        self.register_buffer("mask", None if mask is None else mask.flatten()[None], persistent=False)   # (1, N)
+        # (1, N)
+        self.register_buffer("mask", None if mask is None else mask.flatten()[None], persistent=False)
 
     def forward(self, x):
-        q, k, v = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
+        # (B, heads, N, d)
+        q, k, v = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
         return self.out(mixed.transpose(1, 2).flatten(2)).view(x.shape)
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + MLP(norm(x)): mixes across tokens, then across channels. (B, H, W, D) in and out."""
+    """x + mixer(norm(x)), then x + MLP(norm(x)): across tokens, then channels. (B, H, W, D) in and out."""
 
     def __init__(self, dim, mixer):
         super().__init__()
@@ -78,7 +80,7 @@ class Block(nn.Module):
 
 
 def sine_position_embedding(rows, columns, dim):
-    """Fixed 2-D sine embedding (rows, columns, dim): half the channels tell the row, half the column (DETR's form)."""
+    """Fixed 2-D sine embedding (rows, columns, dim), as in DETR: half the channels each."""
     frequency = 1e4 ** -(torch.arange(0, dim // 2, 2) / (dim // 2))                        # (dim / 4,)
 
     def encode(count):                                                                     # (count, dim / 2)
@@ -91,7 +93,7 @@ def sine_position_embedding(rows, columns, dim):
 
 
 class Encoder(nn.Module):
-    """Visual tokens (B, H * W, D) -> keypoint tokens (B, K, D) and visual tokens (B, H * W, D) after `depth` blocks.
+    """Visual tokens (B, H * W, D) -> keypoint tokens (B, K, D), visual tokens (B, H * W, D) after all blocks.
 
     grid: (H, W) of the visual tokens. filter: 'attention', 'gs' or 'gd'. Keypoint tokens stand in
     ceil(K / H) more columns to the right, top to bottom, slots left over hold zeros.
@@ -121,14 +123,14 @@ class Encoder(nn.Module):
         B, _, D = visual.shape
         keypoint = self.keypoint_tokens.expand(B, -1, -1)                                 # (B, K, D)
         column = F.pad(keypoint, (0, 0, 0, self.padding)).view(B, self.columns, H, D).transpose(1, 2)
-        x = torch.cat([visual.view(B, H, W, D), column.to(visual.dtype)], dim=2)          # (B, H, W + columns, D)
-        position = F.pad(self.position, (0, 0, 0, self.columns))                          # zero for keypoint tokens
+        x = torch.cat([visual.view(B, H, W, D), column.to(visual.dtype)], dim=2)      # (B, H, W + columns, D)
+        position = F.pad(self.position, (0, 0, 0, self.columns))                    # zero for keypoint tokens
         for block in self.blocks:
             x = block(x + position)                                                       # 'sine-full'
             if self.padding:
                 x = x * self.slots
         keypoint = x[:, :, W:].transpose(1, 2).flatten(1, 2)[:, :H * self.columns - self.padding]
-        return keypoint, x[:, :, :W].flatten(1, 2)                                        # (B, K, D), (B, H * W, D)
+        return keypoint, x[:, :, :W].flatten(1, 2)                                  # (B, K, D), (B, H * W, D)
 
 
 # ------------------------------------------------------------------------------- three heads
@@ -140,9 +142,9 @@ class Encoder(nn.Module):
 #     heatmap                     one distribution over the cells of a grid: the teacher's
 #
 #     decode        prediction -> coordinates (B, K, 2) in fractions of the crop, and confidences (B, K)
-#     with_mirror   predictions of a crop and of its mirror image -> their mean, as a prediction of the crop.
-#                   Distributions are averaged bin by bin, as the middle between two peaks has no probability in
-#                   either of them; the regression head predicts coordinates alone, which are ema.
+#     with_mirror   predictions of a crop and of its mirror image -> their mean. Distributions are averaged
+#                   bin by bin: the middle between two peaks may have no probability in either. Regression has
+#                   coordinates alone, which are averaged.
 
 class Regression(NamedTuple):
     """Prediction of the regression head."""
@@ -156,7 +158,8 @@ class RegressionHead(nn.Module):
 
     def __init__(self, dim):
         super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.LayerNorm(2 * dim), nn.Linear(2 * dim, 5))
+        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim),
+                                    nn.LayerNorm(2 * dim), nn.Linear(2 * dim, 5))
         # The score is learned from the teacher alone (the confidence term). Without a teacher it stays noise,
         # and train.py sets this to False: decode then returns confidences of 1.
         self.scored = True
@@ -172,7 +175,8 @@ class RegressionHead(nn.Module):
     def with_mirror(self, prediction, mirrored):
         """Mean of positions: (xy + mirror(xy')) / 2."""
         x, y = mirrored.xy[:, FLIP].unbind(-1)                                            # (B, K) each
-        return prediction._replace(xy=(prediction.xy + torch.stack([1 - x, y], -1)) / 2, score=(prediction.score + mirrored.score[:, FLIP]) / 2)
+        return prediction._replace(xy=(prediction.xy + torch.stack([1 - x, y], -1)) / 2,
+                                   score=(prediction.score + mirrored.score[:, FLIP]) / 2)
 
 
 class CoordinateHead(nn.Module):
@@ -206,12 +210,13 @@ class CoordinateHead(nn.Module):
 
     def with_mirror(self, prediction, mirrored):
         """Mean of distributions: log((p + mirror(p')) / 2), for x, whose bins are mirrored, and for y."""
-        (x, y), (other_x, other_y) = prediction, (logits[:, FLIP] for logits in mirrored)       # (B, K, bins) each
-        return tuple(((one.softmax(-1) + other.softmax(-1)) / 2).log() for one, other in ((x, other_x.flip(-1)), (y, other_y)))
+        (x, y), (other_x, other_y) = prediction, (logits[:, FLIP] for logits in mirrored)  # (B, K, bins) each
+        pairs = (x, other_x.flip(-1)), (y, other_y)
+        return tuple(((one.softmax(-1) + other.softmax(-1)) / 2).log() for one, other in pairs)
 
 
 class HeatmapHead(nn.Module):
-    """TokenPose's head: LayerNorm, Linear D -> width, LayerNorm, Linear width -> size * size: heatmaps (B, K, size, size).
+    """TokenPose's head: LayerNorm, Linear D -> width, LayerNorm, Linear -> S * S: heatmaps (B, K, S, S).
 
     Ours puts out logits of a distribution over positions; values=True is for published weights, whose output
     is the heatmap.
@@ -275,7 +280,7 @@ class Output(NamedTuple):
     """Output of a network: the tokens that distillation compares, and the head's prediction."""
     keypoint_tokens: torch.Tensor         # (B, K, D)
     visual_tokens: torch.Tensor           # (B, H * W, D)
-    prediction: Any                       # Regression, or logits: (x, y) pair (B, K, bins) each, or (B, K, S, S)
+    prediction: Any                    # Regression, or logits: (x, y) pair (B, K, bins) each, or (B, K, S, S)
 
 
 class PatchEmbedding(nn.Module):
@@ -288,8 +293,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x):
         p = self.patch
-        x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))                                 # (B, C, rows, p, columns, p)
-        return self.project(x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))         # (B, rows * columns, dim)
+        x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))                        # (B, C, rows, p, columns, p)
+        return self.project(x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))   # (B, rows * columns, dim)
 
 
 class PoseNet(nn.Module):
@@ -323,7 +328,7 @@ class PoseNet(nn.Module):
             return Output(keypoint, visual, self.head(keypoint.to(self.mean.dtype)))
 
     def decode(self, output):
-        """Output -> joints (B, K, 2) x, y in pixels of the crop (0: the centre of the first), confidences (B, K)."""
+        """Output -> joints (B, K, 2) in pixels of the crop (0: centre of the first), confidences (B, K)."""
         xy, confidence = self.head.decode(output.prediction)
         return xy * self.size - 0.5, confidence
 
@@ -351,7 +356,8 @@ class Preset:
 # width 16 (53 and 36 images a second in bfloat16, 39 and 23 in float32, two cores with AVX-512).
 PRESETS = {
     "paper": Preset(size=256, dim=192, depth=12, heads=8, teacher_depth=12, teacher_width=48, simcc_sigma=6),
-    "tiny": Preset(size=64, dim=96, depth=4, heads=4, teacher_depth=4, teacher_width=16, simcc_sigma=3, grid=8),
+    "tiny": Preset(size=64, dim=96, depth=4, heads=4, teacher_depth=4, teacher_width=16, simcc_sigma=3,
+                   grid=8),
     "small": Preset(size=128, dim=128, depth=4, heads=4, teacher_depth=4, teacher_width=24, simcc_sigma=4,
                     hrnet=Depths(stem=32, bottlenecks=2, bottleneck=32, blocks=2, modules=2)),
 }
@@ -361,7 +367,7 @@ BACKBONES = {"none": 0, "w16": 16, "w32": 32, "w48": 48}
 
 
 def build_student(student, filter, backbone="none", preset="paper"):
-    """student: 'reg' or 'cc'; filter: 'gs', 'gd' or 'attention'; backbone: of BACKBONES; preset: of PRESETS.
+    """A PoseNet. student: of STUDENTS, filter: of FILTERS, backbone: of BACKBONES, preset: of PRESETS.
 
     ValueError names the choices where one of them is something else.
     """
@@ -387,5 +393,5 @@ def build_teacher(preset="paper", head="ours"):
     sizes = PRESETS[preset]
     published = dict(width=sizes.heatmap ** 2 // 8, values=True) if head == "tokenpose" else {}
     config = dict(student="teacher", preset=preset) | (dict(head=head) if published else {})
-    return PoseNet(sizes, "attention", sizes.teacher_width, HeatmapHead(sizes.dim, sizes.heatmap, sizes.heatmap_sigma,
-                                                                        **published), config)
+    head = HeatmapHead(sizes.dim, sizes.heatmap, sizes.heatmap_sigma, **published)
+    return PoseNet(sizes, "attention", sizes.teacher_width, head, config)

@@ -1,8 +1,8 @@
 """Train a student, with or without a teacher, or train the teacher.
 
-    python train.py --student cc --filter gd                # synthetic people, tiny networks: minutes on two cores
-    python train.py --student cc --filter gd --no-distill   # the same without a teacher
-    python train.py --train-teacher                         # the teacher of the first line
+    python train.py --student cc --filter gd               # synthetic people, tiny networks, two cores
+    python train.py --student cc --filter gd --no-distill  # the same without a teacher
+    python train.py --train-teacher                        # the teacher of the first line
     python train.py --train-teacher --data MPII --preset paper --device cuda --amp      # at the paper's size
     python train.py --student cc --filter gd --backbone w32 --data MPII --preset paper \\
                     --teacher runs/teacher-paper-MPII/best.pt --device cuda --amp
@@ -53,7 +53,7 @@ MUON_RATE = 20           # Muon's rate over Adam's. 20 at 1e-3: those 41.5; 40 a
 DECAY_AT = (2 / 3, 13 / 15)              # fractions of the training after which the rate is divided by ten
 WARM_UP = 500                            # steps, at most a tenth of the training
 EMA_FRACTION = 0.02                      # window of the weight average, as a fraction of all steps
-VIEWS = {"drawn": 2, "photos": 4}        # augmented views of each sample for tiny students (others: unlimited)
+VIEWS = {"drawn": 2, "photos": 4}       # augmented views of each sample for tiny students (others: unlimited)
 SCORE_EVERY = {"paper": 5, "small": 4, "tiny": 4}    # epochs; the last epoch is always scored
 DRAWINGS = {"student": 4000, "teacher": 40000}
 TINY_TEACHER = Path(__file__).parent / "weights" / "teacher-tiny-drawn.pt"
@@ -67,8 +67,8 @@ LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed ou
 
 # What a resumed run must have in common with the stopped one. Epochs may change (the decay of the rate
 # follows the new number), and the rate may be lowered.
-SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp",
-            "compile", "deterministic")
+SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed",
+            "amp", "compile", "deterministic")
 
 
 # ------------------------------------------------------------------------------- the training loop
@@ -110,7 +110,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
     crops, network = on_device(crops, device), distributed.wrap(model)
     steps = len(samples) // args.batch_size      # per epoch; samples that are left over come in another epoch
     weights = {name: WEIGHTS[args.student][name] for name in args.terms} if teacher else {}
-    autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=use_bfloat16(args, device))
+    autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16, use_bfloat16(args, device))
     save_or_stop = partial(save_or_raise_stopped, args, distributed, state, stop)
 
     while progress.epoch < args.epochs:
@@ -123,7 +123,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
         input_rate = measure_input(batch_of, order[:args.batch_size // args.accumulate], distributed)
         model.train()
         began = time.monotonic() - progress.seconds
-        bar = tqdm(range(progress.step, steps), f"epoch {progress.epoch + 1}/{args.epochs}", steps, leave=False,
+        bar = tqdm(range(progress.step, steps), f"epoch {progress.epoch + 1}/{args.epochs}", steps, False,
                    initial=progress.step, disable=None if distributed.is_main else True)
         for step in bar:
             number, all_steps = progress.epoch * steps + step, args.epochs * steps
@@ -134,7 +134,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
                 optimiser.zero_grad()
             values = 0
             for i, part in enumerate(parts, 1):
-                batch = batch_of(part)                                         # images (B, 3, S, S), xy, visible
+                batch = batch_of(part)                                      # images (B, 3, S, S), xy, visible
                 with distributed.no_sync(network, unless=i == args.accumulate):
                     with autocast():
                         output = network(batch.images)
@@ -154,7 +154,8 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
             update_ema(ema, model, number, all_steps)
             progress.sums = {name: progress.sums.get(name, 0) + term for name, term in terms.items()}
             progress.step, progress.seconds = step + 1, time.monotonic() - began
-            bar.set_postfix({name: f"{value / (step + 1):.3g}" for name, value in progress.sums.items()}, refresh=False)
+            means = {name: f"{value / (step + 1):.3g}" for name, value in progress.sums.items()}
+            bar.set_postfix(means, refresh=False)
             save_or_stop(between_steps=True)
 
         line = {"epoch": progress.epoch + 1, "lr": optimisers[-1].param_groups[0]["lr"],
@@ -184,12 +185,13 @@ def on_device(crops, device):
         return crops
     moved = torch.empty(crops.shape, dtype=torch.uint8, device=device)
     for start in range(0, len(crops), CHUNK):
-        moved[start:start + CHUNK] = torch.from_numpy(crops[start:start + CHUNK].copy())    # a mapped file is read-only
+        # a mapped file is read-only
+        moved[start:start + CHUNK] = torch.from_numpy(crops[start:start + CHUNK].copy())
     return moved
 
 
 def measure_input(batch_of, rows, distributed):
-    """Images per second of make_batch alone, an upper limit on the speed of training. rows: of all processes."""
+    """Images per second of make_batch alone, an upper limit for training. rows: of all processes."""
     rows = rows[distributed.rank::distributed.world_size]
     wait = (lambda: None) if distributed.device == "cpu" else torch.cuda.synchronize
     for _ in range(2):                               # the first one warms up
@@ -211,7 +213,7 @@ def gradient_norm(model):
 
 
 def refuse_non_finite(args, distributed, state, terms, norm, rows):
-    """Raise BadInput, before the weights change, if a loss term or the gradient is not finite. Keeps the batch."""
+    """Keep the batch and raise BadInput, before weights change, if a term or the gradient is not finite."""
     if all(map(math.isfinite, (*terms.values(), norm))):
         return
     file, progress = args.out / "not-finite.pt", state.progress
@@ -220,9 +222,9 @@ def refuse_non_finite(args, distributed, state, terms, norm, rows):
         torch.save(dict(rows=rows, epoch=progress.epoch, step=progress.step, terms=terms, gradient=norm,
                         settings=state.settings, model=state.model.state_dict()), file)
     resume = " and continue with --resume" if (args.out / "last.pt").exists() else ""
-    raise BadInput(f"not finite at epoch {progress.epoch + 1}, step {progress.step + 1}: {', '.join(names)} ({file} holds "
-                   f"the weights and the sample numbers of this batch). The weights were not changed: look at these "
-                   f"samples, or lower --lr{resume}")
+    raise BadInput(f"not finite at epoch {progress.epoch + 1}, step {progress.step + 1}: {', '.join(names)} "
+                   f"({file} holds the weights and the sample numbers of this batch). The weights were not "
+                   f"changed: look at these samples, or lower --lr{resume}")
 
 
 @torch.no_grad()
@@ -278,7 +280,7 @@ class StopRequest:
         self.deadline, self.signal = BEGAN + 60 * (math.inf if minutes is None else minutes), None
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {each: signal.signal(each, self.receive) for each in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_):
@@ -306,8 +308,9 @@ def save(args, distributed, state):
     """Write last.pt, from which a run resumes bit-exactly. The last.pt before it becomes previous.pt."""
     state.saved_at = time.monotonic()
     if distributed.is_main:
-        training = dict(progress=asdict(state.progress), epochs=args.epochs, lr=args.lr, settings=state.settings,
-                        ema=state.ema.state_dict(), optimisers=[each.state_dict() for each in state.optimisers])
+        training = dict(progress=asdict(state.progress), epochs=args.epochs, lr=args.lr,
+                        settings=state.settings, ema=state.ema.state_dict(),
+                        optimisers=[each.state_dict() for each in state.optimisers])
         metadata = {**state.metadata, "epoch": state.progress.epoch}
         checkpoint.save(args.out / "last.pt", state.model, metadata, training, keep=args.out / "previous.pt")
 
@@ -318,18 +321,23 @@ def resume(args, distributed, state):
     BadInput if the file does not belong to the same run.
     """
     file, content = checkpoint.read_last(args.out)
-    training, here, there = content["training"], *map(checkpoint.describe, (state.model.config, content["config"]))
+    training = content["training"]
+    here, there = (checkpoint.describe(config) for config in (state.model.config, content["config"]))
     if training is None or "ema" not in training:
-        raise BadInput(f"{file} holds weights but no state of training: --resume needs a last.pt of this version")
+        raise BadInput(f"{file} holds weights but no state of training: --resume needs a last.pt of this "
+                       f"version")
     if content["config"] != state.model.config:
         raise BadInput(f"{file} is {there}, not {here}: give the flags of the run to be resumed")
     for name, value in training["settings"].items():
         if (now := state.settings.get(name)) != value:
-            raise BadInput(f"{file} was trained with {name} {value}, now it is {now}: give the flags of the run to be resumed")
+            raise BadInput(f"{file} was trained with {name} {value}, now it is {now}: give the flags of the "
+                           f"run to be resumed")
     if args.lr > training["lr"]:
-        raise BadInput(f"{file} was trained with --lr {training['lr']}, now it is {args.lr}: it may be lowered, not raised")
+        raise BadInput(f"{file} was trained with --lr {training['lr']}, now it is {args.lr}: it may be "
+                       f"lowered, not raised")
     if training["epochs"] != args.epochs:
-        print(f"{file} was planned for {training['epochs']} epochs, now {args.epochs}: the rate decays at other steps")
+        print(f"{file} was planned for {training['epochs']} epochs, now {args.epochs}: the rate decays at "
+              f"other steps")
     state.model.load_state_dict(content["model"])
     state.ema.load_state_dict(training["ema"])
     for optimiser, saved in zip(state.optimisers, training["optimisers"]):
@@ -337,7 +345,7 @@ def resume(args, distributed, state):
     state.progress = Progress(**training["progress"])
     if not (args.out / "best.pt").exists():          # it was not copied along: the next score is the best one
         state.progress.best = -1
-    log = args.out / "log.jsonl"                     # may be a line ahead of the checkpoint if the run was killed
+    log = args.out / "log.jsonl"                 # may be a line ahead of the checkpoint if the run was killed
     lines = log.read_text().splitlines(keepends=True) if log.exists() else []
     if distributed.is_main and len(lines) > state.progress.epoch:
         shorter = log.with_suffix(".partial")
@@ -358,9 +366,9 @@ def rate_factor(step, steps):
 
 
 def build_optimisers(model, name, lr):
-    """'adam': Adam for all weights. 'muon': Muon for matrices of the encoder's blocks, Adam for the others.
+    """'adam': Adam for all weights. 'muon': Muon for matrices of the encoder's blocks, Adam for the rest.
 
-    M of the dynamic filters learns with Adam: Muon's steps, which are large whatever the gradient, saturate its softmax.
+    M of the dynamic filters learns with Adam: Muon's steps, large whatever the gradient, saturate its softmax.
     """
     learning = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
     if name == "adam":
@@ -373,7 +381,7 @@ def build_optimisers(model, name, lr):
 
 
 MOMENTUM, ITERATIONS = 0.95, 5
-COEFFICIENTS = 3.4445, -4.7750, 2.0315       # of the quintic polynomial that pulls all singular values towards 1
+COEFFICIENTS = 3.4445, -4.7750, 2.0315    # of the quintic polynomial that pulls all singular values towards 1
 
 
 def orthogonal(X):
@@ -425,7 +433,7 @@ class Muon(torch.optim.Optimizer):
                            alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
 
-# ------------------------------------------------------------------------------- one run: data, teacher, results
+# ---------------------------------------------------------------------------- one run: data, teacher, results
 
 def build_model(args):
     """The network to train, on its device, with its initial weights."""
@@ -439,13 +447,14 @@ def build_model(args):
         print(checkpoint.load_backbone(model.backbone, args.backbone_weights))
     if args.init:
         print(checkpoint.start_from(model, args.init))
-    return model.to(args.device, memory_format=torch.channels_last)       # the fastest layout for convolutions
+    return model.to(args.device, memory_format=torch.channels_last)      # the fastest layout for convolutions
 
 
 def load_data(args, size, distributed):
     """-> (Samples, stored crops) to train on, and the same to validate on."""
     if args.data == "drawn":
-        print(f"the embedded data set: drawing {args.drawings:,} people to learn from (--data names real photos)")
+        print(f"the embedded data set: drawing {args.drawings:,} people to learn from (--data names real "
+              f"photos)")
         train = drawn_people("teacher" if args.train_teacher else "train", args.drawings, size, os.cpu_count())
     else:
         train = load_samples(args.data, "train", skip_bad=args.skip_bad_data)
@@ -456,7 +465,8 @@ def load_data(args, size, distributed):
     print(f"{train.name}: {len(train):,} people to learn from; {valid.name}: {len(valid):,} to be scored on"
           + (f"; {valid.note}" if valid.note else ""))
     if args.batch_size > len(train):
-        raise BadInput(f"--batch-size {args.batch_size:,} is more than the {len(train):,} samples there are: lower it")
+        raise BadInput(f"--batch-size {args.batch_size:,} is more than the {len(train):,} samples there are: "
+                       f"lower it")
     if not distributed.is_main:
         distributed.barrier()                    # the main process cuts the crops, the others then find them
     data = (train, store(train, size, cache)), (valid, store(valid, size, cache))
@@ -471,7 +481,8 @@ def load_teacher(args, train, valid, size):
     if "used" in metadata:
         print(metadata["used"])
     if teacher.config["student"] != "teacher":
-        raise BadInput(f"{args.teacher} is a student ({checkpoint.describe(teacher.config)}): --teacher needs a teacher")
+        raise BadInput(f"{args.teacher} is a student ({checkpoint.describe(teacher.config)}): --teacher "
+                       f"needs a teacher")
     if teacher.config["preset"] != args.preset:
         raise BadInput(f"{args.teacher} is a teacher of preset {teacher.config['preset']}, the student's is "
                        f"{args.preset}: tokens and crops must be of the same size")
@@ -480,15 +491,16 @@ def load_teacher(args, train, valid, size):
     print(f"teacher {os.path.relpath(args.teacher)}: PCKh@0.5 {found:.2f} "
           f"(a mean pose that ignores the image: {chance:.2f})")
     if not found > chance:
-        raise BadInput(f"{args.teacher} scores {found:.2f} on {valid[0].name}, no better than a mean pose ({chance:.2f}): "
-                       f"train it longer, or check that it was trained on this data")
+        raise BadInput(f"{args.teacher} scores {found:.2f} on {valid[0].name}, no better than a mean pose "
+                       f"({chance:.2f}): train it longer, or check that it was trained on this data")
     teacher.requires_grad_(False).to(memory_format=torch.channels_last)
     source = checkpoint.checksum(teacher.state_dict())[:16]
     fast = for_inference(teacher, torch.bfloat16 if use_bfloat16(args, args.device) else torch.float32)
     images = make_batch(*train, range(min(CALIBRATION, len(train[0]))), size, args.device).images
     targets = TeacherTargets(fast, images, args.views, len(train[0]), source)
     if args.views:
-        print(f"teacher targets are computed once for each of {args.views} views: {targets.nbytes() / 1e9:.1f} GB of memory")
+        print(f"teacher targets are computed once for each of {args.views} views: "
+              f"{targets.nbytes() / 1e9:.1f} GB of memory")
     return targets
 
 
@@ -517,7 +529,8 @@ def train(args, distributed):
     if args.resume:
         file = resume(args, distributed, state)
         print(f"resuming from {file}, epoch {state.progress.epoch + 1}, step {state.progress.step + 1}"
-              if state.progress.epoch < args.epochs else f"{file} has had its {args.epochs} epochs: --epochs N for more")
+              if state.progress.epoch < args.epochs else f"{file} has had its {args.epochs} epochs: --epochs "
+                                                         f"N for more")
     if distributed.is_main:
         write_json(args.out / "config.json", plain(args))
         if train[0].skipped:
@@ -546,7 +559,8 @@ def lock_folder(folder):
     """Keep other processes from training into this folder while this process lives; BadInput if one does."""
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(os, "O_DIRECTORY") and not lock(os.open(folder, os.O_RDONLY), wait=False):
-        raise BadInput(f"another process trains into {folder}: wait for its end, or name another folder with --out")
+        raise BadInput(f"another process trains into {folder}: wait for its end, or name another folder with "
+                       f"--out")
 
 
 def plain(args):
@@ -570,8 +584,10 @@ def write_result(args, valid):
     write_json(args.out / "result.json", dict(
         arguments=plain(args), network=checkpoint.describe(model.config), metadata=metadata, scores=scores,
         flip_test=flipped, torch=torch.__version__, log=log))
-    save_predictions(args.out / "predictions.png", model, valid[0].first(SHOWN), valid[1][:SHOWN], args.device)
-    print(f"drawn: {args.out / 'predictions.png'}\nnext: python evaluate.py --checkpoint {args.out / 'best.pt'}"
+    shown = valid[0].first(SHOWN), valid[1][:SHOWN]
+    save_predictions(args.out / "predictions.png", model, *shown, args.device)
+    print(f"drawn: {args.out / 'predictions.png'}\nnext: python evaluate.py --checkpoint "
+          f"{args.out / 'best.pt'}"
           + ("" if args.data == "drawn" else f" --data {args.data}"))
 
 
@@ -593,47 +609,56 @@ def parse_arguments():
     add("--filter", choices=FILTERS, help="static or dynamic global filter, or attention (default: gd)")
     add("--backbone", choices=tuple(BACKBONES), help="none, or HRNet's width (default: none)")
     add("--preset", choices=tuple(PRESETS), default="tiny",
-        help="sizes of the networks: 64 x 64 crops (tiny), 128 x 128 (small), or the paper's 256 x 256 (default: tiny)")
-    add("--backbone-weights", type=Path, help="published HRNet weights to start the backbone from (default: random)")
-    add("--init", type=Path, help="checkpoint of the same network to start from, of any preset whose layers have "
-                                  "the same shapes (default: random weights)")
+        help="sizes of the networks: 64 x 64 crops (tiny), 128 x 128 (small) or the paper's 256 x 256 "
+             "(default: tiny)")
+    add("--backbone-weights", type=Path, help="published HRNet weights to start the backbone from (default: "
+                                              "random)")
+    add("--init", type=Path, help="checkpoint of the same network to start from, of any preset whose layers "
+                                  "have the same shapes (default: random weights)")
     add("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
-    add("--teacher", type=Path, help="teacher's checkpoint (default: the shipped tiny one, for synthetic people)")
+    add("--teacher", type=Path, help="teacher's checkpoint (default: the shipped tiny one, for synthetic "
+                                     "people)")
     add("--no-distill", action="store_true", help="learn from labels alone")
     add("--terms", nargs="+", choices=TERMS, metavar="TERM",
         help=f"which of the four distillation terms to use: {', '.join(TERMS)} (default: all)")
     add = parser.add_argument_group("data").add_argument
-    add("--data", default="drawn", help="folder in MPII's layout, or 'drawn' for synthetic people (default: drawn)")
-    add("--drawings", type=int, help=f"number of synthetic people to learn from (default: {DRAWINGS['student']} for a "
-                                     f"student, {DRAWINGS['teacher']} for the teacher)")
+    add("--data", default="drawn", help="folder in MPII's layout, or 'drawn' for synthetic people (default: "
+                                        "drawn)")
+    add("--drawings", type=int, help=f"number of synthetic people to learn from (default: "
+                                     f"{DRAWINGS['student']} for a student, {DRAWINGS['teacher']} for the "
+                                     f"teacher)")
     add("--skip-bad-data", action="store_true",
-        help="leave out training entries that cannot be used, a twentieth at most, and list them in skipped.txt "
-             "(default: stop at the first)")
+        help="leave out training entries that cannot be used, a twentieth at most, and list them in "
+             "skipped.txt (default: stop at the first)")
     add("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
     add("--augmentation", choices=tuple(AUGMENTATIONS),
-        help="upright: small rotation and zoom; tokenpose: up to 60 degrees, 0.75 to 1.25 times; colour: also "
-             "brightness and colours; occlusion: also a hidden rectangle (default: upright for synthetic people and "
-             "tiny students, tokenpose for the paper's preset, else colour)")
+        help="upright: small rotation and zoom; tokenpose: up to 60 degrees, 0.75 to 1.25 times; colour: "
+             "also brightness and colours; occlusion: also a hidden rectangle (default: upright for "
+             "synthetic people and tiny students, tokenpose for the paper's preset, else colour)")
     add("--views", type=int,
-        help="augmented views of each sample, for which teacher targets are computed once and kept in memory; 0: a new "
-             f"view in every epoch (default: {VIEWS['drawn']} for synthetic people, {VIEWS['photos']} for photos and "
-             "tiny students; else 0)")
+        help="augmented views of each sample, for which teacher targets are computed once and kept in "
+             "memory; 0: a new "
+             f"view in every epoch (default: {VIEWS['drawn']} for synthetic people, {VIEWS['photos']} for "
+             f"photos and tiny students; else 0)")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, help="passes over the samples (default: 16 tiny, 300 paper)")
-    add("--batch-size", type=int, help="samples of a step, over all processes and parts (default: 32 tiny, 64 paper)")
+    add("--batch-size", type=int, help="samples of a step, over all processes and parts (default: 32 tiny, "
+                                       "64 paper)")
     add("--accumulate", type=int, default=1, metavar="N",
         help="compute each step in N parts: the same batch in less memory (default: 1)")
-    add("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3); Muon's is {MUON_RATE} times that")
+    add("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3); Muon's is {MUON_RATE} "
+                                 f"times that")
     add("--optimiser", choices=("adam", "muon"),
-        help="adam, or muon for matrices of the encoder and adam for the rest (default: muon tiny, adam paper)")
+        help="adam, or muon for matrices of the encoder and adam for the rest (default: muon tiny, adam "
+             "paper)")
     add("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
     add("--device", default=default_device(),
         help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
     add("--amp", action="store_true",
-        help="bfloat16 autocast, and a bfloat16 teacher, on devices with native bfloat16; heads and losses stay in "
-             "float32 (default: float32)")
-    add("--compile", action="store_true", help="compile the network with torch.compile, which takes a minute or two "
-                                               "and needs a C++ compiler (default: not)")
+        help="bfloat16 autocast, and a bfloat16 teacher, on devices with native bfloat16; heads and losses "
+             "stay in float32 (default: float32)")
+    add("--compile", action="store_true", help="compile the network with torch.compile, which takes a minute "
+                                               "or two and needs a C++ compiler (default: not)")
     add("--deterministic", action="store_true",
         help="reproducible weights on a GPU, where that is slower (a CPU always gives them)")
     add("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
@@ -654,28 +679,32 @@ def check_arguments(args):
     drawn, tiny = args.data == "drawn", args.preset == "tiny"
     args.distill = not (args.train_teacher or args.no_distill)
     refuse(
-        (args.train_teacher and (args.teacher or args.student or args.filter or args.backbone or args.no_distill),
-         "--train-teacher takes no --student, --filter, --backbone, --teacher or --no-distill: the teacher is one "
-         "network and learns from labels"),
+        (args.train_teacher and (args.teacher or args.student or args.filter or args.backbone
+                                 or args.no_distill),
+         "--train-teacher takes no --student, --filter, --backbone, --teacher or --no-distill: the teacher "
+         "is one network and learns from labels"),
         (args.no_distill and args.teacher, "--no-distill and --teacher contradict each other: leave one out"),
-        (args.terms and not args.distill, "--terms are what a student learns from a teacher: leave them out, or "
-                                          "--no-distill and --train-teacher"),
+        (args.terms and not args.distill, "--terms are what a student learns from a teacher: leave them out, "
+                                          "or --no-distill and --train-teacher"),
         (not drawn and not Path(args.data).is_dir(),
-         f"--data {args.data} is not a folder: name one in MPII's layout, or leave it out for synthetic people"),
+         f"--data {args.data} is not a folder: name one in MPII's layout, or leave it out for synthetic "
+         f"people"),
         (not drawn and args.drawings is not None,
          "--drawings is the number of synthetic people: leave it out where --data names a folder"),
         (args.backbone_weights and args.backbone in (None, "none") and not args.train_teacher,
          "--backbone-weights needs a backbone: add --backbone w32 or w48"),
         (args.distill and not args.teacher and not (drawn and tiny),
-         "the shipped teacher knows synthetic people at the tiny preset alone: train one with --train-teacher and "
-         "name it with --teacher, or learn without one with --no-distill"))
+         "the shipped teacher knows synthetic people at the tiny preset alone: train one with "
+         "--train-teacher and name it with --teacher, or learn without one with --no-distill"))
     check_device(args.device)
-    # upright for tiny students of photos: measured; colour for teachers and 'small': not compared with others
-    augmentation = ("upright" if drawn else "tokenpose" if args.preset == "paper" else
-                    "colour" if args.train_teacher or args.preset == "small" else "upright")
+    # upright for tiny students of photos: measured; colour: not compared with others
+    for_photos = ("tokenpose" if args.preset == "paper" else
+                  "upright" if tiny and not args.train_teacher else "colour")
     defaults = RECIPES[args.preset] | dict(
-        student="cc", filter="gd", backbone="none", terms=list(TERMS), augmentation=augmentation,
-        teacher=TINY_TEACHER if args.distill else None, drawings=DRAWINGS["teacher" if args.train_teacher else "student"],
+        student="cc", filter="gd", backbone="none", terms=list(TERMS),
+        augmentation="upright" if drawn else for_photos,
+        teacher=TINY_TEACHER if args.distill else None,
+        drawings=DRAWINGS["teacher" if args.train_teacher else "student"],
         views=VIEWS["drawn" if drawn else "photos"] if tiny and not args.train_teacher else 0)
     for name, value in defaults.items():
         if getattr(args, name) is None:
@@ -687,14 +716,15 @@ def check_arguments(args):
     positive = ("epochs", "batch_size", "accumulate", "lr", "drawings", "stop_after")
     holds_run = any((args.out / name).exists() for name in STATES)
     refuse(
-        *((value is not None and not 0 < value < math.inf, f"--{name.replace('_', '-')} {value} must be above 0")
+        *((value is not None and not 0 < value < math.inf, f"--{name.replace('_', '-')} {value} must be "
+                                                           f"above 0")
           for name, value in ((name, getattr(args, name)) for name in positive)),
         (args.views < 0, f"--views {args.views} must be 0 or above"),
         (not 0 <= args.seed < 2 ** 31, f"--seed {args.seed} must be 0 or above, and below 2^31"),
         (args.out.exists() and not args.out.is_dir(), f"--out {args.out} is a file: name a folder"),
         (args.resume and not holds_run, f"--resume: there is no {args.out / 'last.pt'} to resume from"),
-        (not args.resume and holds_run, f"{args.out} holds a run: --resume continues it, --out names another folder, "
-                                        f"or remove it"))
+        (not args.resume and holds_run, f"{args.out} holds a run: --resume continues it, --out names another "
+                                        f"folder, or remove it"))
     return args
 
 
@@ -704,20 +734,22 @@ def main():
     args.device = distributed.device
     parts = distributed.world_size * args.accumulate
     if args.batch_size % parts:
-        raise BadInput(f"--batch-size {args.batch_size} does not divide into {distributed.world_size} processes x "
-                       f"{args.accumulate} accumulated parts: make it a multiple of {parts}")
+        raise BadInput(f"--batch-size {args.batch_size} does not divide into {distributed.world_size} "
+                       f"processes x {args.accumulate} accumulated parts: make it a multiple of {parts}")
     if args.amp and not fast_bfloat16(args.device):
-        print(f"--amp: this {'CPU' if args.device == 'cpu' else 'GPU'} has no native bfloat16, computing in float32")
+        print(f"--amp: this {'CPU' if args.device == 'cpu' else 'GPU'} has no native bfloat16, computing in "
+              f"float32")
     try:
         train(args, distributed)
     except torch.OutOfMemoryError as error:
-        raise BadInput(f"the GPU's memory is full ({str(error).splitlines()[0][:120]}): raise --accumulate, or lower "
-                       f"--batch-size") from error
+        raise BadInput(f"the GPU's memory is full ({str(error).splitlines()[0][:120]}): raise --accumulate, "
+                       f"or lower --batch-size") from error
     except RuntimeError as error:
         if distributed.world_size == 1 or not any(sign in str(error) for sign in LOST):
             raise                                    # a bug keeps its traceback
-        print(f"error: process {distributed.rank} lost the others ({str(error).splitlines()[0][:120]}): the run has ended; "
-              f"the same command with --resume continues from {args.out}/last.pt", file=sys.stderr)
+        print(f"error: process {distributed.rank} lost the others ({str(error).splitlines()[0][:120]}): the "
+              f"run has ended; the same command with --resume continues from {args.out}/last.pt",
+              file=sys.stderr)
         os._exit(2)                                  # a normal exit would wait for the lost process
 
 

@@ -140,7 +140,7 @@ def test_an_unreadable_picture_is_named(tmp_path):
 
 # ------------------------------------------------------------------------------- MPII's release
 
-def release(tmp_path, pictures=40, first={}):
+def release(tmp_path, pictures=40, first=None):
     """A file like mpii_human_pose_v1_u12_1.mat: two people a picture, one of them without joints, a test picture.
 
     first: what is different about the first person, or the name of the first picture.
@@ -158,7 +158,7 @@ def release(tmp_path, pictures=40, first={}):
         name = f"{k:05d}.jpg"
         Image.new("RGB", (64, 48)).save(tmp_path / "images" / name)
         rects = np.zeros(2 if k else 1, dtype=[(kind, "O") for kind in kinds])
-        changed = {} if k else dict(first)
+        changed = {} if k else dict(first or {})
         for row, rect in zip(rects, (person(k) | changed, bare)):
             for kind in kinds:
                 row[kind] = rect[kind]

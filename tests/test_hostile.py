@@ -120,7 +120,7 @@ BAD_NUMBERS = (float("nan"), float("inf"), -float("inf"), 1e300, -1e30, "12", "l
 
 def mutations(choice):
     """320 entries that differ from ENTRY in one to three places."""
-    for trial in range(320):
+    for _ in range(320):
         entry = copy.deepcopy(ENTRY)
         for _ in range(choice.randrange(1, 4)):
             kind = choice.randrange(8)
