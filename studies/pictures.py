@@ -23,10 +23,10 @@ from common import BadInput, CommandLine, main_with_clear_errors
 from crops import crop_matrix, cut, make_batch, store, transform
 from data_mpii import load_samples
 from evaluate import SCORED, predict, validation_samples
-from experiments import SEEDS, name_of, result
 from gfl import GlobalDynamicFilter, StaticFilter
 from models import FILTERS, STUDENTS
 from predict import WHITE, contact_sheet
+from sweep import SEEDS, name_of, result
 from synthetic import draw_people
 
 RATIO = 0.5                  # of two people's filters: colours end at 2 to this power

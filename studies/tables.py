@@ -1,8 +1,8 @@
-"""The README's tables, from results/: what experiments.py and evaluate.py --json left there.
+"""The README's tables, from results/: what drawn.py, photos.py, paper.py, speed.py and evaluate.py --json wrote there.
 
     python studies/tables.py                # writes between the marks <!-- table NAME --> and <!-- end --> of README.md
 
-Blank is what nobody has run.
+A blank cell has not been run.
 """
 
 import statistics
@@ -13,10 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, CommandLine, main_with_clear_errors
 from distill import TERMS
+from drawn import TAKEN_APART
 from evaluate import PAPER, count_multiply_adds
-from experiments import PHOTO_STUDENTS, RESULTS, ROOT, SEEDS, TAKEN_APART, name_of, result
 from models import FILTERS, STUDENTS, build_teacher
-from speed import PRECISIONS, Timing, best, ratios
+from photos import PHOTO_STUDENTS
+from speed import PRECISIONS, best, ratios, read_timings
+from sweep import RESULTS, ROOT, SEEDS, name_of, result
 from train import RECIPES
 
 MPII_PEOPLE = 22246      # of its training split
@@ -42,6 +44,21 @@ def table(header, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def scored_epochs(names):
+    """A footnote where runs were scored at different epochs, from their logs; else empty. names end in the seed."""
+    scored = {}                                      # epochs -> seeds of the runs that were scored at these
+    for name in names:
+        epochs = tuple(line["epoch"] for line in (result(name) or {}).get("log", ()) if "pckh@0.5" in line)
+        if epochs:
+            scored.setdefault(epochs, []).append(name.rpartition("-")[2])
+    if len(scored) < 2:
+        return ""
+    most, *others = sorted(scored, key=lambda epochs: -len(scored[epochs]))
+    return (f"\n\nScored at epochs {', '.join(map(str, most))}, of which the best counts; but "
+            + "; ".join(f"{scored[epochs].count(seed)} of {sum(of.count(seed) for of in scored.values())} runs of seed {seed} at "
+                        f"{', '.join(map(str, epochs))}" for epochs in others for seed in sorted(set(scored[epochs]))) + ".")
+
+
 def drawn_table():
     """Six students, without and with the teacher."""
     rows = []
@@ -55,7 +72,9 @@ def drawn_table():
         paper = next(row for row in PAPER if row[:3] == (student, filter, "none"))
         rows.append([student, filter, *cells, f"{paper[3]:g} → {paper[4]:g}"])
     return table(["student", "filter", "@0.5 alone", "distilled", "gain", "@0.1 alone", "distilled", "gain",
-                  "the paper's @0.5, on MPII"], rows)
+                  "the paper's @0.5, on MPII"], rows) + scored_epochs(
+        [f"drawn-{name_of(student, filter, distill, seed)}"
+         for student, filter, distill, seed in product(STUDENTS, FILTERS, (True, False), SEEDS)])
 
 
 def terms_table():
@@ -65,7 +84,8 @@ def terms_table():
     titles |= {f"labels and {term.replace('_', ' ')}": term for term in TERMS} | {"labels and all four": "distilled"}
     rows = [[title, *(mean_and_spread(scores([f"{prefix}-{what}-{seed}" for seed in SEEDS], threshold))
                       for threshold in (0.5, 0.1))] for title, what in titles.items()]
-    return table([f"{' '.join(TAKEN_APART)} learns from", "PCKh@0.5", "PCKh@0.1"], rows)
+    return table([f"{' '.join(TAKEN_APART)} learns from", "PCKh@0.5", "PCKh@0.1"], rows) + scored_epochs(
+        [f"{prefix}-{what}-{seed}" for what, seed in product(titles.values(), SEEDS)])
 
 
 def photo_table():
@@ -133,33 +153,39 @@ def paper_table():
                      *(" → ".join(pair).strip() if any(pair) else "" for pair in (mpii, photos)),
                      f"{parameters:g}", f"{here['params_m']:.3f}" if here else "",
                      f"{gflops:g}", f"{here['gflops']:.3f}" if here else "",
-                     f"{fps}", f"{here['fps']:.1f}" if here else ""])
+                     f"{fps}", f"{here['fps']:.1f}" if here and here["fps"] else ""])
     return table(["student", "filter", "backbone", "PCKh, paper", "MPII, here", "Leeds photos, here",
                   "M parameters, paper", "here", "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
 
 
+def speed_figures():
+    """-> the list of Timing of speed.json, and a line that names its machine."""
+    figures = result("speed") or {"timings": []}
+    return read_timings(figures), f"\n\n{figures['machine']}" if "machine" in figures else ""
+
+
 def speed_table():
-    """Frames a second of each form, and its share of the machine's rate; speed.json: what speed.py --json wrote."""
-    timings = [Timing(**timing) for timing in (result("speed") or {"timings": []})["timings"]]
+    """Frames a second of each form, and its fraction of the machine's rate; speed.json: what speed.py --json wrote."""
+    timings, machine = speed_figures()
     rows = []
     for row, filter, form in dict.fromkeys(timing[:3] for timing in timings):
         cells = []
         for precision in PRECISIONS:
             one, many = (best(timings, row, filter, precision, batch, (form,)) for batch in (1, None))
             cells += [f"{one.fps:.1f}" if one else "", f"{many.fps:.1f} ({many.batch})" if many else "",
-                      f"{100 * many.share:.0f}%" if many else ""]
+                      f"{100 * many.fraction:.0f}%" if many else ""]
         rows.append([row, filter, form, *cells])
     return table(["students", "mixer", "form", *(f"{precision}, {what}" for precision in PRECISIONS
-                                                 for what in ("batch 1", "large batch", "share"))], rows)
+                                                 for what in ("batch 1", "large batch", "fraction"))], rows) + machine
 
 
 def ratios_table():
     """Filters over attention, the best form of each: over fused attention of the same precision, over written-out float32."""
-    timings = [Timing(**timing) for timing in (result("speed") or {"timings": []})["timings"]]
+    timings, machine = speed_figures()
     return table(["students", "mixer", "the paper's ratio", "precision", "batch", "times fused attention",
                   "times written-out attention, float32", "times its own plain form"],
                  [[row, filter, f"{paper:.2f}", precision, str(batch), *(f"{times:.2f}" for times in over)]
-                  for row, filter, paper, precision, batch, *over in ratios(timings)])
+                  for row, filter, paper, precision, batch, *over in ratios(timings)]) + machine
 
 
 TABLES = {"drawn": drawn_table, "terms": terms_table, "photos": photo_table, "photo-parts": photo_parts_table,
