@@ -1,12 +1,12 @@
 """Joints of the people in your own images.
 
-    python predict.py photo.jpg                        # the whole image is the person's box -> predictions/photo-pose.jpg
-    python predict.py holiday/ --json joints.json      # every image of a folder; joints in each image's own pixels
-    python predict.py team.jpg --box 40 30 200 480 --box 260 25 210 490      # two people: x y width height, in pixels
-    python predict.py --camera 0 --smooth              # a camera, or name a video (OpenCV, requirements-extra.txt)
+    python predict.py photo.jpg            # the whole image is the person's box -> predictions/photo-pose.jpg
+    python predict.py holiday/ --json joints.json  # a folder; joints in each image's own pixels
+    python predict.py team.jpg --box 40 30 200 480 --box 260 25 210 490  # two people: x y width height
+    python predict.py --camera 0 --smooth  # a camera, or name a video (OpenCV, requirements-extra.txt)
 
-The network sees one person: a square crop around a box. The person's right is orange, the left blue; joints whose
-confidence is below --threshold are drawn faint.
+The network sees one person: a square crop around a box. The person's right is orange, the left blue; joints
+whose confidence is below --threshold are drawn faint.
 """
 
 import json
@@ -43,7 +43,7 @@ LIMBS = ((0, 1, RIGHT), (1, 2, RIGHT), (2, 6, RIGHT), (3, 6, LEFT), (3, 4, LEFT)
          (6, 7, MIDDLE), (7, 8, MIDDLE), (8, 9, MIDDLE),
          (10, 11, RIGHT), (11, 12, RIGHT), (12, 7, RIGHT), (13, 7, LEFT), (13, 14, LEFT), (14, 15, LEFT))
 FAINT = 0.3                          # opacity of a joint below the threshold
-THRESHOLD = 0.3                      # of photos, 17% of the joints below are right, 45% of those above (shipped student)
+THRESHOLD = 0.3           # shipped student, photos: right are 17% of the joints below, 45% of those above
 CUTOFF, BETA, SPEED_CUTOFF = 1.0, 5.0, 1.0       # of OneEuro: Hz, Hz for each box side a second, Hz
 
 
@@ -57,10 +57,10 @@ class Found(NamedTuple):
 # ------------------------------------------------------------------------------- stick figures
 
 def draw_skeleton(image, joints, visible, colour=None, width=2, confidence=None, threshold=THRESHOLD):
-    """Draw joints (16, 2), in pixels, on an RGB Pillow image and return it; a limb needs both of its joints visible.
+    """Draw joints (16, 2), in pixels, on an RGB Pillow image and return it; a limb needs both joints visible.
 
-    colour: of everything, or None for right orange, left blue, middle green. confidence: (16,) in [0, 1], or None: a joint
-    below the threshold is faint, and so are its limbs.
+    colour: of everything, or None for right orange, left blue, middle green. confidence: (16,) in [0, 1], or
+    None: a joint below the threshold is faint, and so are its limbs.
     """
     pen = ImageDraw.Draw(image, "RGBA")                                      # blends
     sure = np.ones(len(joints), bool) if confidence is None else np.asarray(confidence) >= threshold
@@ -87,7 +87,8 @@ def contact_sheet(crops, *skeletons, columns=6, side=192):
         cell = Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC)
         for joints, visible, *colour in skeletons:
             # enlarging moves the centre of pixel 0 to (zoom - 1) / 2
-            draw_skeleton(cell, (np.asarray(joints[n]) + 0.5) * zoom - 0.5, visible[n], *colour, width=1 if colour else 2)
+            xy = (np.asarray(joints[n]) + 0.5) * zoom - 0.5
+            draw_skeleton(cell, xy, visible[n], *colour, width=1 if colour else 2)
         sheet.paste(cell, (n % columns * side, n // columns * side))
     return sheet
 
@@ -95,17 +96,17 @@ def contact_sheet(crops, *skeletons, columns=6, side=192):
 # ------------------------------------------------------------------------------- images and boxes
 
 def read_image(path):
-    """-> (RGB image, upright according to its Exif; its pixels over those of the file: 1, or less for a huge JPEG).
+    """-> (RGB image, upright by its Exif; its pixels over those of the file: 1, or less for a huge JPEG).
 
-    Grey, palette, transparent (on black) and CMYK images become RGB, 16 bits 8; of an animation the first frame is taken.
-    Raises BadInput where the file is no image.
+    Grey, palette, transparent (on black) and CMYK images become RGB, 16 bits 8; of an animation the first
+    frame is taken. Raises BadInput where the file is no image.
     """
     try:
         image = Image.open(path, formats=IMAGE_FORMATS)
         width, height = image.size
         if width * height > MOST_PIXELS:
-            raise BadInput(f"{path} has {width} x {height} pixels, more than {MOST_PIXELS // 10 ** 6} million: "
-                           f"make it smaller")
+            raise BadInput(f"{path} has {width} x {height} pixels, more than {MOST_PIXELS // 10 ** 6} "
+                           f"million: make it smaller")
         shrink = max(width, height) / LONGEST
         if shrink > 1:
             image.draft("RGB", (int(width / shrink), int(height / shrink)))     # JPEGs are decoded smaller
@@ -127,23 +128,26 @@ def read_image(path):
 
 
 def list_images(paths, out=None):
-    """-> [(file, name of its output)] of the named files and of the images in named folders, in order of their names."""
+    """-> [(file, name of its output)] of the named files and of the images in named folders, sorted."""
     listed = []
     for path in paths:
         if path.is_dir():
-            ours = out and path.resolve() in out.resolve().parents and out.resolve()      # our output in this folder
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES and file.is_file()
-                            and not file.name.endswith(OUTPUT) and not (ours and file.resolve().is_relative_to(ours)))
+            ours = out and path.resolve() in out.resolve().parents and out.resolve()  # our output
+            inside = sorted(file for file in path.rglob("*")
+                            if file.suffix.lower() in IMAGES and file.is_file()
+                            and not file.name.endswith(OUTPUT)
+                            and not (ours and file.resolve().is_relative_to(ours)))
             if not inside:
                 raise BadInput(f"{path} holds no images ({', '.join(sorted(IMAGES))})")
             listed += [(file, file.relative_to(path)) for file in inside]
         else:
             listed.append((path, Path(path.name)))
-    return [(file, output) for (file, _), output in zip(listed, name_outputs([name for _, name in listed], OUTPUT))]
+    outputs = name_outputs([name for _, name in listed], OUTPUT)
+    return [(file, output) for (file, _), output in zip(listed, outputs)]
 
 
 def name_outputs(names, ending):
-    """a.jpg -> a-pose.jpg, or a-2-pose.jpg where that is taken: by a.png, or by the same name in another folder."""
+    """a.jpg -> a-pose.jpg, or a-2-pose.jpg where that is taken, by a.png or by a file of another folder."""
     taken = {}                                       # in order
     for name in names:
         free = (name.with_name(f"{name.stem}{n}{ending}") for n in chain([""], (f"-{n}" for n in count(2))))
@@ -152,7 +156,7 @@ def name_outputs(names, ending):
 
 
 def read_boxes(file):
-    """Content of --boxes, {"photo.jpg": [[x, y, width, height], ...], ...} by name of the file; BadInput if it is not."""
+    """{"photo.jpg": [[x, y, width, height], ...], ...} of --boxes; BadInput for anything else."""
     try:
         boxes = json.loads(Path(file).read_text())
         return {name: [check_box(box) for box in of] for name, of in boxes.items()}
@@ -164,12 +168,13 @@ def read_boxes(file):
 def check_box(box):
     x, y, width, height = (float(number) for number in box)
     if not ((np.abs([x, y, width, height]) < FARTHEST).all() and width > 0 and height > 0):
-        raise ValueError(f"the box {box} is not x y width height with a size above 0, within {FARTHEST:,} pixels")
+        raise ValueError(f"the box {box} is not x y width height with a size above 0, "
+                         f"within {FARTHEST:,} pixels")
     return [x, y, width, height]
 
 
 def overlaps(box, size, scale):
-    """Does the box, in pixels of the file, overlap the image? size: of the image as read; scale: its pixels over the file's."""
+    """Does a box, in pixels of the file, overlap an image of this size, as read at this scale?"""
     x, y, width, height = (scale * number for number in box)
     return x < size[0] and y < size[1] and x + width > 0 and y + height > 0
 
@@ -177,7 +182,7 @@ def overlaps(box, size, scale):
 # ------------------------------------------------------------------------------- people
 
 def box_matrix(box, size, tight):
-    """Affine map image -> crop (2, 3): a square around the middle of the box; with MPII's margin around a tight box."""
+    """Affine map image -> crop (2, 3): a square around the box, with MPII's margin around a tight one."""
     x, y, width, height = box
     side = max(width, height) * (BOX_ENLARGEMENT if tight else 1)
     return crop_matrix([[x + (width - 1) / 2, y + (height - 1) / 2]], [side], size)[0]
@@ -193,18 +198,19 @@ def find(model, images, boxes, device="cpu", flip_test=False):
     boxes = [[[0, 0, *image.size]] if of is None else of for image, of in zip(images, boxes)]
     if not any(boxes):
         return [[] for _ in boxes]
-    matrices = torch.stack([box_matrix(box, model.size, is_tight) for of, is_tight in zip(boxes, tight) for box in of])
+    matrices = torch.stack([box_matrix(box, model.size, is_tight)
+                            for of, is_tight in zip(boxes, tight) for box in of])
     owners = [image for image, of in zip(images, boxes) for _ in of]
     crops = np.stack([cut(image, matrix, model.size) for image, matrix in zip(owners, matrices)])
-    parts = [[part.cpu() for part in predict_crops(model, crop.to(device).permute(0, 3, 1, 2).float() / 255, flip_test)]
-             for crop in torch.from_numpy(crops).split(BATCH_CROPS)]
-    xy, confidence = map(torch.cat, zip(*parts))
+    parts = [predict_crops(model, part.to(device).permute(0, 3, 1, 2).float() / 255, flip_test)
+             for part in torch.from_numpy(crops).split(BATCH_CROPS)]
+    xy, confidence = (torch.cat(part).cpu() for part in zip(*parts))
     people = iter(zip(transform(invert(matrices), xy).numpy(), confidence.numpy()))          # crop -> image
     return [[Found(box, *next(people)) for box in of] for of in boxes]
 
 
 class OneEuro:
-    """Low-pass filter for noisy positions: smooth at rest, quick in motion (Casiez, Roussel, Vogel: 1 Euro filter, CHI 2012).
+    """1 Euro filter: smooth at rest, quick in motion (Casiez, Roussel and Vogel, CHI 2012).
 
         a(f) = 1 / (1 + 1 / (2 pi f dt))               weight of a new value at a cut-off frequency f
         v   <- v + a(SPEED_CUTOFF) ((x_new - x) / dt - v)
@@ -215,7 +221,7 @@ class OneEuro:
         self.x, self.speed = None, 0
 
     def __call__(self, x, dt):
-        """Filtered positions of an array x of any shape, in box sides; dt: seconds since the last call, above 0."""
+        """Filtered positions: x is an array of any shape in box sides, dt the seconds since the last call."""
         if self.x is None:
             self.x = x
         self.speed = self.speed + self.weight(SPEED_CUTOFF, dt) * ((x - self.x) / dt - self.speed)
@@ -230,7 +236,8 @@ class OneEuro:
 def draw_people(image, people, threshold=THRESHOLD):
     width = max(THINNEST, round(max(image.size) / 250))
     for person in people:
-        draw_skeleton(image, person.joints, np.ones(len(JOINTS), bool), None, width, person.confidence, threshold)
+        visible = np.ones(len(JOINTS), bool)
+        draw_skeleton(image, person.joints, visible, None, width, person.confidence, threshold)
     return image
 
 
@@ -241,7 +248,8 @@ def record(path, people, scale):
     return {"file": str(path), "people": [
         {"box": [round(number / scale, 2) for number in person.box],
          "joints": {name: [round(float(x / scale), 2), round(float(y / scale), 2), round(float(sure), 4)]
-                    for name, (x, y), sure in zip(JOINTS, person.joints, person.confidence)}} for person in people]}
+                    for name, (x, y), sure in zip(JOINTS, person.joints, person.confidence)}}
+        for person in people]}
 
 
 class Records:
@@ -276,7 +284,8 @@ def predict_images(args, model):
 
     def flush(records):
         nonlocal read
-        found = find(model, [image for _, _, image, *_ in waiting], [of for *_, of in waiting], args.device, args.flip_test)
+        found = find(model, [image for _, _, image, *_ in waiting], [of for *_, of in waiting], args.device,
+                     args.flip_test)
         for (path, name, image, scale, _), people in zip(waiting, found):
             target = args.out / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -287,7 +296,7 @@ def predict_images(args, model):
         waiting.clear()
 
     with Records(args.json) if args.json else nullcontext() as records:
-        for path, name in tqdm(listed, desc="images", unit="", leave=False, disable=None if len(listed) > 1 else True):
+        for path, name in tqdm(listed, "images", leave=False, disable=None if len(listed) > 1 else True):
             try:
                 image, scale = read_image(path)
                 of = boxes.get(path.name, args.box)
@@ -297,8 +306,10 @@ def predict_images(args, model):
                 print(f"error: {error}", file=sys.stderr)
                 failed += 1
                 continue
-            waiting.append((path, name, image, scale, of and [[scale * number for number in box] for box in of]))
-            if len(waiting) >= BATCH_CROPS or sum(math.prod(image.size) for _, _, image, *_ in waiting) > BATCH_PIXELS:
+            of = of and [[scale * number for number in box] for box in of]
+            waiting.append((path, name, image, scale, of))
+            pixels = sum(math.prod(image.size) for _, _, image, *_ in waiting)
+            if len(waiting) >= BATCH_CROPS or pixels > BATCH_PIXELS:
                 flush(records)
         flush(records)
     print(f"{read} of {len(listed)} images: {args.out}/*{OUTPUT}" + (f", {args.json}" if args.json else ""))
@@ -306,7 +317,7 @@ def predict_images(args, model):
 
 
 def predict_video(args, model, source, name):
-    """Draw the frames of a video file, or of a camera (an int) until Ctrl-C, into the video `name` of --out."""
+    """Draw the frames of a video file, or of a camera (an int) until Ctrl-C, into the video `name`."""
     camera = isinstance(source, int)
     if not camera and not source.is_file():
         raise BadInput(f"there is no video {source}")
@@ -328,7 +339,8 @@ def predict_video(args, model, source, name):
             now = time.perf_counter()
             if args.smooth:
                 sides = np.array([max(person.box[2:]) for person in people])[:, None, None]
-                joints = smooth(np.stack([person.joints for person in people]) / sides, now - last if camera else 1 / rate)
+                joints = np.stack([person.joints for person in people]) / sides
+                joints = smooth(joints, now - last if camera else 1 / rate)
                 people = [person._replace(joints=xy) for person, xy in zip(people, sides * joints)]
             last = now
             frame = cv2.cvtColor(np.asarray(draw_people(image, people, args.threshold)), cv2.COLOR_RGB2BGR)
@@ -353,15 +365,18 @@ def predict_video(args, model, source, name):
 def parse_arguments():
     parser = CommandLine(__doc__)
     add = parser.add_argument
-    add("images", nargs="*", type=Path, help=f"images, folders of images (our own *{OUTPUT} are left out), or videos")
+    add("images", nargs="*", type=Path,
+        help=f"images, folders of images (our own *{OUTPUT} are left out), or videos")
     add("--camera", type=int, metavar="N", help="number of a camera")
-    add("--checkpoint", type=Path, default=WEIGHTS, help=f"network (default: {WEIGHTS.parent.name}/{WEIGHTS.name})")
+    add("--checkpoint", type=Path, default=WEIGHTS,
+        help=f"network (default: {WEIGHTS.parent.name}/{WEIGHTS.name})")
     add("--box", type=float, nargs=4, action="append", metavar=("X", "Y", "WIDTH", "HEIGHT"),
         help="tight box around a person, in pixels; once for each person (default: the whole image)")
     add("--boxes", type=Path, help='json file of boxes: {"photo.jpg": [[x, y, width, height], ...], ...}')
-    add("--flip-test", action="store_true", help="average with the mirror image: more accurate, in twice the time")
-    add("--threshold", type=float, default=THRESHOLD, help=f"draw joints of less confidence faint (default: {THRESHOLD})")
-    add("--smooth", action="store_true", help="smooth the joints of a video or camera over time (1 Euro filter)")
+    add("--flip-test", action="store_true", help="average with the mirror image, in twice the time")
+    add("--threshold", type=float, default=THRESHOLD,
+        help=f"draw joints of less confidence faint (default: {THRESHOLD})")
+    add("--smooth", action="store_true", help="smooth joints over time (videos and cameras; 1 Euro filter)")
     add("--out", type=Path, default=Path("predictions"), help="folder (default: predictions/)")
     add("--json", type=Path, help="write joints and confidences to this file, too")
     add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
@@ -374,7 +389,8 @@ def check_arguments(args):
     if not args.images and args.camera is None:
         raise BadInput("name images, a folder, a video, or --camera N")
     if args.json and not args.json.resolve().parent.is_dir():
-        raise BadInput(f"--json {args.json}: there is no folder {args.json.parent} to write into: make it first")
+        raise BadInput(f"--json {args.json}: there is no folder {args.json.parent} to write into: "
+                       f"make it first")
     if args.box and args.boxes:
         raise BadInput("--box and --boxes both say where people are: leave one out")
     if not 0 <= args.threshold <= 1:
@@ -399,7 +415,8 @@ def main():
     print(f"{args.checkpoint.name}: {checkpoint.describe(model.config)}, learned from {metadata.get('data')}"
           + (f", PCKh@0.5 {metadata['pckh@0.5']:.1f} there" if "pckh@0.5" in metadata else ""))
     model, failed = for_inference(model), 0
-    names = name_outputs([Path("camera" if source == args.camera else source.name) for source in sources], "-pose.mp4")
+    names = name_outputs([Path("camera" if source == args.camera else source.name) for source in sources],
+                         "-pose.mp4")
     for source, name in zip(sources, names):
         try:
             predict_video(args, model, source, name)

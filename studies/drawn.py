@@ -1,8 +1,8 @@
-"""The runs behind the tables `drawn` and `terms`: tiny students of drawings, with and without teacher, and the loss taken apart.
+"""The runs behind the tables `drawn` and `terms`: tiny students of drawings, and the loss taken apart.
 
-    python studies/drawn.py                              # 36 students and 15 parts of the loss, five minutes each on two cores
-    python studies/drawn.py --seeds 0 --jobs 2           # a third of it, two at a time
-    python studies/drawn.py --stop-after 60              # one more hour of them
+    python studies/drawn.py             # 51 runs, five minutes each on two cores
+    python studies/drawn.py --seeds 0 --jobs 2  # a third of it, two at a time
+    python studies/drawn.py --stop-after 60  # one more hour of them
 
 sweep.py says how runs are skipped, stopped and resumed. What stands behind -- goes to every train.py.
 """
@@ -21,7 +21,7 @@ TAKEN_APART = ("cc", "gs")           # the student on which the terms of the los
 
 
 def drawn_runs(seeds=SEEDS):
-    """{name: flags of train.py}; both sides of a pair see the same images in the same order for the same steps."""
+    """{name: flags of train.py}; both sides of a pair see the same images in the same order, as often."""
     runs = {}
 
     def add(name, student, filter, seed, **flags):
@@ -29,7 +29,8 @@ def drawn_runs(seeds=SEEDS):
 
     for filters in (("gs", "gd"), ("attention",)):                # the filters' seeds first
         for seed, filter, student, distill in product(seeds, filters, STUDENTS, (True, False)):
-            add(name_of(student, filter, distill, seed), student, filter, seed, **({} if distill else {"no-distill": True}))
+            flags = {} if distill else {"no-distill": True}
+            add(name_of(student, filter, distill, seed), student, filter, seed, **flags)
     student, filter = TAKEN_APART
     for seed in seeds:                                            # labels alone, where every view is new
         add(f"{student}-{filter}-new-views-{seed}", student, filter, seed, **{"no-distill": True, "views": 0})

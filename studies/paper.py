@@ -1,10 +1,10 @@
-"""The paper's 16 students on MPII, each alone and distilled, at its size: the runs behind the tables `paper` and `hours`.
+"""The runs behind the tables `paper` and `hours`: the paper's 16 students on MPII, alone and distilled.
 
-    python studies/paper.py --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth       # GPU-days, on all GPUs there are
-    python studies/paper.py --data MPII -- --epochs 100 --batch-size 256                     # shorter, in larger steps
+    python studies/paper.py --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth  # days, on all GPUs
+    python studies/paper.py --data MPII -- --epochs 100 --batch-size 256     # shorter, in larger steps
 
-Runs are in the folders that train.py chooses by itself: a row that was trained by its own command is taken as done.
-sweep.py says how runs are skipped, stopped and resumed.
+Runs are in the folders that train.py chooses by itself: a row that was trained by its own command is taken as
+done. sweep.py says how runs are skipped, stopped and resumed.
 """
 
 import sys
@@ -26,7 +26,8 @@ def paper_runs(data, weights=()):
     begin = {backbone: {"backbone-weights": file} for backbone, file in zip(("w32", "w48"), weights)}
     common = {"data": data, "preset": "paper", "amp": True}
     teacher = Path("runs") / f"teacher-paper-{folder}"
-    runs = {f"{folder.lower()}-teacher": {**common, "train-teacher": True, **begin.get("w48", {}), "out": teacher}}
+    runs = {f"{folder.lower()}-teacher": {**common, "train-teacher": True, **begin.get("w48", {}),
+                                          "out": teacher}}
     worth = {("cc", "gs", "none"): 0, ("cc", "gs", "w32"): 2}
     rows = sorted((row[:3] for row in PAPER), key=lambda row: worth.get(row, 1 if row[2] == "none" else 3))
     for (student, filter, backbone), distill in product(rows, (True, False)):
@@ -43,4 +44,4 @@ if __name__ == "__main__":
         __doc__, lambda args: paper_runs(args.data, args.backbone_weights),
         ("--data", dict(type=Path, required=True, help="folder of photos in MPII's layout")),
         ("--backbone-weights", dict(type=Path, nargs=2, default=(), metavar=("W32", "W48"),
-                                    help="published HRNet weights for the backbones to start from (default: random)"))))
+                                    help="published HRNet weights to start from (default: random)"))))

@@ -1,6 +1,8 @@
-"""The runs behind the tables `photos` and `photo-parts`: tiny teacher and students on photos in MPII's layout.
+"""The runs behind the tables `photos` and `photo-parts`: tiny teacher and students on photos.
 
-    python studies/photos.py --data DATA                 # resumable: studies/sweep.py says how; flags behind -- go to every train.py
+    python studies/photos.py --data DATA
+
+sweep.py says how runs are skipped, stopped and resumed. What stands behind -- goes to every train.py.
 """
 
 import sys
@@ -25,7 +27,8 @@ def photo_runs(data, init=PRETRAINED):
     taught, untaught = {"teacher": RUNS / "photos-teacher" / "best.pt"}, {"no-distill": True}
 
     def add(name, student, filter, flags):
-        runs[f"photos-{name}"] = {"data": data, "student": student, "filter": filter, "epochs": PHOTO_EPOCHS["student"], **flags}
+        runs[f"photos-{name}"] = {"data": data, "student": student, "filter": filter,
+                                  "epochs": PHOTO_EPOCHS["student"], **flags}
 
     for (student, filter), distill in product(PHOTO_STUDENTS, (True, False)):
         add(name_of(student, filter, distill, 0), student, filter, taught if distill else untaught)
@@ -43,4 +46,5 @@ if __name__ == "__main__":
     main_with_clear_errors(lambda: main(
         __doc__, lambda args: photo_runs(args.data, args.init),
         ("--data", dict(type=Path, required=True, help="folder of photos in MPII's layout")),
-        ("--init", dict(type=Path, default=PRETRAINED, help="what the teacher starts from (default: the shipped one)"))))
+        ("--init", dict(type=Path, default=PRETRAINED,
+                        help="what the teacher starts from (default: the shipped one)"))))

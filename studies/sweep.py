@@ -1,8 +1,9 @@
 """Several runs of train.py, one after another or side by side: what drawn.py, photos.py and paper.py share.
 
-A run is a name and the flags of train.py, {"student": "cc", "epochs": 16, "amp": True}. When it is done, its result (arguments,
-scores by joint, the log of its epochs) is in results/NAME.json and it is skipped; a run that was stopped (Ctrl-C, SIGTERM,
---stop-after) is resumed from its last checkpoint. A student waits for the teacher that it names. tables.py makes the tables.
+A run is a name and the flags of train.py, {"student": "cc", "epochs": 16, "amp": True}. When it is done, its
+result (arguments, scores by joint, the log of its epochs) is in results/NAME.json and it is skipped; a run
+that was stopped (Ctrl-C, SIGTERM, --stop-after) is resumed from its last checkpoint. A student waits for the
+teacher that it names. tables.py makes the tables.
 """
 
 import json
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"           # in the repository
 RUNS = Path("runs") / "experiments"
 SEEDS = (0, 1, 2)
-COMPARED = "epochs", "batch-size", "views", "augmentation", "lr"     # flags that an existing result must agree with
+COMPARED = "epochs", "batch-size", "views", "augmentation", "lr"  # flags that a result must agree with
 PATHS = "data", "init", "teacher", "out", "cache", "backbone_weights"
 POLL = 0.5                           # seconds between two looks at the processes
 
@@ -71,7 +72,8 @@ def command_line(flags):
     """{"amp": True, "epochs": 2, "terms": ["a", "b"]} -> ["--amp", "--epochs", "2", "--terms", "a", "b"]."""
     words = []
     for key, value in flags.items():
-        words += [f"--{key}", *([] if value is True else value if isinstance(value, (list, tuple)) else [value])]
+        values = [] if value is True else value if isinstance(value, (list, tuple)) else [value]
+        words += [f"--{key}", *values]
     return list(map(str, words))
 
 
@@ -82,7 +84,8 @@ def read_flags(words):
         if word.startswith("--"):
             flags[key := word[2:]] = True
         elif flags:
-            flags[key] = word if flags[key] is True else [*([flags[key]] if isinstance(flags[key], str) else flags[key]), word]
+            many = [] if flags[key] is True else flags[key] if isinstance(flags[key], list) else [flags[key]]
+            flags[key] = [*many, word] if many else word
         else:
             raise BadInput(f"what follows -- are flags of train.py, not {word}")
     return flags
@@ -99,13 +102,14 @@ def start(name, flags, slot, jobs, until):
         visible = env.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         env["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
     print(f"{name}: {'resumed' if resume else 'started'}, its output is in {out / 'output.txt'}", flush=True)
-    with open(out / "output.txt", "a") as output:      # a session of its own: a Ctrl-C of ours reaches it once, from `sweep`
-        return subprocess.Popen([sys.executable, ROOT / "train.py", *command_line({**flags, **resume, **ending, "out": out})],
-                                stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=env)
+    command = [sys.executable, ROOT / "train.py", *command_line({**flags, **resume, **ending, "out": out})]
+    with open(out / "output.txt", "a") as output:      # a session of its own: `sweep` passes a Ctrl-C on
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env,
+                                start_new_session=True)
 
 
 def sweep(runs, jobs=1, stop_after=math.inf):
-    """Run what has no result, in order, `jobs` at a time, for stop_after minutes. runs: {name: flags of train.py}.
+    """Run what has no result, in order, `jobs` at a time, for stop_after minutes; runs: {name: flags}.
 
     A run that fails is reported and the others go on; BadInput at the end.
     """
@@ -114,7 +118,8 @@ def sweep(runs, jobs=1, stop_after=math.inf):
     running, slots, failed = {}, list(range(jobs)), []
 
     def is_ready(flags):             # its teacher is not among the runs, or is done
-        return all(result(name) for name in runs if str(folder(name, runs[name]) / "best.pt") == str(flags.get("teacher")))
+        teacher = str(flags.get("teacher"))
+        return all(result(name) for name in runs if str(folder(name, runs[name]) / "best.pt") == teacher)
 
     try:
         while True:
@@ -130,8 +135,8 @@ def sweep(runs, jobs=1, stop_after=math.inf):
                 slots.append(slot)
                 if child.returncode:
                     failed.append(name)
-                    print(f"error: {name} ended with status {child.returncode}: {folder(name, runs[name]) / 'output.txt'} "
-                          f"says why", file=sys.stderr, flush=True)
+                    print(f"error: {name} ended with status {child.returncode}: "
+                          f"{folder(name, runs[name]) / 'output.txt'} says why", file=sys.stderr, flush=True)
                 elif not collect(name, runs[name]):
                     print(f"{name}: stopped, to be resumed", flush=True)
     finally:
@@ -140,7 +145,8 @@ def sweep(runs, jobs=1, stop_after=math.inf):
         for child in running:
             child.wait()
         if missing := [name for name in runs if not result(name)]:
-            print(f"{len(missing)} of {len(runs)} runs are missing, {missing[0]} the first: the same command resumes them")
+            print(f"{len(missing)} of {len(runs)} runs are missing, {missing[0]} the first: "
+                  f"the same command resumes them")
     if failed:
         raise BadInput(f"{len(failed)} runs failed: {', '.join(failed)}")
     if not missing:
@@ -148,7 +154,7 @@ def sweep(runs, jobs=1, stop_after=math.inf):
 
 
 def main(description, make_runs, *arguments):
-    """The command of a script: make_runs(args) -> runs; arguments: (flag, options) for the parser, beside ours.
+    """The command of a script: make_runs(args) -> runs; arguments: (flag, options) for the parser.
 
     Words behind -- are flags that go to every train.py.
     """
@@ -156,14 +162,15 @@ def main(description, make_runs, *arguments):
     for flag, options in arguments:
         parser.add_argument(flag, **options)
     gpus = torch.cuda.device_count()
-    parser.add_argument("--jobs", type=int, default=max(1, gpus), help="runs at a time, each on a GPU or a part of the cores "
-                                                                       "(default: as many as GPUs, or 1)")
-    parser.add_argument("--stop-after", type=float, default=math.inf, metavar="MINUTES", help="save and end after this time")
+    parser.add_argument("--jobs", type=int, default=max(1, gpus),
+                        help="runs at a time, each on a GPU or a part of the cores (default: GPUs, or 1)")
+    parser.add_argument("--stop-after", type=float, default=math.inf, metavar="MINUTES",
+                        help="save and end after this time")
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:end])
     if args.jobs < 1 or not args.stop_after > 0:
         raise BadInput(f"--jobs {args.jobs} and --stop-after {args.stop_after:g} must be above 0")
-    signal.signal(getattr(signal, "SIGHUP", signal.SIGTERM), terminate)                      # a terminal that closes
+    signal.signal(getattr(signal, "SIGHUP", signal.SIGTERM), terminate)               # a terminal that closes
     ours, extra = make_runs(args), read_flags(words[end + 1:])
     sweep({name: {**flags, **extra} for name, flags in ours.items()}, args.jobs, args.stop_after)
