@@ -1,18 +1,18 @@
 """PCKh of predictions, and what the networks cost.
 
-    python evaluate.py                                             # cost table, and PCKh of the newest checkpoint
+    python evaluate.py                                  # cost table, and PCKh of the newest checkpoint
     python evaluate.py --checkpoint weights/teacher-tiny-drawn.pt  # PCKh on drawings
-    python evaluate.py --checkpoint best.pt --data MPII            # PCKh on MPII; add --flip-test for both mirror images
-    python evaluate.py --predictions preds.mat --data MPII         # PCKh of a file of predictions
-    python evaluate.py --costs                                     # the paper's Tables A and B, measured here
+    python evaluate.py --checkpoint best.pt --data MPII  # PCKh on MPII; --flip-test averages mirror images
+    python evaluate.py --predictions preds.mat --data MPII  # PCKh of a file of predictions
+    python evaluate.py --costs                          # the paper's Tables A and B, measured here
 
-PCKh@t is the fraction of joints whose error is at most t times the head size, 0.6 x the diagonal of the head box:
+PCKh@t is the fraction of joints whose error is at most t head sizes, each 0.6 x the diagonal of a head box:
 
     PCKh@t = 100 * mean over labelled joints of [ ||prediction - label|| / head size <= t ]
 
-Pelvis and thorax are left out of every mean, as in the literature on MPII. Two means are in use and both are printed:
-HRNet's, weighted by how often a joint is labelled (`mean`), and the plain mean of 14 joints (`mean_unweighted`).
-@0.1 is threshold 0.10; HRNet's "Mean@0.1" uses 0.11.
+Pelvis and thorax are left out of every mean, as in the literature on MPII. Two means are in use and both are
+printed: HRNet's, weighted by how often a joint is labelled (`mean`), and the plain mean of 14 joints
+(`mean_unweighted`). @0.1 is threshold 0.10; HRNet's "Mean@0.1" uses 0.11.
 """
 
 import copy
@@ -52,7 +52,7 @@ HELD_OUT = 1000                      # drawings to score on
 # ------------------------------------------------------------------------------- PCKh
 
 def pckh(joints, truth, visible, head_size, threshold):
-    """PCKh in percent: {group: value, ..., 'mean': value, 'mean_unweighted': value}, NaN where nothing is labelled.
+    """PCKh in percent by group, and both means: {'head': ..., 'mean_unweighted': ...}; NaN without labels.
 
     joints, truth: (N, 16, 2) pixels. visible: (N, 16) bool, labelled joints. head_size: (N,) pixels.
     """
@@ -89,9 +89,9 @@ def print_score(scores):
 # ------------------------------------------------------------------------------- predictions of a network
 
 @torch.inference_mode()
-def predict(model, samples, stored, device="cpu", flip_test=False, distributed=Distributed(0, 1, "cpu"),  # noqa: B008
-            between=lambda: None):
-    """Joints (N, 16, 2) in pixels of the images and confidences (N, 16) in [0, 1], of samples with stored crops.
+def predict(model, samples, stored, device="cpu", flip_test=False,
+            distributed=Distributed(0, 1, "cpu"), between=lambda: None):          # noqa: B008
+    """Joints (N, 16, 2) in pixels of the images and confidences (N, 16) in [0, 1], from stored crops.
 
     flip_test: average each prediction with that of the mirrored crop (with_mirror of models.py).
     distributed: processes that share the work; each returns the whole result.
@@ -99,7 +99,7 @@ def predict(model, samples, stored, device="cpu", flip_test=False, distributed=D
     """
     model.eval()
     world, mine = distributed.world_size, len(range(distributed.rank, len(samples), distributed.world_size))
-    # Allocated at once: small results kept among the network's large tensors would keep those from being freed.
+    # Allocated at once: small results among the network's large tensors would keep those from being freed.
     joints, confidences, done = np.empty((mine, 16, 2)), np.empty((mine, 16), np.float32), 0
     steps = np.array_split(np.arange(len(samples)), range(BATCH * world, len(samples), BATCH * world))
     for rows in tqdm(steps, desc="evaluating", leave=False, disable=None):
@@ -116,7 +116,7 @@ def predict(model, samples, stored, device="cpu", flip_test=False, distributed=D
 
 
 def predict_crops(model, images, flip_test=False):
-    """Joints (B, 16, 2) in pixels of the crops `images` (B, 3, size, size) in [0, 1], and confidences (B, 16)."""
+    """Joints (B, 16, 2) in pixels and confidences (B, 16) of crops (B, 3, size, size) in [0, 1]."""
     output = model(images)
     if flip_test:
         mirrored = model(images.flip(-1))
@@ -125,14 +125,14 @@ def predict_crops(model, images, flip_test=False):
 
 
 def evaluate(model, samples, stored, device="cpu", **how):
-    """Scores of a network on samples with stored crops; how: flip_test, distributed and between, as in `predict`."""
+    """Scores of a network on samples with stored crops; how: the last arguments of `predict`."""
     joints, _ = predict(model, samples, stored, device, **how)
     return score(joints, samples.joints, samples.visible, samples.head_size)
 
 
 def mean_pose_score(train, valid):
     """Scores of a guess that ignores the image: the mean joint of the training samples within their boxes."""
-    inside = (train.joints - train.center[:, None]) / train.side[:, None, None]      # (N, 16, 2), box = [-0.5, 0.5]
+    inside = (train.joints - train.center[:, None]) / train.side[:, None, None]  # (N, 16, 2), -0.5 .. 0.5
     mean = (inside * train.visible[..., None]).sum(0) / np.maximum(train.visible.sum(0), 1)[:, None]
     guess = valid.center[:, None] + valid.side[:, None, None] * mean
     return score(guess, valid.joints, valid.visible, valid.head_size)
@@ -155,15 +155,18 @@ def read_predictions(file, count):
     for axes in ((0, 1, 2), (2, 0, 1), (2, 1, 0)):
         if preds.ndim == 3 and preds.transpose(axes).shape == (count, 16, 2):
             return preds.transpose(axes).astype(np.float64) - 1
-    raise BadInput(f"preds of {file} have shape {preds.shape}, the truth has {count} people: need ({count}, 16, 2)")
+    raise BadInput(f"preds of {file} have shape {preds.shape}, the truth has {count} people: "
+                   f"need ({count}, 16, 2)")
 
 
 # ------------------------------------------------------------------------------- what the networks cost
 
-# GFLOPs in the paper's tables are multiply-adds of matrix products and convolutions. PyTorch's own counter counts them here
-# over the real network with its filters in the form of their definition; FFTs, which it does not know, are added by formula.
+# GFLOPs in the paper's tables are multiply-adds of matrix products and convolutions. PyTorch's own counter
+# counts them here over the real network with its filters in the form of their definition; FFTs, which it does
+# not know, are added by formula.
 
-# The paper's Tables A and B: student, filter, backbone, PCKh without and with distillation, M parameters, GFLOPs, fps.
+# The paper's Tables A and B: student, filter, backbone, PCKh without and with distillation, M parameters,
+# GFLOPs, fps.
 PAPER = [
     ("reg", "gs", "none", 40.07, 65.3, 3.61, 0.77, 3325),
     ("reg", "gd", "none", 48.97, 76.0, 6.39, 1.28, 1560),
@@ -184,15 +187,17 @@ PAPER = [
 ]
 COST_BATCH = {"none": 16, "w32": 4, "w48": 4}       # crops a forward pass when timing
 COST_SECONDS = 75                    # for the frames a second of all 16 networks together
-ROUNDS, RUNS, LEAST = 4, 3, 0.2      # turns of each network; in a turn, at least so many timed runs and seconds
-INSTRUCTION_SETS = "avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16"     # those that set the rate of products
-LIMITS = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"         # environment variables that forbid some of them
+ROUNDS, RUNS, LEAST = 4, 3, 0.2    # turns of each network; timed runs and seconds of a turn, at least
+# those that set the rate of products, and environment variables that forbid some of them
+INSTRUCTION_SETS = "avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16"
+LIMITS = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"
 
 
 def fft_flops(input_shape, dims, *args, out_shape=None, **kwargs):
     """Operations of a real FFT or its inverse: 5/2 N log2 N for each channel, half of a complex one.
 
-    N is the number of tokens, read from the real side of the transform: its input forward, its output backward.
+    N is the number of tokens, read from the real side of the transform: its input forward, its output
+    backward.
     """
     real = max(input_shape, out_shape, key=math.prod)
     N = math.prod(real[dim] for dim in dims)
@@ -208,8 +213,8 @@ def count_parameters(model):
 
 
 def count_multiply_adds(model):
-    """Multiply-adds of one crop. Nothing is computed: the counter runs on torch's meta device, with shapes alone."""
-    model = copy.deepcopy(model).to("meta").eval().requires_grad_(False)   # the counter fails on parameters without a graph
+    """Multiply-adds of one crop, counted without computing: torch's meta device has shapes alone."""
+    model = copy.deepcopy(model).to("meta").eval().requires_grad_(False)  # the counter needs no graph
     # Fused attention hides its two products from the counter; the MATH backend shows them.
     with by_definition(model), sdpa_kernel(SDPBackend.MATH), \
             FlopCounterMode(display=False, custom_mapping=TRANSFORMS) as counter:
@@ -218,7 +223,7 @@ def count_multiply_adds(model):
 
 
 def describe_device(device="cpu"):
-    """Name of the CPU or GPU that figures come from; of a CPU also threads, instruction sets and limits set on them."""
+    """Name of the GPU, or of the CPU with its threads, instruction sets and the limits set on them."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     found = torch.cpu.get_capabilities()
@@ -229,26 +234,22 @@ def describe_device(device="cpu"):
 
 
 def seconds_once(work, kind):
-    """Seconds that one call of work() takes, by the wall clock on a CPU, by events of the device on a GPU."""
-    if kind == "cpu":
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
-    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    before.record()
+    """Seconds from a call of work() until the device has finished."""
+    began = time.perf_counter()
     work()
-    after.record()
-    after.synchronize()
-    return before.elapsed_time(after) / 1e3
+    if kind == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def take_turns(works, kind="cpu", budget=math.inf):
-    """Time functions side by side: a list of seconds for each of `works`, empty where the budget ran out before its turn.
+    """Time functions side by side: a list of seconds for each of `works`, empty where no time was left.
 
-    works: functions, or pairs of a function and one that opens the context it runs in. What is compared takes turns, as no
+    works: functions, or pairs of a function and one that opens the context it runs in. They take turns, as no
     machine is equally fast at all times: ROUNDS turns each, of one untimed run and at least RUNS timed ones.
-    budget: seconds for all of them. Each turn may take an equal part of what is left, but does one timed run at least; no
-    turn begins when nothing is left. The whole thus takes at most the budget and two runs of the slowest.
+    budget: seconds for all of them. Each turn may take an equal part of what is left, but does one timed run
+    at least; no turn begins when nothing is left. The whole thus takes at most the budget and two runs of the
+    slowest.
     """
     works = [work if isinstance(work, tuple) else (work, nullcontext) for work in works]
     times = [[] for _ in works]
@@ -260,7 +261,7 @@ def take_turns(works, kind="cpu", budget=math.inf):
         limit = began + (end - began) / (turns - turn)
         (run, context), found = works[turn % len(works)], []
         with context():
-            run()                                # the caches hold the data of the turn before
+            seconds_once(run, kind)              # the caches hold the data of the turn before
             while not found or ((len(found) < RUNS or sum(found) < LEAST) and time.monotonic() < limit):
                 found.append(seconds_once(run, kind))
         times[turn % len(works)] += found
@@ -269,18 +270,18 @@ def take_turns(works, kind="cpu", budget=math.inf):
 
 @torch.inference_mode()
 def measure_costs(device="cpu", budget=None):
-    """One dictionary for each row of PAPER: student, filter, backbone, params_m, gflops, fps, and the paper's figures.
+    """A dictionary for each row of PAPER: student, filter, backbone, params_m, gflops, fps, and the paper's.
 
-    fps: median of a forward pass and decoding in float32, from crops on the device to joints on the host; None where the
-    budget (seconds, default COST_SECONDS) ran out first.
+    fps: median of a forward pass and decoding in float32, from crops on the device to joints on the host;
+    None where the budget (seconds, default COST_SECONDS) ran out first.
     """
     rows, runs = [], []
     for student, filter, backbone, _, _, params, gflops, fps in PAPER:
         model = build_student(student, filter, backbone, preset="paper").eval().to(device)
         images = torch.rand(COST_BATCH[backbone], 3, model.size, model.size, device=device)
         runs.append(lambda model=model, images=images: model.decode(model(images))[0].cpu())
-        rows.append(dict(student=student, filter=filter, backbone=backbone, params_m=count_parameters(model) / 1e6,
-                         gflops=count_multiply_adds(model) / 1e9, batch=COST_BATCH[backbone],
+        rows.append(dict(student=student, filter=filter, backbone=backbone, batch=COST_BATCH[backbone],
+                         params_m=count_parameters(model) / 1e6, gflops=count_multiply_adds(model) / 1e9,
                          paper_params_m=params, paper_gflops=gflops, paper_fps=fps))
     times = take_turns(runs, torch.device(device).type, COST_SECONDS if budget is None else budget)
     for row, found in zip(rows, times):
@@ -291,21 +292,24 @@ def measure_costs(device="cpu", budget=None):
 def protocol(device="cpu"):
     """How the frames a second and the GFLOPs were measured, as text."""
     batches = ", ".join(f"{batch} ({backbone})" for backbone, batch in COST_BATCH.items())
-    return (f"fps: {describe_device(device)}; PyTorch {torch.__version__}, float32, batch by backbone {batches};\n"
-            f"medians of up to {ROUNDS} turns within {COST_SECONDS} seconds for all 16; timed: normalisation, network and\n"
-            f"decoding, from crops on the device to joints on the host. The paper does not name its GPU.\n"
+    return (f"fps: {describe_device(device)};\n"
+            f"PyTorch {torch.__version__}, float32, batch by backbone {batches};\n"
+            f"medians of up to {ROUNDS} turns within {COST_SECONDS} seconds for all 16; timed:\n"
+            f"normalisation, network and decoding, from crops on the device to joints on the host.\n"
+            f"The paper does not name its GPU. "
             f"GFLOPs: multiply-adds of products and convolutions, and of the transforms as FFTs.")
 
 
 def cost_table(rows):
     """The rows of `measure_costs` as text, the paper's figure behind each measured one."""
     lines = [f"{'':24}{'M parameters':>18}{'GFLOPs':>18}{'frames a second':>20}",
-             f"{'student':8}{'filter':10}{'backbone':8}" + f"{'here':>9}{'paper':>9}" * 2 + f"{'here':>11}{'paper':>9}"]
+             f"{'student':8}{'filter':10}{'backbone':8}" + f"{'here':>9}{'paper':>9}" * 2
+             + f"{'here':>11}{'paper':>9}"]
     for row in rows:
         fps = "" if row["fps"] is None else f"{row['fps']:.1f}"
         lines.append(f"{row['student']:8}{row['filter']:10}{row['backbone']:8}"
-                     f"{row['params_m']:9.3f}{row['paper_params_m']:9g}{row['gflops']:9.3f}{row['paper_gflops']:9g}"
-                     f"{fps:>11}{row['paper_fps']:9g}")
+                     f"{row['params_m']:9.3f}{row['paper_params_m']:9g}"
+                     f"{row['gflops']:9.3f}{row['paper_gflops']:9g}{fps:>11}{row['paper_fps']:9g}")
     if missing := sum(row["fps"] is None for row in rows):
         lines.append(f"{missing} networks were not timed: the {COST_SECONDS} seconds for the table were over")
     return "\n".join(lines)
@@ -325,7 +329,8 @@ def newest_checkpoint():
     """The latest checkpoint trained on drawings in runs/, else a shipped one."""
     shipped = sorted((Path(__file__).parent / "weights").glob("*.pt"))
     own = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
-    drawn = [path for path in shipped + own if str(checkpoint.read(path)["metadata"].get("data")).startswith("drawn")]
+    drawn = [path for path in shipped + own
+             if str(checkpoint.read(path)["metadata"].get("data")).startswith("drawn")]
     return drawn[-1] if drawn else None
 
 
@@ -337,7 +342,8 @@ def score_predictions(args):
         raise BadInput("--predictions need --data, the MPII folder that they are scored against")
     truth = Path(args.data) / "annot" / "gt_valid.mat"
     if not truth.is_file():
-        raise BadInput(f"--predictions are scored against {truth}, which is not there: name MPII's folder with --data")
+        raise BadInput(f"--predictions are scored against {truth}, which is not there: "
+                       f"name MPII's folder with --data")
     joints, visible, head_size = read_truth(truth)
     predictions = read_predictions(args.predictions, len(joints))
     print(f"{args.predictions}: PCKh against {truth}, {len(joints):,} people")
@@ -373,8 +379,8 @@ def write_json(path, figures):
 def parse_arguments():
     parser = CommandLine(__doc__)
     add = parser.add_argument
-    add("--checkpoint", type=Path, help="network to score (default, without other arguments: the newest of runs/*/best.pt "
-                                        "trained on drawings, or the shipped one)")
+    add("--checkpoint", type=Path, help="network to score (default, without other arguments: the newest of "
+                                        "runs/*/best.pt trained on drawings, or a shipped one)")
     add("--predictions", type=Path, help="a .mat file of predictions to score, in MPII's 1-based pixels")
     add("--data", default="drawn", help="folder in MPII's layout, or 'drawn' for drawings (default: drawn)")
     add("--flip-test", action="store_true", help="average over each crop and its mirror image")
@@ -388,11 +394,11 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     if args.predictions and (args.checkpoint or args.costs or args.flip_test):
-        raise BadInput("--predictions are scored as they are: leave out --checkpoint, --costs and --flip-test")
+        raise BadInput("--predictions are scored as they are: leave out --checkpoint, --costs, --flip-test")
     check_device(args.device)
     check_json(args.json)
     if args.data != "drawn" and not (args.predictions or args.checkpoint):
-        raise BadInput("--data says what to score on: name what is to be scored, with --checkpoint or --predictions")
+        raise BadInput("--data says what to score on: name what to score with --checkpoint or --predictions")
     figures, nothing_asked = {}, not (args.checkpoint or args.predictions or args.costs)
     if args.costs or nothing_asked:
         print(f"timing the paper's 16 students for at most {COST_SECONDS} seconds", flush=True)

@@ -352,8 +352,8 @@ class Preset:
     heatmap_sigma: float = 2  # of the heatmap label, cells (TokenPose)
 
 
-# 'small' is ours, for photos and CPUs. Its lighter HRNet of width 24 trains 1.5 times as fast as a whole one of
-# width 16 (53 and 36 images a second in bfloat16, 39 and 23 in float32, two cores with AVX-512).
+# 'small' is ours, for photos and CPUs. Its lighter HRNet of width 24 trains 1.5 times as fast as a whole one
+# of width 16 (53 and 36 images a second in bfloat16, 39 and 23 in float32, two cores with AVX-512).
 PRESETS = {
     "paper": Preset(size=256, dim=192, depth=12, heads=8, teacher_depth=12, teacher_width=48, simcc_sigma=6),
     "tiny": Preset(size=64, dim=96, depth=4, heads=4, teacher_depth=4, teacher_width=16, simcc_sigma=3,

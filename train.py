@@ -368,7 +368,8 @@ def rate_factor(step, steps):
 def build_optimisers(model, name, lr):
     """'adam': Adam for all weights. 'muon': Muon for matrices of the encoder's blocks, Adam for the rest.
 
-    M of the dynamic filters learns with Adam: Muon's steps, large whatever the gradient, saturate its softmax.
+    M of the dynamic filters learns with Adam: Muon's steps are large whatever the gradient, and saturate its
+    softmax.
     """
     learning = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
     if name == "adam":
@@ -455,7 +456,8 @@ def load_data(args, size, distributed):
     if args.data == "drawn":
         print(f"the embedded data set: drawing {args.drawings:,} people to learn from (--data names real "
               f"photos)")
-        train = drawn_people("teacher" if args.train_teacher else "train", args.drawings, size, os.cpu_count())
+        split = "teacher" if args.train_teacher else "train"
+        train = drawn_people(split, args.drawings, size, os.cpu_count())
     else:
         train = load_samples(args.data, "train", skip_bad=args.skip_bad_data)
         if train.skipped:

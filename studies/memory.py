@@ -1,9 +1,10 @@
-"""Peak memory of inference on a CPU: the plain form of each student without a backbone against the optimised one.
+"""Peak memory of inference on a CPU: the plain form of each student against the optimised one.
 
     python studies/memory.py                  # half a minute
 
-Each form runs in a process of its own and reports by how much the process grew while it computed, beside its weights. Freed
-memory goes back to the system at once (MALLOC_MMAP_THRESHOLD_): by default glibc keeps a part of it, which would be counted.
+Each form runs in a process of its own and reports by how much the process grew while it computed, beside its
+weights. Freed memory goes back to the system at once (MALLOC_MMAP_THRESHOLD_): by default glibc keeps a part
+of it, which would be counted.
 """
 
 import os
@@ -23,7 +24,8 @@ from speed import PRECISIONS, build_form, precisions
 
 def peak():
     """The most memory that this process ever held, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 ** 2 / 1000 if sys.platform == "darwin" else 1000)
+    unit = 1024 ** 2 / 1000 if sys.platform == "darwin" else 1000
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 @torch.inference_mode()
@@ -48,8 +50,8 @@ def main():
             for precision in precisions("cpu"):
                 plain, optimised = (pool.apply(growth, (filter, form, precision, args.batch))
                                     for form in ("plain", "optimised"))
-                print(f"{filter:10}{precision:10}batch {args.batch}: plain {plain:6.0f} MB, optimised {optimised:6.0f} MB",
-                      flush=True)
+                print(f"{filter:10}{precision:10}batch {args.batch}: plain {plain:6.0f} MB, "
+                      f"optimised {optimised:6.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

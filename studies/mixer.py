@@ -2,13 +2,14 @@
 
     python studies/mixer.py                   # a minute on two cores
 
-The grid is 16 x 17, 192 channels. Medians in milliseconds a batch; 'times' is the speed over the definition in float32.
-Only precisions that the device computes natively are measured.
+The grid is 16 x 17, 192 channels. Medians in milliseconds a batch; 'times' is the speed over the definition
+in float32. Only precisions that the device computes natively are measured.
 """
 
 import statistics
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from gfl import GlobalDynamicFilter, StaticFilter, by_definition
 from speed import precisions
 
 GRID, DIM = (16, 17), 192
+FORMS = "definition", "products", "compiled"
 
 
 @torch.inference_mode()
@@ -42,12 +44,12 @@ def main():
         for precision, dtype in precisions(args.device).items():
             mixer, tokens = build(GRID, DIM).to(args.device, dtype).requires_grad_(False), x.to(dtype)
             mixer.load_state_dict(layer.state_dict())
-            for form, context in (("definition", by_definition), ("products", nullcontext), ("compiled", nullcontext)):
+            for form, context in zip(FORMS, (by_definition, nullcontext, nullcontext)):
                 torch._dynamo.reset()
                 run = torch.compile(mixer, dynamic=False, **COMPILE[kind]) if form == "compiled" else mixer
                 with context(mixer):
                     off = (run(tokens).float() - truth).abs().max() / truth.abs().max()
-                    took = statistics.median(take_turns([lambda: run(tokens)], kind)[0])
+                    took = statistics.median(take_turns([partial(run, tokens)], kind)[0])
                 first = first or took
                 print(f"{name}  {precision:9} {form:10} {1e3 * took:7.2f} ms  {first / took:5.2f} times  "
                       f"off by {off:.0e} of the largest", flush=True)

@@ -17,23 +17,24 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import CommandLine, fast_bfloat16, main_with_clear_errors
 from crops import AUGMENTATIONS, heatmaps, make_batch, store
-from distill import heatmap_task, masked_mean
+from distill import heatmap_task, over_visible
 from evaluate import evaluate
 from models import build_teacher
 from synthetic import drawn_people
-from train import rate_factor
+from train import rate_fraction
 
 BATCH, RATE, PEOPLE = 32, 1e-3, 8000
 
 
 def mse(logits, batch, head):
     target = heatmaps(batch.xy, head.sigma, head.size)
-    return masked_mean((logits - target).square().mean((-2, -1)), batch.visible)
+    return over_visible((logits - target).square().mean((-2, -1)), batch.visible)
 
 
 def bce(logits, batch, head):
     target = heatmaps(batch.xy, head.sigma, head.size)
-    return masked_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1)), batch.visible)
+    found = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return over_visible(found.mean((-2, -1)), batch.visible)
 
 
 def ce(logits, batch, head):
@@ -53,18 +54,21 @@ def main():
         optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=RATE)
         random = torch.Generator().manual_seed(args.seed)
         for step in range(args.steps):
-            optimiser.param_groups[0]["lr"] = RATE * rate_factor(step, args.steps)
+            optimiser.param_groups[0]["lr"] = RATE * rate_fraction(step, args.steps)
             rows = torch.randint(len(train), (BATCH,), generator=random).numpy()
-            batch = make_batch(train, crops, rows, model.size, params=AUGMENTATIONS["upright"].draw(PEOPLE, random))
+            params = AUGMENTATIONS["upright"].draw(PEOPLE, random)
+            batch = make_batch(train, crops, rows, model.size, params=params)
             with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
                 logits = model(batch.images).prediction
             value = loss(logits, batch, model.head)
             optimiser.zero_grad()
             value.backward()
             optimiser.step()
-        # The highest cell is the same before and after any rising activation, so one decoding serves all three.
+        # The highest cell is the same before and after any rising activation, so one decoding serves all
+        # three.
         found = evaluate(model, valid, valid_crops)
-        print(f"{loss.__name__:4} PCKh@0.5 {found['pckh@0.5']['mean']:6.2f}  PCKh@0.1 {found['pckh@0.1']['mean']:5.2f}  "
+        half, tenth = (scores["mean"] for scores in found.values())
+        print(f"{loss.__name__:4} PCKh@0.5 {half:6.2f}  PCKh@0.1 {tenth:5.2f}  "
               f"loss of the last step {value.item():.4f}", flush=True)
 
 

@@ -162,7 +162,7 @@ def test_plain_is_the_definition():
 
         class Watch(torch.overrides.TorchFunctionMode):
             def __torch_function__(self, function, types, args=(), kwargs=None):
-                called.add(getattr(function, "__name__", ""))
+                called.add(getattr(function, "__name__", ""))  # noqa: B023
                 return function(*args, **(kwargs or {}))
 
         with torch.inference_mode(), speed.plainly(model), torch.profiler.profile() as profile, Watch():
