@@ -127,7 +127,7 @@ def filters(args):
 
 
 def strip(args):
-    """Two rows of drawings with predictions on them: the best of the held-out ones, and some around the median.
+    """Two rows of drawings with predictions: the best of the held-out ones, and some around the median.
 
     The network sees crops of its own size; they are drawn once more, larger, for people to look at.
     """
@@ -139,18 +139,20 @@ def strip(args):
     sheet = Image.new("RGB", (STRIP * TILE, 2 * TILE))
     for n, i in enumerate([*order[:STRIP], *order[middle:middle + STRIP]]):
         drawing = draw_person(SERIES["valid"], int(i), LARGER * model.size)
-        center, side = LARGER * people.center[i:i + 1] + (LARGER - 1) / 2, TIGHTER * LARGER * people.side[i:i + 1]
+        center = LARGER * people.center[i:i + 1] + (LARGER - 1) / 2
+        side = TIGHTER * LARGER * people.side[i:i + 1]
         matrix = crop_matrix(center, side, 2 * TILE)
         crop = Image.fromarray(cut(Image.fromarray(drawing.picture), matrix[0], 2 * TILE))
         found = transform(matrix, torch.from_numpy(LARGER * joints[i:i + 1] + (LARGER - 1) / 2))[0].numpy()
         draw_skeleton(crop, found, np.ones(len(found), bool), width=5, confidence=confidence[i])
-        sheet.paste(crop.resize((TILE, TILE), Image.Resampling.LANCZOS), (n % STRIP * TILE, n // STRIP * TILE))
+        crop = crop.resize((TILE, TILE), Image.Resampling.LANCZOS)
+        sheet.paste(crop, (n % STRIP * TILE, n // STRIP * TILE))
     sheet.save(args.out / "strip.jpg", quality=88)
     return args.out / "strip.jpg"
 
 
 def by_error(people, joints):
-    """Rows of people by the mean error of their scored joints, the best first; without those that have no label."""
+    """Rows of people by the mean error of their scored joints, the best first; people without labels left out."""
     error = np.linalg.norm(joints - people.joints, axis=-1) / people.head_size[:, None]
     error = np.where(people.visible, error, np.nan)[:, SCORED]
     scored = np.flatnonzero(~np.isnan(error).all(1))

@@ -1,6 +1,7 @@
-"""The tables, from results/: what drawn.py, photos.py, paper.py, speed.py and evaluate.py --json wrote there.
+"""The tables of README and docs, from results/: what drawn.py, photos.py, paper.py, speed.py and
+evaluate.py --json wrote there.
 
-    python studies/tables.py  # writes between the marks <!-- table NAME --> and <!-- end --> of README.md
+    python studies/tables.py  # writes between the marks <!-- table NAME --> and <!-- end --> of PAGES
 
 A blank cell has not been run.
 """
@@ -21,6 +22,8 @@ from speed import PRECISIONS, best, ratios, read_timings
 from sweep import RESULTS, ROOT, SEEDS, name_of, result
 from train import RECIPES
 
+TITLES = {(student, filter): f"{head}, {mixer}" for student, head in (("reg", "regression"), ("cc", "SimCC"))
+          for filter, mixer in (("gs", "static filter (GS)"), ("gd", "dynamic filter (GD)"), ("attention", "attention"))}
 MPII_PEOPLE = 22246      # of its training split
 RATE = 1e14         # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
 
@@ -61,6 +64,21 @@ def scored_epochs(names):
                         for epochs in others for seed in sorted(set(scored[epochs]))) + ".")
 
 
+def headline_table():
+    """The README's: six students on drawings and on photos, alone and with the teacher."""
+    rows = []
+    for student, filter in product(STUDENTS, FILTERS):
+        sides = [[mean_and_spread(scores([f"{data}{name_of(student, filter, distill, seed)}" for seed in seeds], 0.5))
+                  for distill in (False, True)] for data, seeds in (("drawn-", SEEDS), ("photos-", (0,)))]
+        rows.append([TITLES.get((student, filter), f"{student} {filter}"), *sides[0], *sides[1], paper_scores(student, filter)])
+    return table(["student", "drawings, alone", "distilled", "photos, alone", "distilled", "the paper, MPII"], rows)
+
+
+def paper_scores(student, filter):
+    """'40.07 → 65.3': PCKh@0.5 of a student without backbone, alone and distilled, in the paper; blank if not in it."""
+    return next((f"{row[3]:g} → {row[4]:g}" for row in PAPER if row[:3] == (student, filter, "none")), "")
+
+
 def drawn_table():
     """Six students, without and with the teacher."""
     rows = []
@@ -73,8 +91,7 @@ def drawn_table():
             both = alone and distilled
             gain = f"{statistics.mean(distilled) - statistics.mean(alone):+.1f}" if both else ""
             cells += [mean_and_spread(alone), mean_and_spread(distilled), gain]
-        paper = next(row for row in PAPER if row[:3] == (student, filter, "none"))
-        rows.append([student, filter, *cells, f"{paper[3]:g} → {paper[4]:g}"])
+        rows.append([student, filter, *cells, paper_scores(student, filter)])
     return table(["student", "filter", "@0.5 alone", "distilled", "gain", "@0.1 alone", "distilled", "gain",
                   "the paper's @0.5, on MPII"], rows) + scored_epochs(
         [f"drawn-{name_of(student, filter, distill, seed)}"
@@ -197,26 +214,30 @@ def ratios_table():
                   for row, filter, paper, precision, batch, *over in ratios(timings)]) + machine
 
 
-TABLES = {"drawn": drawn_table, "terms": terms_table, "photos": photo_table, "photo-parts": photo_parts_table,
-          "hours": hours_table, "paper": paper_table, "speed": speed_table, "ratios": ratios_table}
+TABLES = {"headline": headline_table, "drawn": drawn_table, "terms": terms_table, "photos": photo_table,
+          "photo-parts": photo_parts_table, "paper": paper_table, "hours": hours_table, "speed": speed_table,
+          "ratios": ratios_table}
+PAGES = {"README.md": ("headline",), "docs/results.md": ("drawn", "terms", "photos", "photo-parts", "paper"),
+         "docs/mpii.md": ("hours",), "docs/speed.md": ("speed", "ratios")}
 
 
-def write_tables(readme):
-    """Replace what stands between <!-- table NAME --> and <!-- end --> in the README."""
-    text = readme.read_text()
-    for name, make in TABLES.items():
+def write_tables(page, names):
+    """Replace what stands between <!-- table NAME --> and <!-- end --> of a page, for each of the names."""
+    text = page.read_text()
+    for name in names:
         head, mark, rest = text.partition(f"<!-- table {name} -->\n")
         if not mark or "<!-- end -->" not in rest:
-            raise BadInput(f"{readme} has no place for the table '{name}': "
+            raise BadInput(f"{page} has no place for the table '{name}': "
                            f"lines <!-- table {name} --> and <!-- end -->")
-        text = head + mark + "\n" + make() + "\n\n" + rest[rest.index("<!-- end -->"):]
-    readme.write_text(text)
-    print(f"{readme}: {', '.join(TABLES)} written from {RESULTS.name}/")
+        text = head + mark + "\n" + TABLES[name]() + "\n\n" + rest[rest.index("<!-- end -->"):]
+    page.write_text(text)
+    print(f"{page}: {', '.join(names)} written from {RESULTS.name}/")
 
 
 def main():
     CommandLine(__doc__).parse_args()
-    write_tables(ROOT / "README.md")
+    for page, names in PAGES.items():
+        write_tables(ROOT / page, names)
 
 
 if __name__ == "__main__":

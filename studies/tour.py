@@ -90,19 +90,21 @@ def spectrum(plt, tour):
 
 def filter(plt, tour):
     figure, panels = plt.subplots(1, 2, figsize=(6.4, 2.7))
-    for panel, K, title in zip(panels, (tour["K"], tour["K_hat"][0]), ("static, |K|", "dynamic for this image, |K̂|")):
+    both = (tour["K"], "static, |K|"), (tour["K_hat"][0], "dynamic for this image, |K̂|")
+    for panel, (K, title) in zip(panels, both):
         figure.colorbar(show(panel, response(K.real, K.imag), title, cmap="magma"), ax=panel)
     return figure
 
 
 def filtered(plt, tour):
     before, after = tour["grid"][0], tour["seen"]["mixed"][0]
-    channels = after[:, :8].flatten(0, 1).std(0).argsort(descending=True)[:4]              # where most happens
+    channels = after[:, :8].flatten(0, 1).std(0).argsort(descending=True)[:4]      # where most happens
     figure, rows = plt.subplots(2, 4, figsize=(7, 3.5))
     for row, grid, what in zip(rows, (before, after), ("X", "X'")):
         for panel, channel in zip(row, channels):
             largest = grid[..., channel].abs().max()
-            show(panel, grid[..., channel], f"{what}, channel {channel}", cmap="RdBu_r", vmin=-largest, vmax=largest)
+            colours = dict(cmap="RdBu_r", vmin=-largest, vmax=largest)
+            show(panel, grid[..., channel], f"{what}, channel {channel}", **colours)
             panel.axvline(7.5, color="black", lw=1)
     return figure
 
@@ -127,7 +129,8 @@ def simcc(plt, tour):
 def heatmap(plt, tour):
     figure, panels = plt.subplots(1, 2, figsize=(6, 3))
     maps = tour["raw"].heatmaps[tour["PERSON"]]
-    for panel, seen, title in zip(panels, (maps[tour["JOINT"]], maps.amax(0)), ("right wrist", "all 16 joints")):
+    both = (maps[tour["JOINT"]], "right wrist"), (maps.amax(0), "all 16 joints")
+    for panel, (seen, title) in zip(panels, both):
         show(panel, crop_of(tour).mean(-1), title, cmap="gray", extent=(0, 1, 1, 0))
         opacity = 0.25 + 0.75 * seen.clamp(0, 1).numpy()
         panel.imshow(seen, cmap="inferno", alpha=opacity, extent=(0, 1, 1, 0), vmin=0, vmax=1)
