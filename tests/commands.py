@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = 100
-POOL = "POSE_TESTS_POOL"     # in the environment: a pool of workers draws, however few the drawings
+POOL = "POSE_TESTS_POOL"         # in the environment: a pool of workers draws, however few the drawings
+WITHOUT = "POSE_TESTS_WITHOUT"   # in the environment: packages that are not there
 
 
 class Done(NamedTuple):
@@ -30,10 +31,10 @@ class Done(NamedTuple):
     stderr: str
 
 
-def start(script, *arguments, launcher=(), held_out=HELD_OUT, pool=False, **how):
+def start(script, *arguments, launcher=(), held_out=HELD_OUT, pool=False, without=(), **how):
     """A process that runs a script of the repository. launcher: what stands before the script. held_out=None: as users run it."""
     begin = [ROOT / "tests/commands.py", script] if held_out else [ROOT / script]
-    environment = {**how.pop("env", os.environ), **({POOL: "1"} if pool else {})}
+    environment = {**how.pop("env", os.environ), WITHOUT: " ".join(without), **({POOL: "1"} if pool else {})}
     return subprocess.Popen([sys.executable, *map(str, (*launcher, *begin, *arguments))], text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, env=environment, **how)
 
@@ -91,6 +92,7 @@ def refused(done, *parts):
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
+    sys.modules.update(dict.fromkeys(os.environ[WITHOUT].split()))             # what is None cannot be imported
     import synthetic
     drawn = synthetic.drawn_people
     synthetic.drawn_people = lambda split, count, size: drawn(split, min(count, HELD_OUT) if split == "valid" else count, size)
