@@ -16,6 +16,21 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
 
 
+def pytest_collection_modifyitems(items):
+    if not os.environ.get("LONG_TESTS"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="LONG_TESTS=1 runs it"))
+
+
+@pytest.fixture
+def mini(monkeypatch):
+    """A preset beside 'tiny' and 'paper', for tests of what is around a network: milliseconds a step."""
+    from models import PRESETS, Preset
+    monkeypatch.setitem(PRESETS, "mini", Preset(size=32, dim=16, depth=2, heads=2, teacher_depth=2, teacher_width=4, simcc_sigma=2,
+                                                grid=4, heatmap=16))
+
+
 @pytest.fixture(scope="session")
 def real_data():
     folder = os.environ.get("POSE_DATA")

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import checkpoint
 import train as loop
@@ -22,13 +23,37 @@ from train import Stopped
 ONE = Distributed(0, 1, "cpu")
 
 
+pytestmark = pytest.mark.usefixtures("mini")
+
+
+def drawings(count, size):
+    train, valid = drawn_people("train", count, size), drawn_people("valid", 16, size)
+    return train, valid, store(train, size), store(valid, size)
+
+
 @pytest.fixture(scope="module")
 def people():
-    train, valid = drawn_people("train", 64, 64), drawn_people("valid", 16, 64)
-    return train, valid, store(train, 64), store(valid, 64)
+    return drawings(64, 32)
 
 
-def training(people, out, build=lambda: build_student("cc", "gs", preset="tiny"), **changes):
+@pytest.fixture(scope="module")
+def tiny_people():
+    return drawings(64, 64)
+
+
+def tiny():
+    """A network that is large enough for several threads, and for a compiler to find something to do."""
+    return build_student("cc", "gs", preset="tiny")
+
+
+def teacher():
+    """HRNet's place is taken by one convolution with its batch norm: checkpoints of HRNet's 930 tensors take a second to read."""
+    model = build_teacher("mini")
+    model.backbone = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+    return model
+
+
+def training(people, out, build=lambda: build_student("cc", "gs", preset="mini"), **changes):
     out.mkdir(exist_ok=True)
     args = argparse.Namespace(**{**dict(
         out=out, data="drawn", drawings=64, distill=False, terms=list(TERMS), views=0, batch_size=16, accumulate=1, lr=1e-3,
@@ -61,25 +86,27 @@ def weights(run):
     return torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
 
 
-def test_same_seed_same_weights_and_another_seed_others(people, tmp_path):
-    first, again, other = (weights(training(people, tmp_path / name, seed=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+def test_same_seed_same_weights_and_another_seed_others(tiny_people, tmp_path):
+    first, again, other = (weights(training(tiny_people, tmp_path / name, tiny, seed=seed, epochs=1))
+                           for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_threads_change_roundings_only(people, tmp_path):
+def test_threads_change_roundings_only(tiny_people, tmp_path):
     before = torch.get_num_threads()
     try:
         found = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(weights(training(people, tmp_path / str(count), epochs=1)))
+            found.append(weights(training(tiny_people, tmp_path / str(count), tiny, epochs=1)))
     finally:
         torch.set_num_threads(before)
     assert (found[0] - found[1]).norm() < 0.02 * found[0].norm()
 
 
-def test_compiled_learns_the_same(people, tmp_path):
-    plain, compiled = (training(people, tmp_path / name, epochs=1, compile=name == "compiled") for name in ("plain", "compiled"))
+def test_compiled_learns_the_same(tiny_people, tmp_path):
+    plain, compiled = (training(tiny_people, tmp_path / name, tiny, epochs=1, compile=name == "compiled")
+                       for name in ("plain", "compiled"))
     compiled.model.compile(dynamic=False)                    # as train.py does
     try:
         found = weights(compiled)
@@ -115,7 +142,7 @@ def test_a_run_knows_its_people_wherever_they_are(people, tmp_path):
     run.save()
     assert training(people, tmp_path, data="elsewhere/drawn").resume() == tmp_path / "last.pt"
     train, *rest = people
-    others = drawn_people("valid", 64, 64)
+    others = drawn_people("valid", 64, 32)
     others.name = train.name
     with pytest.raises(BadInput, match="was trained with samples 64 of drawn/train"):
         training((others, *rest), tmp_path).resume()
@@ -163,7 +190,8 @@ def test_a_stop_is_heard_while_a_network_is_scored(people, tmp_path, monkeypatch
 @pytest.mark.parametrize("how", ["signal", "time is up"])
 def test_stopped_after_every_step_to_the_bit(people, tmp_path, monkeypatch, how):
     """The teacher, whose batch norms count, in bfloat16 and in parts, partly hidden people: eight stops in two epochs of four."""
-    changes = dict(build=lambda: build_teacher("tiny"), amp=True, accumulate=2, batch_size=16, augmentation="occlusion", optimiser="adam")
+    changes = dict(build=teacher, amp=True, accumulate=2, batch_size=4, augmentation="occlusion", optimiser="adam")
+    people = people[0].first(16), people[1], people[2][:16], people[3]
     whole = training(people, tmp_path / "whole", **changes)
     expected, stops = weights(whole), 0
     monkeypatch.setattr(loop, "BEGAN", time.monotonic() - 120)
@@ -182,8 +210,9 @@ def test_stopped_after_every_step_to_the_bit(people, tmp_path, monkeypatch, how)
             stops += 1
     monkeypatch.setattr(loop, "update_ema", update)
     assert stops == 8 and torch.equal(weights(run), expected)
+    found = run.ema.state_dict()
     for name, value in whole.ema.state_dict().items():
-        assert torch.equal(run.ema.state_dict()[name], value), name
+        assert torch.equal(found[name], value), name
 
 
 def test_best_weights_left_behind_are_scored_anew(people, tmp_path):

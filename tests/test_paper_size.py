@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,9 +18,6 @@ from synthetic import draw_people
 ROOT = Path(__file__).resolve().parents[1]
 PEOPLE = 4
 TEACHER_EPOCHS = 20          # of one step
-
-if not os.environ.get("LONG_TESTS"):
-    pytest.skip("33 networks of the paper's size take 18 minutes: set LONG_TESTS=1", allow_module_level=True)
 
 
 def write_folder(folder):
@@ -48,6 +44,7 @@ def run(script, *arguments, cwd):
     return done.stdout
 
 
+@pytest.mark.long
 def test_every_row_of_the_paper(tmp_path):
     clone = tmp_path / "clone"                   # sweep.py writes into its own repository
     clone.mkdir()
