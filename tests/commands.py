@@ -91,7 +91,7 @@ def refused(done, *parts):
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
+    sys.path[:1] = [str(ROOT), str(ROOT / "studies")]
     sys.modules.update(dict.fromkeys(os.environ[WITHOUT].split()))             # what is None cannot be imported
     import synthetic
     drawn = synthetic.drawn_people

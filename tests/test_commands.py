@@ -75,7 +75,7 @@ def test_impossible_commands(tmp_path):
     refused(call("train.py", "--backbone-weights", "x.pt", cwd=tmp_path), "needs a backbone")
     refused(call("train.py", "--seed", "-1", cwd=tmp_path), "--seed -1")
     refused(call("evaluate.py", "--costs", "--json", "no/where.json", cwd=tmp_path), "there is no folder no")
-    refused(call("evaluate.py", "--data", "x", cwd=tmp_path), "name what is to be scored")
+    refused(call("evaluate.py", "--data", "x", cwd=tmp_path), "name what to score")
     refused(call("evaluate.py", "--device", "tpu", cwd=tmp_path), "choose cpu")
     refused(call("evaluate.py", "--device", "cuda:99", cwd=tmp_path), "GPUs that PyTorch can use")
     assert not (tmp_path / "runs").exists()                       # refused before anything was written

@@ -27,7 +27,7 @@ from crops import cut
 from data_mpii import BOX_ENLARGEMENT
 from predict import LEFT, RIGHT
 from export import export_onnx
-from predict import WEIGHTS, box_matrix, find, read_picture
+from predict import WEIGHTS, box_matrix, find, read_image
 from synthetic import draw_person
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
@@ -321,7 +321,7 @@ def test_crops_are_those_of_pillow(page, size):
 
 def pixels_apart(model, path, joints, box=None):
     """How far the page's joints are from predict.py's, in pixels of the crop."""
-    picture, scale = read_picture(path)
+    picture, scale = read_image(path)
     (person,), = find(model, [picture], [box and [box]])
     assert scale == 1
     side = BOX_ENLARGEMENT * max(box[2:]) if box else max(picture.size)
