@@ -70,8 +70,8 @@ def global_filter(x, K):
 def wrong_grid(shape, H, W, built=None):
     """ValueError for a filter of this shape (..., rows, columns, D) that meets a token grid of H x W."""
     of = f" of a {built[0]} x {built[1]} grid" if built else ""
-    return ValueError(f"the filter has {shape[-3]} x {shape[-2]} frequencies{of}, which do not fit a token grid "
-                      f"of {H} rows x {W} columns: that needs {H} x {W // 2 + 1}. Build the layer with "
+    return ValueError(f"the filter has {shape[-3]} x {shape[-2]} frequencies{of}, which do not fit a token "
+                      f"grid of {H} rows x {W} columns: that needs {H} x {W // 2 + 1}. Build the layer with "
                       f"grid=({H}, {W}), or feed it the grid it was built for.")
 
 
@@ -80,7 +80,7 @@ def wrong_grid(shape, H, W, built=None):
 def dft_matrices(H, W):
     """The orthonormal rfft2 of an H x W grid as two real matrices: first along rows, then along columns.
 
-        over w: (cos, -sin)(2 pi f w / W) / sqrt(W)   x -> real and imaginary part of F = W // 2 + 1 frequencies
+        over w: (cos, -sin)(2 pi f w / W) / sqrt(W)   x -> real, imaginary part of F = W // 2 + 1 frequencies
         over h: e^(-i 2 pi u h / H) / sqrt(H), on (real, imaginary) pairs: ((cos, sin), (-sin, cos))
 
     Returns float64 tensors over_w (2 F, W), over_h (2 H, 2 H) and back_w (W, 2 F). The inverse over h is the
