@@ -554,12 +554,12 @@ def load_data(args, size, distributed):
     """-> training people, validation people, and the stored crops of both."""
     if args.data == "drawn":
         print(f"the embedded data set: drawing {args.drawings:,} people to learn from (--data names real photos)")
-        train = drawn_people("teacher" if args.train_teacher else "train", args.drawings, size)
+        train = drawn_people("teacher" if args.train_teacher else "train", args.drawings, size, os.cpu_count())
     else:
         train = load_samples(args.data, "train", skip_bad=args.skip_bad_data)
         if train.skipped:
             print(f"{len(train.skipped):,} entries left out, listed in {args.out / 'skipped.txt'}")
-    valid = validation_samples(args.data, size)
+    valid = validation_samples(args.data, size, os.cpu_count())
     cache = None if args.data == "drawn" else args.cache
     print(f"{train.name}: {len(train):,} people to learn from; {valid.name}: {len(valid):,} to be scored on"
           + (f"; {valid.note}" if valid.note else ""))

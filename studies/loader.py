@@ -1,12 +1,13 @@
-"""The input side of training: whole batches from a cache of crops, against the way HRNet's published loader works.
+"""The input side of training: whole batches from a cache of crops, against HRNet's published way.
 
-    python studies/loader.py --data MPII              # or any folder in MPII's layout; without: drawn people
+    python studies/loader.py --data MPII              # or any folder in MPII's layout; without: drawings
     python studies/loader.py --data MPII --size 64
 
-Both make the same thing on one core: crops turned, zoomed and mirrored at random, normalised, and heatmaps of 16 joints.
+Both make the same thing on one core: crops turned, zoomed and mirrored at random, normalised, and heatmaps of
+16 joints.
 
-    sample by sample    the picture is decoded, one affine warp (Pillow) cuts the crop, a loop over joints draws each Gaussian
-                        into its 64 x 64 map: HRNet's way, written anew here
+    sample by sample    the image is decoded, one affine warp (Pillow) cuts the crop, a loop over joints
+                        draws each Gaussian into its 64 x 64 map: HRNet's way, reimplemented here
     whole batches       crops.make_batch and crops.heatmaps, from a warm memory-mapped cache of crops
 """
 
@@ -32,81 +33,85 @@ BATCH, CELLS, SIGMA, REACH = 64, 64, 2, 3        # REACH: a Gaussian ends at so 
 DRAWN, SECONDS = 512, 5
 
 
-def one_sample(picture, back, xy, visible, size):
-    """HRNet's way: one picture, its map crop -> picture (6,), joints -> (3, size, size) normalised, (16, CELLS, CELLS)."""
-    crop = picture.transform((size, size), Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
-    image = (np.asarray(crop, np.float32) / 255 - MEAN) / STD
+def one_sample(image, back, xy, visible, size):
+    """HRNet's way: an image, its map crop -> image (6,), joints -> (3, size, size), (16, CELLS, CELLS)."""
+    crop = image.transform((size, size), Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
+    pixels = (np.asarray(crop, np.float32) / 255 - MEAN) / STD
     maps, reach = np.zeros((len(xy), CELLS, CELLS), np.float32), REACH * SIGMA
     offsets = np.arange(2 * reach + 1) - reach
     patch = np.exp(-(offsets[:, None] ** 2 + offsets ** 2) / (2 * SIGMA ** 2))
     for joint, (x, y) in enumerate(CELLS * xy):
         left, top = int(x) - reach, int(y) - reach
-        if not visible[joint] or left >= CELLS or top >= CELLS or left + len(patch) <= 0 or top + len(patch) <= 0:
+        if not visible[joint] or max(left, top) >= CELLS or min(left, top) + len(patch) <= 0:
             continue
         rows, columns = (slice(max(0, start), min(CELLS, start + len(patch))) for start in (top, left))
-        maps[joint, rows, columns] = patch[rows.start - top:rows.stop - top, columns.start - left:columns.stop - left]
-    return torch.from_numpy(image.transpose(2, 0, 1)), torch.from_numpy(maps)
+        maps[joint, rows, columns] = patch[rows.start - top:rows.stop - top,
+                                           columns.start - left:columns.stop - left]
+    return torch.from_numpy(pixels.transpose(2, 0, 1)), torch.from_numpy(maps)
 
 
-def sample_by_sample(people, size, params):
-    """-> a function of rows. Maps crop -> picture, which HRNet makes one by one, are made for all at once: in its favour."""
-    matrix, xy, visible = crop_keypoints(people, torch.arange(len(people)), size, params)
+def sample_by_sample(samples, size, params):
+    """-> a function of rows. Maps crop -> image are made for all at once, in favour of HRNet's way."""
+    matrix, xy, visible = crop_keypoints(samples, torch.arange(len(samples)), size, params)
     back = invert(matrix)
     half = torch.full((2,), 0.5, dtype=torch.float64)        # Pillow counts from the edge of the first pixel
     back[..., 2] += half - back[..., :2] @ half
     back, xy, visible = back.flatten(1).tolist(), xy.numpy(), visible.numpy()
 
     def make(rows):
-        samples = [one_sample(people.image(i), back[i], xy[i], visible[i], size) for i in rows.tolist()]
-        return tuple(torch.stack(part) for part in zip(*samples))
+        parts = [one_sample(samples.image(i), back[i], xy[i], visible[i], size) for i in rows.tolist()]
+        return tuple(torch.stack(part) for part in zip(*parts))
 
     return make
 
 
-def whole_batches(people, crops, size, params):
+def whole_batches(samples, crops, size, params):
     """-> a function of rows."""
     def make(rows):
-        batch = make_batch(people, crops, rows, size, params=params)
-        images = batch.images.sub_(torch.from_numpy(MEAN).view(3, 1, 1)).div_(torch.from_numpy(STD).view(3, 1, 1))
+        batch = make_batch(samples, crops, rows, size, params=params)
+        mean, std = (torch.from_numpy(values).view(3, 1, 1) for values in (MEAN, STD))
+        images = batch.images.sub_(mean).div_(std)
         return images, heatmaps(batch.xy, SIGMA, CELLS).mul_(batch.visible[..., None, None])
 
     return make
 
 
-def images_a_second(make, people):
-    """Batches of BATCH people in turn, for SECONDS."""
+def images_a_second(make, samples):
+    """Batches of BATCH samples in turn, for SECONDS."""
     done, began, random = 0, time.perf_counter(), torch.Generator().manual_seed(0)
     while time.perf_counter() - began < SECONDS:
-        make(torch.randint(len(people), (BATCH,), generator=random))
+        make(torch.randint(len(samples), (BATCH,), generator=random))
         done += BATCH
     return done / (time.perf_counter() - began)
 
 
 def main():
     parser = CommandLine(__doc__)
-    parser.add_argument("--data", type=Path, help="folder in MPII's layout (default: drawn people, written as JPEGs first)")
-    parser.add_argument("--size", type=int, default=PRESETS["paper"].size, help="side of the crops (default: 256)")
+    add = parser.add_argument
+    add("--data", type=Path, help="folder in MPII's layout (default: drawings, written as JPEGs first)")
+    add("--size", type=int, default=PRESETS["paper"].size, help="side of the crops (default: 256)")
     args = parser.parse_args()
     if args.size < 16:
         raise BadInput(f"--size {args.size} must be at least 16")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if args.data:
-            people = load_samples(args.data, "valid")
+            samples = load_samples(args.data, "valid")
         else:
-            people = drawn_people("valid", DRAWN, args.size)
-            for i in range(len(people)):
-                people.image(i).save(f"{folder}/{i}.jpg", quality=95)
-            people = replace(people, image=lambda i: Image.open(f"{folder}/{i}.jpg").convert("RGB"))
-        crops = store(people, args.size, folder)
-        params = TOKENPOSE.draw(len(people), torch.Generator().manual_seed(0))
-        ways = whole_batches(people, crops, args.size, params), sample_by_sample(people, args.size, params)
-        one, other = (way(torch.arange(min(8, len(people))))[0] for way in ways)
+            samples = drawn_people("valid", DRAWN, args.size)
+            for i in range(len(samples)):
+                samples.image(i).save(f"{folder}/{i}.jpg", quality=95)
+            samples = replace(samples, image=lambda i: Image.open(f"{folder}/{i}.jpg").convert("RGB"))
+        crops = store(samples, args.size, folder)
+        params = TOKENPOSE.draw(len(samples), torch.Generator().manual_seed(0))
+        ways = whole_batches(samples, crops, args.size, params), sample_by_sample(samples, args.size, params)
+        one, other = (way(torch.arange(min(8, len(samples))))[0] for way in ways)
         off = (one - other).abs().mean()
-        whole, alone = (images_a_second(way, people) for way in ways)
-    print(f"{args.size} x {args.size} crops and 16 heatmaps, one core, batches of {BATCH}: sample by sample {alone:.0f} images "
-          f"a second, whole batches {whole:.0f}: {whole / alone:.1f} times\n"
-          f"(their crops differ by {off:.2f} deviations of a pixel's value: one reads the picture, one a crop of it)")
+        whole, alone = (images_a_second(way, samples) for way in ways)
+    print(f"{args.size} x {args.size} crops and 16 heatmaps, one core, batches of {BATCH}: "
+          f"sample by sample {alone:.0f} images a second, whole batches {whole:.0f}: "
+          f"{whole / alone:.1f} times\n"
+          f"(crops differ by {off:.2f} deviations of a pixel's value: one is cut from a stored crop)")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """Pictures for people who would rather look than read; matplotlib is needed (requirements-extra.txt).
 
-    python studies/pictures.py curves                                              # PCKh by epoch, with and without the teacher
-    python studies/pictures.py filters --checkpoint GS.pt GD.pt                    # what the filters let through, layer by layer
-    python studies/pictures.py predictions --checkpoint FILE [--data DATA]         # best, middling and worst held-out people
-    python studies/pictures.py strip --checkpoint FILE     # README's first picture: good and typical predictions
-    python studies/pictures.py samples --data DATA [--split train]         # how many samples, and some crops with joints
-    python studies/pictures.py drawings [--count 48 --seed 0 --size 64]    # drawn people, and how fast they are drawn
+    python studies/pictures.py curves                           # PCKh by epoch, with and without the teacher
+    python studies/pictures.py filters --checkpoint GS.pt GD.pt  # frequency response of the filters
+    python studies/pictures.py predictions --checkpoint FILE [--data DATA]  # best, median and worst samples
+    python studies/pictures.py strip --checkpoint FILE  # good and typical predictions: the README's first picture
+    python studies/pictures.py samples --data DATA [--split train]  # some samples with joints
+    python studies/pictures.py drawings [--count 48 --seed 0 --size 64]  # drawings, and their rate
 
-Each writes one file into --out (default: docs/, pictures of --data into predictions/, as they may not be ours to give).
+Each writes one file into --out (default: docs/, pictures of --data into predictions/, as they may not be ours
+to give).
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -24,10 +26,10 @@ from common import BadInput, CommandLine, main_with_clear_errors
 from crops import crop_matrix, cut, make_batch, store, transform
 from data_mpii import load_samples
 from evaluate import SCORED, predict, validation_samples
-from experiments import SEEDS, name_of, result
 from gfl import GlobalDynamicFilter, StaticFilter
 from models import FILTERS, STUDENTS
 from predict import WHITE, contact_sheet, draw_skeleton
+from sweep import SEEDS, name_of, result
 from synthetic import SERIES, draw_people, draw_person
 
 RATIO = 0.5                  # of two people's filters: colours end at 2 to this power
@@ -41,7 +43,8 @@ def pyplot():
     try:
         import matplotlib
     except ImportError as error:
-        raise BadInput("matplotlib is not installed: python -m pip install -r requirements-extra.txt") from error
+        raise BadInput("matplotlib is not installed: "
+                       "python -m pip install -r requirements-extra.txt") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     return plt
@@ -79,25 +82,28 @@ def response(real, imag):
 
 @torch.inference_mode()
 def filters(args):
-    """A row for each network's static filters; for GD two more: its dynamic filter for a person, and how another's differs."""
+    """Static filters of each network; for GD the dynamic filter for one person and its ratio to another's."""
     plt = pyplot()
     rows = []
     for path in args.checkpoint:
         model, _ = checkpoint.load(path)
         people = validation_samples(args.data or "drawn", model.size).first(2)
         batch = make_batch(people, store(people, model.size), np.arange(2), model.size)
+        title = checkpoint.describe(model.config)
         static = [m for m in model.modules() if isinstance(m, StaticFilter)]
         if not static:
-            raise BadInput(f"{path} ({checkpoint.describe(model.config)}) holds no filters to look at: name a gs or gd student")
-        rows.append((f"{checkpoint.describe(model.config)}\nstatic", [response(m.K_real, m.K_imag) for m in static], None))
+            raise BadInput(f"{path} ({title}) holds no filters to look at: name a gs or gd student")
+        rows.append((f"{title}\nstatic", [response(m.K_real, m.K_imag) for m in static], None))
         dynamic = [m.dynamic for m in model.modules() if isinstance(m, GlobalDynamicFilter)]
         mixtures = []
-        hooks = [m.register_forward_pre_hook(lambda m, inputs: mixtures.append(m.mixture(inputs[0]))) for m in dynamic]
+        hooks = [m.register_forward_pre_hook(lambda m, x, kept=mixtures: kept.append(m.mixture(x[0])))
+                 for m in dynamic]
         model(batch.images)
         for hook in hooks:
             hook.remove()
         if dynamic:
-            one, other = ([response(m.K_real @ M[n], m.K_imag @ M[n]) for m, M in zip(dynamic, mixtures)] for n in range(2))
+            one, other = ([response(m.K_real @ M[n], m.K_imag @ M[n]) for m, M in zip(dynamic, mixtures)]
+                          for n in range(2))
             pictures = batch.images.permute(0, 2, 3, 1)
             rows.append(("dynamic,\nthis person", one, pictures[0]))
             rows.append(("this person's\nover the other's", [b / a for a, b in zip(one, other)], pictures[1]))
@@ -126,7 +132,7 @@ def strip(args):
     The network sees crops of its own size; they are drawn once more, larger, for people to look at.
     """
     model, _ = checkpoint.load(args.checkpoint[0])
-    people = validation_samples("drawn", model.size)
+    people = validation_samples("drawn", model.size, os.cpu_count())
     joints, confidence = predict(model, people, store(people, model.size))
     order = by_error(people, joints)
     middle = (len(order) - STRIP) // 2
@@ -154,9 +160,9 @@ def by_error(people, joints):
 
 
 def predictions(args):
-    """Held-out people by their mean error: the best row, one around the median, and the worst; labels are white."""
+    """Held-out samples by mean error: best, median and worst, a row each; labels are white."""
     model, _ = checkpoint.load(args.checkpoint[0])
-    people = validation_samples(args.data or "drawn", model.size)
+    people = validation_samples(args.data or "drawn", model.size, os.cpu_count())
     stored = store(people, model.size, args.cache if args.data else None)
     joints, _ = predict(model, people, stored)
     order = by_error(people, joints)
@@ -164,11 +170,12 @@ def predictions(args):
     chosen = np.concatenate([order[:COLUMNS], order[middle:middle + COLUMNS], order[-COLUMNS:]])
     batch = make_batch(people, stored, chosen, model.size)
     crops = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
-    labels, found = (transform(batch.matrix, torch.from_numpy(where[chosen])) for where in (people.joints, joints))
+    labels, found = (transform(batch.matrix, torch.from_numpy(xy[chosen])) for xy in (people.joints, joints))
     visible = people.visible[chosen]
     name = f"predictions-{args.data.resolve().name if args.data else 'drawn'}.jpg"
-    contact_sheet(crops, (labels, visible, WHITE), (found, np.ones_like(visible)), columns=COLUMNS, side=160).save(
-        args.out / name, quality=85)
+    sheet = contact_sheet(crops, (labels, visible, WHITE), (found, np.ones_like(visible)), columns=COLUMNS,
+                          side=160)
+    sheet.save(args.out / name, quality=85)
     return args.out / name
 
 
@@ -181,7 +188,8 @@ def samples(args):
     matrix = crop_matrix(people.center[shown], people.side[shown], SIZE)
     crops = np.stack([cut(people.image(i), one, SIZE) for i, one in zip(shown, matrix)])
     file = args.out / f"samples-{args.data.resolve().name}-{args.split}.png"
-    contact_sheet(crops, (transform(matrix, torch.from_numpy(people.joints[shown])), people.visible[shown])).save(file)
+    joints = transform(matrix, torch.from_numpy(people.joints[shown]))
+    contact_sheet(crops, (joints, people.visible[shown])).save(file)
     return file
 
 
@@ -192,14 +200,14 @@ def drawings(args):
     began = time.perf_counter()
     drawn = draw_people(args.count, args.seed, args.size, workers=1)
     print(f"{args.count / (time.perf_counter() - began):.0f} drawings a second on one core")
-    margin = (drawn.pictures.shape[1] - args.size) // 2
-    inner = drawn.pictures[:, margin:-margin, margin:-margin]
-    contact_sheet(inner, (drawn.joints - margin, drawn.visible), columns=8, side=256).save(args.out / "drawings.png")
+    margin = (drawn.images.shape[1] - args.size) // 2
+    inner = drawn.images[:, margin:-margin, margin:-margin]
+    sheet = contact_sheet(inner, (drawn.joints - margin, drawn.visible), columns=8, side=256)
+    sheet.save(args.out / "drawings.png")
     return args.out / "drawings.png"
 
 
-PICTURES = {"curves": curves, "filters": filters, "predictions": predictions, "strip": strip, "samples": samples,
-            "drawings": drawings}
+PICTURES = {make.__name__: make for make in (curves, filters, predictions, strip, samples, drawings)}
 
 
 def main():
@@ -207,14 +215,16 @@ def main():
     parser.add_argument("what", choices=tuple(PICTURES))
     parser.add_argument("--checkpoint", type=Path, nargs="+", help="networks to look at")
     parser.add_argument("--data", type=Path, help="folder in MPII's layout (default: drawn people)")
-    parser.add_argument("--split", choices=("train", "valid"), default="valid", help="of samples (default: valid)")
+    parser.add_argument("--split", choices=("train", "valid"), default="valid", help="(default: valid)")
     parser.add_argument("--count", type=int, default=48, help="how many drawings (default: 48)")
     parser.add_argument("--seed", type=int, default=0, help="which series of drawings (default: 0)")
-    parser.add_argument("--size", type=int, default=64, help="side of a drawing's crop in pixels (default: 64)")
-    parser.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
+    parser.add_argument("--size", type=int, default=64, help="side of its crop in pixels (default: 64)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/crops"),
+                        help="folder for cut crops (default: runs/crops)")
     parser.add_argument("--out", type=Path, help="folder (default: docs/, with --data predictions/)")
     args = parser.parse_args()
-    args.out = args.out or (Path("predictions") if args.data or args.what == "drawings" else Path(__file__).resolve().parents[1] / "docs")
+    private = args.data or args.what == "drawings"
+    args.out = args.out or (Path("predictions") if private else Path(__file__).resolve().parents[1] / "docs")
     if args.what == "samples" and not args.data:
         raise BadInput("samples need --data: a folder in MPII's layout")
     if args.what in ("filters", "predictions", "strip") and not args.checkpoint:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+import evaluate as module
 from crops import FLIP, coordinate_labels, heatmaps, make_batch, store
-from evaluate import GROUPS, evaluate, mean_pose_score, pckh, predict, score
+from evaluate import GROUPS, count_multiply_adds, evaluate, mean_pose_score, pckh, predict, score
 from models import CoordinateHead, HeatmapHead, Output, PoseNet, Regression, RegressionHead, build_student
 from synthetic import drawn_people
 
@@ -68,6 +69,30 @@ def test_weighted_mean_is_hrnets(real_data, tmp_path, name, half, tenth):
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["pckh@0.5"]["mean"] == pytest.approx(half, abs=0.001)
     assert figures["pckh@0.1"]["mean"] == pytest.approx(tenth, abs=0.001)
+
+
+# Multiply-adds counted while the networks computed on a CPU.
+@pytest.mark.parametrize("row,expected", [(("reg", "gs", "none"), 773574468), (("cc", "gd", "w32"), 7522235852),
+                                          (("cc", "attention", "none"), 1585053696)])
+def test_operations_are_counted_without_computing(row, expected):
+    model, devices = build_student(*row, preset="paper"), set()
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: devices.update(
+        tensor.device.type for tensor in inputs if isinstance(tensor, torch.Tensor)))
+    assert count_multiply_adds(model) == expected and devices == {"meta"}
+    hook.remove()
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_rows_out_of_budget_are_blank(monkeypatch):
+    monkeypatch.setattr(module, "build_student", lambda *row, preset: build_student(*row, "tiny"))
+    monkeypatch.setattr(module, "PAPER", [row for row in module.PAPER if row[2] == "none"])
+    rows = module.measure_costs(budget=0)
+    assert len(rows) == 6 and not any(row["fps"] for row in rows)
+    *_, line, last = module.cost_table(rows).splitlines()
+    assert line.split()[-1] == "1831" and len(line.split()) == 8 and last.startswith("6 networks were not timed")
+    rows[0]["fps"] = 12.34
+    table = module.cost_table(rows)
+    assert "12.3     3325" in table and "5 networks were not timed" in table
 
 
 @pytest.fixture(scope="module")

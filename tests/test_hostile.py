@@ -21,7 +21,7 @@ from common import BadInput
 from crops import store
 from data_mpii import load_samples
 from models import build_student
-from predict import read_picture
+from predict import read_image
 
 
 def one_line(caught):
@@ -182,8 +182,8 @@ def test_no_picture_starts_another_program(tmp_path, monkeypatch):
     Image.new("RGB", (40, 40)).save(root / "images/a.jpg", "EPS")
     with pytest.raises(BadInput, match="a.jpg cannot be read as a picture"):
         load_samples(root, "train").image(0)
-    with pytest.raises(BadInput, match="a.jpg cannot be read as a picture"):
-        read_picture(root / "images/a.jpg")
+    with pytest.raises(BadInput, match="a.jpg cannot be read as an image"):
+        read_image(root / "images/a.jpg")
     assert not started
 
 

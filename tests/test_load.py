@@ -38,7 +38,7 @@ def memory(process):
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
-    for n, picture in enumerate(draw_people(20, 9, workers=1).pictures):
+    for n, picture in enumerate(draw_people(20, 9, workers=1).images):
         Image.fromarray(picture).save(folder / f"{n}.jpg")
     return folder
 
@@ -108,7 +108,7 @@ print(np.array(store(load_samples({data!r}, "train"), 64, {cache!r})).sum())
 def test_ten_processes_share_a_cache(tmp_path):
     (tmp_path / "data/annot").mkdir(parents=True), (tmp_path / "data/images").mkdir()
     entries = []
-    for n, picture in enumerate(draw_people(40, 8, workers=1).pictures):
+    for n, picture in enumerate(draw_people(40, 8, workers=1).images):
         Image.fromarray(picture).save(tmp_path / f"data/images/{n}.jpg")
         entries.append(dict(image=f"{n}.jpg", joints=[[10.0 + k, 20.0] for k in range(16)], joints_vis=[1] * 16,
                             center=[48.0, 48.0], scale=0.3))

@@ -49,7 +49,7 @@ def run(script, *arguments, cwd):
 
 
 def test_every_row_of_the_paper(tmp_path):
-    clone = tmp_path / "clone"                   # experiments.py writes into its own repository
+    clone = tmp_path / "clone"                   # sweep.py writes into its own repository
     clone.mkdir()
     for file in ROOT.glob("*.py"):
         shutil.copy(file, clone)
@@ -57,8 +57,9 @@ def test_every_row_of_the_paper(tmp_path):
     write_folder(tmp_path / "dry")
     flags = "--batch-size", PEOPLE, "--augmentation", "upright"
     run(clone / "train.py", "--data", "dry", "--preset", "paper", "--amp", "--train-teacher", *flags,
-        "--epochs", TEACHER_EPOCHS, "--out", "runs/experiments/dry-teacher", cwd=tmp_path)
-    said = run(clone / "studies/experiments.py", "paper", "--data", "dry", "--", *flags, "--epochs", 2, cwd=tmp_path)
+        "--epochs", TEACHER_EPOCHS, cwd=tmp_path)
+    (tmp_path / "runs/teacher-paper-dry/result.json").unlink()                   # of other epochs than the sweep's
+    said = run(clone / "studies/paper.py", "--data", "dry", "--", *flags, "--epochs", 2, cwd=tmp_path)
     results = {file.stem: json.loads(file.read_text()) for file in (clone / "results").glob("dry-*.json")}
     names = {f"dry-{'-'.join(row[:3])}-{side}" for row in PAPER for side in ("alone", "distilled")}
     assert set(results) == names | {"dry-teacher"} and "next: python studies/tables.py" in said
