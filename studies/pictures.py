@@ -132,7 +132,7 @@ def strip(args):
     The network sees crops of its own size; they are drawn once more, larger, for people to look at.
     """
     model, _ = checkpoint.load(args.checkpoint[0])
-    people = validation_samples("drawn", model.size)
+    people = validation_samples("drawn", model.size, os.cpu_count())
     joints, confidence = predict(model, people, store(people, model.size))
     order = by_error(people, joints)
     middle = (len(order) - STRIP) // 2

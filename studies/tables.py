@@ -22,8 +22,9 @@ from speed import PRECISIONS, best, ratios, read_timings
 from sweep import RESULTS, ROOT, SEEDS, name_of, result
 from train import RECIPES
 
-TITLES = {(student, filter): f"{head}, {mixer}" for student, head in (("reg", "regression"), ("cc", "SimCC"))
-          for filter, mixer in (("gs", "static filter (GS)"), ("gd", "dynamic filter (GD)"), ("attention", "attention"))}
+HEADS = {"reg": "regression", "cc": "SimCC"}
+MIXERS = {"gs": "static filter (GS)", "gd": "dynamic filter (GD)", "attention": "attention"}
+TITLES = {(student, filter): f"{HEADS[student]}, {MIXERS[filter]}" for student, filter in product(HEADS, MIXERS)}
 MPII_PEOPLE = 22246      # of its training split
 RATE = 1e14         # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
 
@@ -68,9 +69,10 @@ def headline_table():
     """The README's: six students on drawings and on photos, alone and with the teacher."""
     rows = []
     for student, filter in product(STUDENTS, FILTERS):
-        sides = [[mean_and_spread(scores([f"{data}{name_of(student, filter, distill, seed)}" for seed in seeds], 0.5))
-                  for distill in (False, True)] for data, seeds in (("drawn-", SEEDS), ("photos-", (0,)))]
-        rows.append([TITLES.get((student, filter), f"{student} {filter}"), *sides[0], *sides[1], paper_scores(student, filter)])
+        cells = [mean_and_spread(scores([f"{data}-{name_of(student, filter, distill, seed)}" for seed in seeds], 0.5))
+                 for data, seeds in (("drawn", SEEDS), ("photos", (0,))) for distill in (False, True)]
+        title = TITLES.get((student, filter), f"{student} {filter}")
+        rows.append([title, *cells, paper_scores(student, filter)])
     return table(["student", "drawings, alone", "distilled", "photos, alone", "distilled", "the paper, MPII"], rows)
 
 
