@@ -1,8 +1,6 @@
 """Any picture a person may have, boxes, outputs, and one clear line for what cannot be read."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import call, refused, run
 from crops import FLIP
 from draw import draw_skeleton
 from inputs import BadInput
@@ -160,8 +159,7 @@ def test_the_command(picture, tmp_path):
     picture.save(tmp_path / "my photos/é.jpg")
     (tmp_path / "my photos/text.jpg").write_text("hello")
     weights = ROOT / "weights/teacher-tiny-drawn.pt"
-    done = subprocess.run([sys.executable, ROOT / "predict.py", "my photos", "--json", "joints.json", "--checkpoint", weights,
-                           "--device", "cpu"], capture_output=True, text=True, cwd=tmp_path)
+    done = run("predict.py", "my photos", "--json", "joints.json", "--checkpoint", weights, "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 2 and "1 of 2 pictures" in done.stdout
     line, = done.stderr.strip().splitlines()
     assert line.startswith("error: my photos/text.jpg cannot be read as a picture")
@@ -172,6 +170,4 @@ def test_the_command(picture, tmp_path):
                                (["my photos", "--box", "1", "2", "0", "3"], "size above 0"),
                                (["my photos/é.jpg", "--box", "900", "2", "9", "9"], "é.jpg has nothing in the box"),
                                (["nowhere.mp4"], "there is no video nowhere.mp4")):
-        done = subprocess.run([sys.executable, ROOT / "predict.py", *arguments, "--checkpoint", weights],
-                              capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        refused(call("predict.py", *arguments, "--checkpoint", weights, cwd=tmp_path), message)
