@@ -1,22 +1,17 @@
 """PCKh by hand and against published figures."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import evaluate as module
+from commands import call
 from crops import FLIP, coordinate_labels, heatmaps, make_batch, store
 from evaluate import GROUPS, count_multiply_adds, evaluate, mean_pose_score, pckh, predict, score
 from models import CoordinateHead, HeatmapHead, Output, PoseNet, Regression, RegressionHead, build_student
 from synthetic import drawn_people
-
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def test_pckh_by_hand():
     """Two people, head size 10: the limit at 0.5 is 5 pixels, a hit at exactly 5."""
@@ -45,14 +40,9 @@ PUBLISHED = {"head": 95.80, "shoulder": 94.57, "elbow": 88.12, "wrist": 83.31, "
              "ankle": 77.44, "mean_unweighted": 86.76}       # hg_s2_b1 of bearpaw/pytorch-pose, MPII validation
 
 
-def command(*arguments, cwd=ROOT):
-    line = [sys.executable, ROOT / "evaluate.py", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd)
-
-
 def test_published_predictions_give_their_published_pckh(real_data, tmp_path):
     file = real_data / "mpii_annot" / "preds" / "bearpaw-hg_s2_b1.mat"
-    done = command("--predictions", file, "--data", real_data / "mpii_annot", "--json", tmp_path / "figures.json")
+    done = call("evaluate.py", "--predictions", file, "--data", real_data / "mpii_annot", "--json", "figures.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())["pckh@0.5"]
     for name, value in PUBLISHED.items():
@@ -63,8 +53,8 @@ def test_published_predictions_give_their_published_pckh(real_data, tmp_path):
 # Count-weighted mean at 0.5 and at 0.10 of other published files, computed with HRNet's own evaluate().
 @pytest.mark.parametrize("name,half,tenth", [("newell", 88.426, 21.590), ("tompson", 82.337, 28.975)])
 def test_weighted_mean_is_hrnets(real_data, tmp_path, name, half, tenth):
-    done = command("--predictions", real_data / "mpii_annot" / "preds" / f"{name}.mat", "--data", real_data / "mpii_annot",
-                   "--json", tmp_path / "figures.json")
+    done = call("evaluate.py", "--predictions", real_data / "mpii_annot" / "preds" / f"{name}.mat", "--data",
+                real_data / "mpii_annot", "--json", "figures.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["pckh@0.5"]["mean"] == pytest.approx(half, abs=0.001)

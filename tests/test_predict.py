@@ -1,8 +1,6 @@
 """Any picture a person may have, boxes, outputs, and one clear line for what cannot be read."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 from PIL import Image
 
 from common import BadInput
+from commands import call, refused, run
 from crops import FLIP
 from models import build_student
 from predict import (BETA, CUTOFF, OneEuro, Records, box_matrix, draw_skeleton, find, list_images, name_outputs, read_boxes,
@@ -191,8 +190,7 @@ def test_the_command(picture, tmp_path):
     picture.save(tmp_path / "my photos/é.jpg")
     (tmp_path / "my photos/text.jpg").write_text("hello")
     weights = ROOT / "weights/teacher-tiny-drawn.pt"
-    done = subprocess.run([sys.executable, ROOT / "predict.py", "my photos", "--json", "joints.json", "--checkpoint", weights,
-                           "--device", "cpu"], capture_output=True, text=True, cwd=tmp_path)
+    done = run("predict.py", "my photos", "--json", "joints.json", "--checkpoint", weights, "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 2 and "1 of 2 images" in done.stdout
     line, = done.stderr.strip().splitlines()
     assert line.startswith("error: my photos/text.jpg cannot be read as an image")
@@ -204,6 +202,4 @@ def test_the_command(picture, tmp_path):
                                (["my photos/é.jpg", "--box", "900", "2", "9", "9"], "é.jpg has nothing in the box"),
                                (["my photos/é.jpg", "--smooth"], "--smooth is for videos"), (["x.jpg", "--threshold", "2"], "between 0 and 1"),
                                (["nowhere.mp4"], "there is no video nowhere.mp4")):
-        done = subprocess.run([sys.executable, ROOT / "predict.py", *arguments, "--checkpoint", weights],
-                              capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        refused(call("predict.py", *arguments, "--checkpoint", weights, cwd=tmp_path), message)

@@ -10,6 +10,7 @@ import torch
 
 import evaluate
 import speed
+from commands import call, refused
 from common import fast_bfloat16
 from evaluate import take_turns
 from export import for_inference
@@ -41,12 +42,17 @@ def test_a_line_for_each_form_with_its_best_batch():
     assert "20.0" in line and " 64 " in line and "90.0" in line and "80.0" not in line and "50%" in line
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """The compiler takes a minute, and is tested in test_inference.py."""
+    monkeypatch.setattr(speed, "for_inference", lambda model, dtype, compiled=False: for_inference(model, dtype))
+
+
 @pytest.mark.parametrize("fast", [False, pytest.param(True, marks=native)])
-def test_every_form_is_timed_and_checked(fast, monkeypatch):
+def test_every_form_is_timed_and_checked(fast, monkeypatch, mini, uncompiled):
     monkeypatch.setattr(speed, "fast_bfloat16", lambda device: fast)
     names = {"float32", "bfloat16"} if fast else {"float32"}
-    monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "tiny"))
-    monkeypatch.setattr(speed, "for_inference", lambda model, dtype, compiled=False: for_inference(model, dtype))
+    monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "mini"))
     monkeypatch.setitem(speed.LARGE["cpu"], "none", (3,))
     for name, value in (("ROUNDS", 2), ("RUNS", 1), ("LEAST", 0)):
         monkeypatch.setattr(evaluate, name, value)
@@ -122,11 +128,11 @@ def test_all_take_turns(monkeypatch):
 
 
 @pytest.mark.parametrize("filter", ("gs", "attention"))
-def test_each_form_is_what_it_says_when_its_turn_comes(filter):
+def test_each_form_is_what_it_says_when_its_turn_comes(filter, mini, uncompiled):
     """All are made before the first is timed: FFTs and softmax, in both precisions, where it is plain and there alone."""
-    model = build_student("reg", filter, "none", "tiny").eval()
+    model = build_student("reg", filter, "none", "mini").eval()
     with torch.inference_mode():
-        found = [each for each in speed.contenders({filter: model}, torch.rand(1, 3, 64, 64), "cpu") if each.form != "compiled"]
+        found = [each for each in speed.contenders({filter: model}, torch.rand(1, 3, 32, 32), "cpu") if each.form != "compiled"]
         assert {(each.form, each.precision) for each in found} == {(f, p) for f in ("plain", "optimised") for p in speed.precisions("cpu")}
         for each in found:
             with each.context(), torch.profiler.profile() as profile:
@@ -135,7 +141,7 @@ def test_each_form_is_what_it_says_when_its_turn_comes(filter):
             assert ("fft_rfft2" in names or "aten::softmax" in names) == (each.form == "plain"), each
 
 
-def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys):
+def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys, mini):
     def no_compiler(model, dtype, compiled=False):
         if not compiled:
             return for_inference(model, dtype)
@@ -144,7 +150,7 @@ def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys):
             raise RuntimeError("InvalidCxxCompiler: no working C++ compiler")
         return fails
 
-    monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "tiny"))
+    monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "mini"))
     monkeypatch.setattr(speed, "for_inference", no_compiler)
     monkeypatch.setattr(speed, "PAPER", [row for row in speed.PAPER if row[:3] == ("cc", "gs", "none")])
     monkeypatch.setitem(speed.LARGE["cpu"], "none", (2,))
@@ -155,10 +161,10 @@ def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys):
     assert "cannot be compiled here: InvalidCxxCompiler" in capsys.readouterr().out
 
 
-def test_plain_is_the_definition():
+def test_plain_is_the_definition(mini):
     """Inside, no fused attention and no DFT matrices: the operations that run are FFTs, or products and a softmax."""
     for filter, expected in (("gs", "fft_rfft2"), ("gd", "fft_rfft2"), ("attention", "softmax")):
-        model, called = build_student("reg", filter, "none", "tiny").eval(), set()
+        model, called = build_student("reg", filter, "none", "mini").eval(), set()
 
         class Watch(torch.overrides.TorchFunctionMode):
             def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -166,7 +172,7 @@ def test_plain_is_the_definition():
                 return function(*args, **(kwargs or {}))
 
         with torch.inference_mode(), speed.plainly(model), torch.profiler.profile() as profile, Watch():
-            model(torch.rand(1, 3, 64, 64))
+            model(torch.rand(1, 3, 32, 32))
         names = called | {event.key.split("::")[-1] for event in profile.key_averages()}
         assert any(expected in name for name in names), (filter, sorted(names))
         assert not any("flash" in name for name in names)
@@ -179,21 +185,17 @@ def test_training_speed():
     assert found["fraction"] == pytest.approx(found["step"] * 3 * forward / 1e11)            # backward is twice as much
 
 
-def test_unknown_rows_are_refused():
-    import subprocess
-    import sys
-    done = subprocess.run([sys.executable, speed.__file__, "reg-w33"],
-                          capture_output=True, text=True)
-    assert done.returncode == 2 and "choose from reg-none, reg-w32" in done.stderr
+def test_unknown_rows_are_refused(tmp_path):
+    refused(call("studies/speed.py", "reg-w33", cwd=tmp_path), "choose from reg-none, reg-w32")
 
 
 @native
 @pytest.mark.parametrize("filter", ["gs", "gd"])
-def test_the_definition_runs_in_bfloat16(filter):
-    model = build_student("reg", filter, "none", "tiny").eval()
+def test_the_definition_runs_in_bfloat16(filter, mini):
+    model = build_student("reg", filter, "none", "mini").eval()
     with torch.inference_mode():
         ready = for_inference(model, torch.bfloat16)
-        images = torch.rand(2, 3, 64, 64)
+        images = torch.rand(2, 3, 32, 32)
         fast = ready(images).visual_tokens.float()
         with speed.plainly(ready):
             assert (ready(images).visual_tokens.float() - fast).abs().max() < 0.05 * fast.abs().max()
