@@ -58,7 +58,7 @@ def test_memory_stays_flat(drawings, tmp_path):
             break
         time.sleep(0.2 if PICTURES < 10_000 else 5)
     said, errors = process.communicate()
-    assert process.returncode == 0 and f"{PICTURES} of {PICTURES} pictures" in said, errors
+    assert process.returncode == 0 and f"{PICTURES} of {PICTURES} images" in said, errors
     assert len(json.loads((tmp_path / "all.json").read_text())["pictures"]) == PICTURES
     early = max(size for done, size in seen if done <= 0.4 * PICTURES)
     late = max(size for done, size in seen if done > 0.4 * PICTURES)
