@@ -142,7 +142,7 @@ def strip(args):
         center = LARGER * people.center[i:i + 1] + (LARGER - 1) / 2
         side = TIGHTER * LARGER * people.side[i:i + 1]
         matrix = crop_matrix(center, side, 2 * TILE)
-        crop = Image.fromarray(cut(Image.fromarray(drawing.picture), matrix[0], 2 * TILE))
+        crop = Image.fromarray(cut(Image.fromarray(drawing.image), matrix[0], 2 * TILE))
         found = transform(matrix, torch.from_numpy(LARGER * joints[i:i + 1] + (LARGER - 1) / 2))[0].numpy()
         draw_skeleton(crop, found, np.ones(len(found), bool), width=5, confidence=confidence[i])
         crop = crop.resize((TILE, TILE), Image.Resampling.LANCZOS)

@@ -51,3 +51,10 @@ def test_filters(tmp_path):
     assert done.returncode == 0 and (tmp_path / "filters.png").stat().st_size > 5000, done.stderr
     done = call("studies/pictures.py", "filters", "--checkpoint", ROOT / "weights/teacher-tiny-drawn.pt", "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and "holds no filters to look at" in done.stderr
+
+
+def test_the_strip_of_the_readme(tmp_path):
+    done = call("studies/pictures.py", "strip", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    width, height = Image.open(tmp_path / "strip.jpg").size
+    assert width > 2 * height > 0
