@@ -6,12 +6,16 @@ Tests that need it skip where the variable is unset; nothing of it is part of th
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # A shell starts what stands before & with SIGINT ignored, and so would be every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# The compiler's cache does not tell one ATEN_CPU_CAPABILITY from another: kernels for AVX-512 gave NaN in a process limited to AVX2.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR",
+                      str(Path(tempfile.gettempdir()) / f"inductor-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}"))
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
 
