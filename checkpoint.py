@@ -1,12 +1,10 @@
-"""Networks on disk: what built them, their weights, and how good they were.
+"""Checkpoints: our own files, and published weights of HRNet, TokenPose and DistilPose.
 
-    python checkpoint.py half runs/teacher-tiny-drawn/best.pt small.pt      # a copy in float16, to use, not to train on
-    python checkpoint.py split runs/teacher-tiny-drawn/last.pt parts/       # files of at most 16 MB
-    python checkpoint.py join parts/ last.pt                                # together again
+    python checkpoint.py half runs/teacher-tiny-drawn/best.pt small.pt      # a copy in float16, for inference
 
-A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher), 'facts'
-(data set, epoch, seed, PCKh), 'model' (the weights), in a run's last.pt 'training' (what train.py needs to go on to the bit),
-and 'checksum', over all of it. Loading executes nothing: weights_only=True.
+A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher),
+'metadata' (data set, epoch, seed, PCKh), 'model' (the weights), in a run's last.pt 'training' (what train.py
+needs to go on to the bit), and 'checksum', over all of it. Loading executes nothing: weights_only=True.
 """
 
 import hashlib
@@ -17,24 +15,22 @@ from pathlib import Path
 
 import torch
 
-from heads import RegressionHead
-from inputs import BadInput, CommandLine, main_with_clear_errors
-from models import build_student, build_teacher
-from official import fill_backbone, is_teacher, published_teacher
+from common import BadInput, CommandLine, main_with_clear_errors
+from models import RegressionHead, build_student, build_teacher
 
 FORMAT = 1
-PART = 16 * 10 ** 6          # bytes of a part of a checkpoint that was split
 
 
 def one_line(error):
-    """The beginning of an error that may run over many lines."""
+    """The first 200 characters of an error, in one line."""
     return " ".join(repr(error).split())[:200]
 
 
 def checksum(content):
     """sha256 over all names, numbers and tensors of nested dictionaries and lists, in their order.
 
-    ValueError where a tensor claims more than is stored of it (one number, repeated 10^13 times, would fill the memory).
+    ValueError where a tensor claims more than is stored of it (one number, repeated 10^13 times, would fill
+    the memory).
     """
     digest = hashlib.sha256()
 
@@ -47,7 +43,7 @@ def checksum(content):
             for value in part:
                 add(value)
         elif isinstance(part, torch.Tensor):
-            if part.layout != torch.strided or part.numel() * part.element_size() > part.untyped_storage().nbytes():
+            if part.layout != torch.strided or part.nbytes > part.untyped_storage().nbytes():
                 raise ValueError("a tensor is not stored as it is")
             digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
             digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -58,18 +54,19 @@ def checksum(content):
     return digest.hexdigest()
 
 
-def save(path, model, facts, training=None, half=False, keep=None):
-    """Write a checkpoint whole or not at all. half: weights in float16, for a network that will only be evaluated.
+def save(path, model, metadata, training=None, half=False, keep=None):
+    """Save a checkpoint atomically. BadInput, with the old file untouched, if it cannot be written.
 
-    keep: where the file that `path` was until now goes, for a second chance should this one be damaged.
+    half: store weights in float16, for inference alone. keep: path to which the old file is renamed.
     """
     path = Path(path)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if half:
-        weights = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+        weights = {name: tensor.half() if tensor.is_floating_point() else tensor
+                   for name, tensor in weights.items()}
     if isinstance(model.head, RegressionHead):
-        facts = dict(facts, scored=model.head.scored)
-    content = dict(format=FORMAT, config=model.config, facts=facts, model=weights, training=training)
+        metadata = dict(metadata, scored=model.head.scored)
+    content = dict(format=FORMAT, config=model.config, metadata=metadata, model=weights, training=training)
     content["checksum"] = checksum(content)
     temporary = path.with_suffix(".partial")
     try:
@@ -79,24 +76,23 @@ def save(path, model, facts, training=None, half=False, keep=None):
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:           # torch's writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        raise BadInput(f"{path} could not be written ({one_line(error)}); what was there before is untouched: "
-                       f"make room there, or name another place") from error
+        raise BadInput(f"{path} could not be written ({one_line(error)}); what was there before is "
+                       f"untouched: make room there, or name another place") from error
     if keep is not None and path.exists():
         os.replace(path, keep)
     os.replace(temporary, path)
-    if hasattr(os, "O_DIRECTORY"):                     # the new names are on the disk, too
+    if hasattr(os, "O_DIRECTORY"):                     # make the renaming durable
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
 
 
 def read_safely(path):
-    """What torch.save wrote, tensors and plain values alone; BadInput for anything else. Nothing in the file is executed."""
+    """Load a file of torch.save with tensors and plain values alone, else BadInput. Executes nothing."""
     try:
-        if zipfile.is_zipfile(path):     # torch.save never compresses: what unpacks to more than it holds is a trap
-            packed = [info for info in zipfile.ZipFile(path).infolist() if info.compress_type != zipfile.ZIP_STORED]
-            if packed:
-                raise BadInput(f"{path} is a compressed archive, which torch.save does not write: it is not loaded")
+        if zipfile.is_zipfile(path):     # torch.save does not compress: this may be a decompression bomb
+            if any(info.compress_type != zipfile.ZIP_STORED for info in zipfile.ZipFile(path).infolist()):
+                raise BadInput(f"{path} is a compressed archive, which torch.save does not write: not loaded")
         return torch.load(path, map_location="cpu", weights_only=True)
     except BadInput:
         raise
@@ -104,30 +100,37 @@ def read_safely(path):
         raise BadInput(f"there is no checkpoint {path}: train.py writes one, or give another path") from error
     except Exception as error:          # torch raises a dozen kinds on damaged files
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise BadInput(f"{path} cannot be read safely: it holds more than tensors ({wanted[1]}), and loading such objects "
-                           f"can run any command. Where you trust the file, save its tensors alone: "
-                           f"torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)") from error
-        why = "torch.save did not write it, or it is cut off" if "weights_only" in str(error) else one_line(error)
+            raise BadInput(f"{path} cannot be read safely: it holds more than tensors ({wanted[1]}), and "
+                           f"loading such objects can run any command. Where you trust the file, save its "
+                           f"tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], "
+                           f"NEW)") from error
+        unknown = "weights_only" in str(error)
+        why = "torch.save did not write it, or it is truncated" if unknown else one_line(error)
         raise BadInput(f"{path} is not a checkpoint that can be read ({why})") from error
 
 
 def read(path):
-    """The dictionary of a checkpoint of ours; BadInput where the file is none."""
+    """The dictionary of one of our checkpoints; BadInput for any other file."""
     content = read_safely(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("facts"), dict):
+    old = isinstance(content, dict) and "facts" in content               # the key of 'metadata' in old files
+    if not isinstance(content, dict) or content.get("format") != FORMAT \
+            or not isinstance(content.get("facts" if old else "metadata"), dict):
         raise BadInput(f"{path} is not a checkpoint of this project (format {FORMAT}): train.py writes those")
     stated = content.pop("checksum", None)
     try:
         found = checksum(content)
     except (ValueError, RuntimeError) as error:          # RecursionError is one of the latter
-        raise BadInput(f"{path} is not a checkpoint of this project ({one_line(error)}): train.py writes those") from error
+        raise BadInput(f"{path} is not a checkpoint of this project ({one_line(error)}): train.py writes "
+                       f"those") from error
     if stated != found:
         raise BadInput(f"{path} is damaged: its checksum is not that of its content")
+    if old:
+        content["metadata"] = content.pop("facts")
     return content
 
 
 def read_last(folder):
-    """The newest state of a run that can be read, last.pt or else previous.pt -> (its file, its content)."""
+    """Read last.pt of a run, or previous.pt if that is damaged -> (path, content)."""
     last, previous = folder / "last.pt", folder / "previous.pt"
     try:
         return last, read(last)
@@ -135,8 +138,8 @@ def read_last(folder):
         if not previous.exists():
             raise
         content = read(previous)
-        print(f"{error}: going on from {previous}")
-        if last.exists():                # or the next save would put it in the place of the good one
+        print(f"{error}: resuming from {previous}")
+        if last.exists():                # so that the next save does not replace the good file
             os.replace(last, folder / "last.damaged")
         return previous, content
 
@@ -149,9 +152,9 @@ def build(config):
 
 
 def load(path, device="cpu"):
-    """-> (network in evaluation mode, facts). Every weight must fit: a name or shape that does not is BadInput.
+    """-> (network in evaluation mode, metadata). BadInput if a weight's name or shape differs.
 
-    Published teachers are taken, too (official.py); their facts say what was used.
+    Published teachers can be loaded, too; metadata['used'] lists what was used.
     """
     content = read_safely(path)
     if is_teacher(content):
@@ -162,37 +165,132 @@ def load(path, device="cpu"):
         model = build(content["config"])
         model.load_state_dict(content["model"])
         if isinstance(model.head, RegressionHead):
-            model.head.scored = content["facts"]["scored"]
+            model.head.scored = content["metadata"]["scored"]
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{path} does not fit the network it names, {content.get('config')}: {one_line(error)}") from error
-    return model.to(device).eval(), content["facts"]
+        raise BadInput(f"{path} does not fit the network it names, {content.get('config')}: "
+                       f"{one_line(error)}") from error
+    return model.to(device).eval(), content["metadata"]
 
 
 def start_from(model, path):
-    """Weights of another run of the same network into model, as a start; returns a line on what was used.
+    """Initialise a model with the weights of another run of the same network -> a line on what was used.
 
-    The position embedding, which is not learned and differs between input sizes, stays the model's own.
+    The position embedding is not learned and depends on the input size: the model keeps its own.
     """
     content = read(path)
     here, there = (dict(config, preset="") for config in (model.config, content["config"]))
     weights = {name: tensor for name, tensor in content["model"].items() if name != "encoder.position"}
     own = model.state_dict()
-    misfits = [name for name in own if name not in ("encoder.position", *weights)]
-    misfits += [name for name in weights if name not in own or own[name].shape != weights[name].shape]
-    if here != there or misfits:
+    mismatches = [name for name in own if name not in ("encoder.position", *weights)]
+    mismatches += [name for name in weights if name not in own or own[name].shape != weights[name].shape]
+    if here != there or mismatches:
         raise BadInput(f"{path} is {describe(content['config'])} and cannot start {describe(model.config)}"
-                       + (f": {misfits[0]} has another shape" if misfits and here == there else ""))
+                       + (f": {mismatches[0]} has another shape" if mismatches and here == there else ""))
     model.load_state_dict(weights, strict=False)
-    return f"starting from {path}: {describe(content['config'])}, {content['facts'].get('data')}"
+    return f"starting from {path}: {describe(content['config'])}, {content['metadata'].get('data')}"
 
 
 def load_backbone(backbone, path):
-    """Published HRNet weights into a network's backbone; returns a line on what was used."""
+    """Published HRNet weights into a network's backbone -> a line on what was used."""
     return fill_backbone(backbone, read_safely(path), path)
 
 
+# -------------------------------- published weights: HRNet's backbones, TokenPose's and DistilPose's teachers
+
+#     python train.py --student cc --filter gs --backbone w32 --backbone-weights hrnet_w32_imagenet.pth ...
+#     python evaluate.py --checkpoint tokenpose_b_mpii.pth --data MPII       # score a published teacher first
+#     python train.py --student cc --filter gs --teacher tokenpose_b_mpii.pth --data MPII --preset paper
+#
+# TokenPose-B with HRNet-W48 and 12 layers is the layout of our teacher but for its head: 512 wide (ours 384,
+# as in the paper's tables), and what it puts out is the heatmap itself, as it learned with mean squared
+# error. Every weight that a network needs must be in the file, in its shape; every weight of the file must be
+# known, or it is not the file it is taken for.
+
+# Our name for each of TokenPose's, first match wins; its own HRNet has our names behind 'pre_feature.'.
+TOKENPOSE = (
+    (r"pre_feature\.", "backbone."),
+    (r"transformer\.keypoint_token$", "encoder.keypoint_tokens"),
+    (r"transformer\.pos_embedding$", "encoder.position"),                      # (1, 256, D), ours (16, 16, D)
+    (r"transformer\.patch_to_embedding\.", "embed.project."),
+    (r"transformer\.transformer\.layers\.(\d+)\.0\.fn\.norm\.", r"encoder.blocks.\1.norm1."),
+    (r"transformer\.transformer\.layers\.(\d+)\.0\.fn\.fn\.to_qkv\.", r"encoder.blocks.\1.mixer.qkv."),
+    (r"transformer\.transformer\.layers\.(\d+)\.0\.fn\.fn\.to_out\.0\.", r"encoder.blocks.\1.mixer.out."),
+    (r"transformer\.transformer\.layers\.(\d+)\.1\.fn\.norm\.", r"encoder.blocks.\1.norm2."),
+    (r"transformer\.transformer\.layers\.(\d+)\.1\.fn\.fn\.net\.0\.", r"encoder.blocks.\1.mlp.0."),
+    (r"transformer\.transformer\.layers\.(\d+)\.1\.fn\.fn\.net\.3\.", r"encoder.blocks.\1.mlp.2."),
+    (r"transformer\.mlp_head\.", "head.layers."),
+)
+# DistilPose keeps the same tensors behind other prefixes.
+DISTILPOSE = ((r"keypoint_head\.tokenpose\.", "transformer."), (r"backbone\.", "pre_feature."))
+
+# What published HRNet files hold beyond the map that leaves our backbone: stage 3's way to its coarser
+# branches, the fourth stage, and heads for joints or for ImageNet's classes.
+BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.",
+                  "final_layer.", "incre_modules.", "downsamp_modules.", "classifier.")
+
+
+def state_dict(content):
+    """The tensors of a published file, at the top or under 'state_dict', without DataParallel's prefix."""
+    tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = tensors if isinstance(tensors, dict) else {}
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()
+            if isinstance(name, str) and hasattr(tensor, "shape")}
+
+
+def rename(name, table):
+    for pattern, ours in table:
+        new, found = re.subn("^" + pattern, ours, name)
+        if found:
+            return new
+    return name
+
+
+def fill(model, found, path, beyond=()):
+    """Load tensors with our names into the model -> a line on what was used. BadInput for any mismatch."""
+    needed = model.state_dict()
+    left_over = [name for name in found if name.startswith(tuple(beyond))] if beyond else []
+    for what, names in (("lacks", needed.keys() - found.keys()),
+                        ("holds unknown", found.keys() - needed.keys() - set(left_over)),
+                        ("has another shape of", [name for name in needed if name in found
+                                                  and needed[name].shape != found[name].shape])):
+        if names:
+            raise BadInput(f"{path} is not this network: it {what} {len(names)} weights, {sorted(names)[0]} "
+                           f"among them: check its width and depth, and that it is the right file")
+    model.load_state_dict({name: found[name] for name in needed})
+    where = " (beyond stage 3)" if left_over else ""
+    return f"{path}: all {len(needed)} weights used, {len(left_over)} left over{where}"
+
+
+def fill_backbone(backbone, content, path):
+    """Load HRNet's published weights, of ImageNet or a pose network -> a line on what was used."""
+    return fill(backbone, state_dict(content), path, BEYOND_STAGE_3)
+
+
+def is_teacher(content):
+    """Is this a checkpoint of TokenPose's or DistilPose's, rather than one of ours?"""
+    return any(re.match(r"(transformer|keypoint_head\.tokenpose)\.", name) for name in state_dict(content))
+
+
+def published_teacher(content, path):
+    """-> (our teacher with TokenPose's or DistilPose's weights, a line on what was used)."""
+    found = state_dict(content)
+    if any(name.startswith("keypoint_head.tokenpose.") for name in found):
+        found = {rename(name, DISTILPOSE): tensor for name, tensor in found.items()}
+    if any(name.startswith("transformer.transformer1.") for name in found):
+        raise BadInput(f"{path} is a TokenPose-L, which stacks three transformers: the teacher's layout is "
+                       f"that of TokenPose-B with HRNet-W48 and 12 layers")
+    teacher = build_teacher("paper", head="tokenpose")
+    found = {rename(name, TOKENPOSE): tensor for name, tensor in found.items()}
+    position = teacher.encoder.position
+    if "encoder.position" in found and found["encoder.position"].numel() == position.numel():
+        found["encoder.position"] = found["encoder.position"].view(position.shape)
+    return teacher, fill(teacher, found, path)
+
+
+# ------------------------------------------------------------------------------- command line
+
 def describe(config):
-    """One line for people: 'cc gd none tiny' or 'teacher tiny'."""
+    """A network in one line: 'cc gd none tiny' or 'teacher tiny'."""
     return " ".join(config.values())
 
 
@@ -200,63 +298,19 @@ def half(source, target):
     """A copy with weights in float16 and without the state of training."""
     if target.exists():
         raise BadInput(f"{target} is there already: name another file")
-    model, facts = load(source)
-    save(target, model, facts, half=True)
+    model, metadata = load(source)
+    save(target, model, metadata, half=True)
     print(f"{target}: {describe(model.config)}, {target.stat().st_size / 1e6:.1f} MB, "
-          f"sha256 {hashlib.sha256(target.read_bytes()).hexdigest()}\n{facts}")
-
-
-def split(source, folder):
-    """The file `source` as files NAME.part-1-of-N ... of at most PART bytes in a folder."""
-    read(source)                                             # nobody wants parts of a damaged one
-    size = source.stat().st_size
-    count = -(-size // PART)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{source.name}.part-*"):
-        old.unlink()
-    with open(source, "rb") as file:
-        for number in range(1, count + 1):
-            (folder / f"{source.name}.part-{number}-of-{count}").write_bytes(file.read(PART))
-    print(f"{folder}: {source.name} in {count} parts, {size / 1e6:.1f} MB")
-
-
-def join(folder, target):
-    """What `split` made, together again; BadInput where a part is missing, damaged or another one's."""
-    if target.exists():
-        raise BadInput(f"{target} is there already: name another file")
-    if not folder.is_dir():
-        raise BadInput(f"there is no folder {folder}: name the one that holds the parts")
-    parts = {path: re.fullmatch(r"(.+)\.part-(\d+)-of-(\d+)", path.name) for path in sorted(folder.glob("*.part-*"))}
-    wholes = {(found[1], int(found[3])) for found in parts.values() if found}
-    if len(wholes) != 1:
-        raise BadInput(f"{folder} holds parts of {len(wholes)} checkpoints, not of one: {sorted(name for name, _ in wholes)}")
-    (name, count), = wholes
-    if missing := [number for number in range(1, count + 1) if not (folder / f"{name}.part-{number}-of-{count}").exists()]:
-        raise BadInput(f"{folder} lacks part {missing[0]} of {count} of {name}")
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            for number in range(1, count + 1):
-                file.write((folder / f"{name}.part-{number}-of-{count}").read_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        content = read(partial)
-        os.replace(partial, target)
-    except BadInput as error:
-        raise BadInput(f"the parts in {folder} do not make a checkpoint, one of them is damaged or of another file "
-                       f"({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    print(f"{target}: {describe(content['config'])}, {target.stat().st_size / 1e6:.1f} MB")
+          f"sha256 {hashlib.sha256(target.read_bytes()).hexdigest()}\n{metadata}")
 
 
 def main():
     parser = CommandLine(__doc__)
-    parser.add_argument("what", choices=("half", "split", "join"))
-    parser.add_argument("source", type=Path, help="checkpoint, or for join the folder of its parts")
-    parser.add_argument("target", type=Path, help="file to write, or for split the folder of the parts")
+    parser.add_argument("what", choices=("half",))
+    parser.add_argument("source", type=Path, help="checkpoint")
+    parser.add_argument("target", type=Path, help="file to write")
     args = parser.parse_args()
-    {"half": half, "split": split, "join": join}[args.what](args.source, args.target)
+    half(args.source, args.target)
 
 
 if __name__ == "__main__":

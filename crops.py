@@ -1,15 +1,15 @@
-"""From a person in a picture to the network's square input, and back: one affine map, whole batches at a time.
+"""From a person in an image to the network's square input and back: crops, augmentation, targets, batches.
 
     python -m pytest tests/test_crops.py
 
-    crop_matrix   picture -> crop: the box around a person, turned, mirrored, resized. Loading, augmentation, flip
-                  test, decoding and drawing all use this one function or its `invert`.
-    cut           one picture through such a map (Pillow), done once a person, with a margin
-    warp          a batch of those through another such map (on the device), at every step
-    gaussian      the targets: a Gaussian along one axis; two of them make SimCC labels, their product a heatmap
+    crop_matrix   image -> crop, an affine map: a box around a person, rotated, mirrored, resized. Loading,
+                  augmentation, flip test, decoding and drawing all use this function or its `invert`.
+    cut           one image through such a map (Pillow), once per sample, with a margin
+    warp          a batch of cut crops through another such map, on the device, at every step
+    gaussian      labels: a Gaussian along one axis; two make SimCC labels, their outer product a heatmap
 
-A pixel's coordinate is that of its centre: the crop's first pixel has its centre at 0 and its left edge at -0.5.
-What lies outside the picture is black.
+A pixel's coordinate is that of its centre: the crop's first pixel has its centre at 0 and its left edge at
+-0.5. Outside the image everything is black.
 """
 
 import hashlib
@@ -25,24 +25,25 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from augmentation import hide
-from inputs import BadInput, lock
+from common import BadInput, lock
 
 MARGIN = 1.5                # side of a stored crop over the network's input: room to turn and zoom out.
-                            # What augmentation would show beyond it (the corners) is black.
-SLICE = 1000                # crops between two notes of how far cutting has come
-CACHED = 384 * 384          # pixels that a CPU warps at a time: more do not fit its cache (64 crops of 256: 226 ms, so 84)
-# A mirrored person's right wrist is where the left one was: joint k of the mirror is joint FLIP[k] of the original.
+                            # Beyond it, in the corners of rotated crops, is black.
+SLICE = 1000                # crops between two records of progress
+# pixels that a CPU warps at once, to fit its cache (64 crops of 256: 84 instead of 226 ms)
+CACHED = 384 * 384
+HIDDEN = 0.15, 0.4          # sides of a hidden rectangle over the crop's: a limb or two
+# Joint k of a mirrored person is joint FLIP[k] of the original: left and right change places.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
 
 
 # ------------------------------------------------------------------------------- the one affine map
 
 def crop_matrix(center, side, size, rotation=0.0, flip=False):
-    """Maps (B, 2, 3) from picture pixels to pixels of a size x size crop, in float64.
+    """Maps (B, 2, 3) from image pixels to pixels of a size x size crop, in float64.
 
-    center: (B, 2) middle of the box in the picture. side: (B,) its side in picture pixels. rotation: (B,) degrees by
-    which the crop turns the picture, counter-clockwise as seen. flip: (B,) bool, mirror left and right.
+    center: (B, 2) middle of the box in the image. side: (B,) its side in image pixels. rotation: (B,) degrees
+    by which the image is rotated, counter-clockwise as seen. flip: (B,) bool, mirror left and right.
 
         u = mirror * S R (x - center) + middle,      S = size / side, middle = (size - 1) / 2
     """
@@ -50,7 +51,7 @@ def crop_matrix(center, side, size, rotation=0.0, flip=False):
     side = torch.as_tensor(side, dtype=torch.float64)                          # (B,)
     angle = torch.deg2rad(torch.as_tensor(rotation, dtype=torch.float64)).expand_as(side)
     mirror = 1 - 2 * torch.as_tensor(flip, dtype=torch.float64).expand_as(side)
-    cos, sin = size / side * angle.cos(), size / side * angle.sin()            # the picture's y axis points down
+    cos, sin = size / side * angle.cos(), size / side * angle.sin()           # the image's y axis points down
     turn = torch.stack([torch.stack([mirror * cos, mirror * sin], -1), torch.stack([-sin, cos], -1)], -2)
     shift = (size - 1) / 2 - turn @ center[..., None]                          # (B, 2, 1)
     return torch.cat([turn, shift], dim=-1)
@@ -66,7 +67,8 @@ def invert(matrix):
 
 def compose(second, first):
     """The maps that do `first`, then `second`: (B, 2, 3)."""
-    return torch.cat([second[..., :2] @ first[..., :2], second[..., :2] @ first[..., 2:] + second[..., 2:]], dim=-1)
+    turn = second[..., :2]
+    return torch.cat([turn @ first[..., :2], turn @ first[..., 2:] + second[..., 2:]], dim=-1)
 
 
 def transform(matrix, points):
@@ -76,45 +78,106 @@ def transform(matrix, points):
 
 # ------------------------------------------------------------------------------- pixels through the map
 
-def cut(picture, matrix, size):
-    """One RGB picture (Pillow) through one map (2, 3) -> crop (size, size, 3) uint8.
+def cut(image, matrix, size):
+    """One RGB image (Pillow) through one map (2, 3) -> crop (size, size, 3) uint8.
 
-    A picture that the crop shrinks to half or less is averaged down first, so that nothing of it is skipped.
+    An image that shrinks to half or less is averaged down first, which avoids aliasing.
     """
     shrink = max(1, int(1 / math.sqrt(abs(float(torch.linalg.det(matrix[:, :2]))))))
     if shrink > 1:
-        picture = picture.reduce(shrink)
-        first = (shrink - 1) / 2                  # where the centre of the reduced picture's first pixel was
+        image = image.reduce(shrink)
+        first = (shrink - 1) / 2                  # where the centre of the reduced image's first pixel was
         matrix = compose(matrix, torch.tensor([[shrink, 0, first], [0, shrink, first]], dtype=torch.float64))
-    # Pillow wants the map back, and counts from the edge of the first pixel, not from its centre.
+    # Pillow takes the inverse map, and coordinates from the edge of the first pixel instead of its centre.
     half = torch.full((2,), 0.5, dtype=torch.float64)
     back = invert(matrix)
     back[:, 2] += half - back[:, :2] @ half
-    return np.asarray(picture.transform((size, size), Image.Transform.AFFINE, back.flatten().tolist(),
+    return np.asarray(image.transform((size, size), Image.Transform.AFFINE, back.flatten().tolist(),
                                         Image.Resampling.BILINEAR))
 
 
-def warp(pictures, matrix, size):
+def warp(images, matrix, size):
     """Pictures (B, 3, H, W) float through maps (B, 2, 3) -> (B, 3, size, size), bilinear, black outside."""
-    H, W = pictures.shape[-2:]
+    H, W = images.shape[-2:]
 
     def unit(width, height):    # pixels -> the [-1, 1] of PyTorch's grids, edge to edge
-        return torch.tensor([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1]], dtype=torch.float64)
+        rows = [[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1]]
+        return torch.tensor(rows, dtype=torch.float64)
 
-    theta = compose(unit(W, H), compose(invert(matrix.cpu()), invert(unit(size, size))))   # crop's unit -> picture's
-    theta = theta.to(pictures.device, pictures.dtype)
+    # crop's unit -> image's
+    theta = compose(unit(W, H), compose(invert(matrix.cpu()), invert(unit(size, size))))
+    theta = theta.to(images.device, images.dtype)
     # affine_grid as two sums: a third of its time on a CPU
     middles = (2 * torch.arange(size, device=theta.device, dtype=theta.dtype) + 1) / size - 1
     along_x = middles[:, None] * theta[:, None, None, :, 0]                                # (B, 1, size, 2)
-    along_y = middles[:, None, None] * theta[:, None, None, :, 1] + theta[:, None, None, :, 2]      # (B, size, 1, 2)
+    # (B, size, 1, 2)
+    along_y = middles[:, None, None] * theta[:, None, None, :, 1] + theta[:, None, None, :, 2]
     grid = along_x + along_y
-    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+# ------------------------------------------------------------------------------- augmentation
+
+class AugmentationParams(NamedTuple):
+    """How each of N crops differs from the plain one."""
+    rotation: torch.Tensor     # (N,) degrees
+    zoom: torch.Tensor         # (N,) size of the box over the plain one's
+    flip: torch.Tensor         # (N,) bool
+    gain: torch.Tensor         # (N, 3) what red, green and blue are multiplied by
+    shift: torch.Tensor        # (N, 1) what is then added to all three
+    # (N, 4) middle x, y, width and height of a rectangle that hides them, fractions of the crop
+    hidden: torch.Tensor
+    paint: torch.Tensor        # (N, 3) its colour
+
+    def of(self, rows):
+        return AugmentationParams(*(each[rows] for each in self))
+
+
+class Augmentation(NamedTuple):
+    """How far random crops differ from the plain one."""
+    rotation: float            # deviation of the angle, degrees; twice that at most
+    rotation_chance: float     # fraction of the crops that are turned at all
+    zoom: float                # deviation of the box's size around 1; that much at most
+    flip_chance: float         # fraction of the crops that are mirrored
+    colour: float = 0          # gain of a colour off 1 by at most this, brightness off by half of it
+    hidden_chance: float = 0   # fraction of the crops of which a rectangle is hidden
+
+    def draw(self, count, random):
+        """The AugmentationParams of `count` crops, from a torch.Generator."""
+        rotation = self.rotation * torch.randn(count, generator=random)
+        rotation = rotation.clamp(-2 * self.rotation, 2 * self.rotation)
+        rotation *= torch.rand(count, generator=random) < self.rotation_chance
+        zoom = 1 + (self.zoom * torch.randn(count, generator=random)).clamp(-self.zoom, self.zoom)
+        flip = torch.rand(count, generator=random) < self.flip_chance
+        gain = 1 + self.colour * (2 * torch.rand(count, 3, generator=random) - 1)
+        shift = self.colour * (torch.rand(count, 1, generator=random) - 0.5)
+        least, most = HIDDEN
+        sides = least + (most - least) * torch.rand(count, 2, generator=random)
+        sides *= torch.rand(count, 1, generator=random) < self.hidden_chance
+        hidden = torch.cat([torch.rand(count, 2, generator=random), sides], 1)
+        paint = torch.rand(count, 3, generator=random)
+        return AugmentationParams(rotation, zoom, flip, gain, shift, hidden, paint)
+
+
+def hide(images, hidden, paint):
+    """Paint rectangles (B, 4), see AugmentationParams, in colours (B, 3) on images (B, 3, size, size)."""
+    middles = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]        # (size,)
+    middle, sides = hidden.view(-1, 2, 2).unbind(1)                                        # (B, 2) each: x, y
+    across, down = ((middles - middle[..., None]).abs() < sides[..., None] / 2).unbind(1)  # (B, size) each
+    return torch.where(down[:, None, :, None] & across[:, None, None, :], paint[:, :, None, None], images)
+
+
+TOKENPOSE = Augmentation(rotation=30, rotation_chance=0.6, zoom=0.25, flip_chance=0.5)    # its recipe on MPII
+AUGMENTATIONS = {"upright": Augmentation(rotation=10, rotation_chance=0.6, zoom=0.1, flip_chance=0.5),
+                 "tokenpose": TOKENPOSE,
+                 "colour": TOKENPOSE._replace(colour=0.25),
+                 "occlusion": TOKENPOSE._replace(colour=0.25, hidden_chance=0.5)}
 
 
 # ------------------------------------------------------------------------------- batches
 
 def stored_size(size):
-    """Side of the stored crop of a network with input side `size`: with the margin, and an even number of pixels more."""
+    """Side of the stored crops for a network with input side `size`: wider by an even number of pixels."""
     return size + 2 * round(size * (MARGIN - 1) / 2)
 
 
@@ -124,73 +187,74 @@ def stored_matrix(center, side, size):
     return crop_matrix(center, torch.as_tensor(side) * wide / size, wide)
 
 
-def store(people, size, folder=None):
-    """The crops of all people, with their margin, decoded and cut once: (N, wide, wide, 3) uint8.
+def store(samples, size, folder=None):
+    """The crops of all samples with their margin, cut once: (N, wide, wide, 3) uint8.
 
-    folder: keep them there as a memory-mapped file, and take that the next time: its name is a digest of the pictures
-    (path, size, time of change) and of the boxes. One process cuts, others wait for it; one that was stopped goes on where it
-    was. None keeps them in memory.
+    folder: cache of memory-mapped files, or None to keep the crops in memory. The name of a file contains a
+    digest of the images (path, size, modification time) and boxes. One process cuts while others wait;
+    cutting that was stopped is resumed.
     """
     wide = stored_size(size)
-    matrix = stored_matrix(people.center, people.side, size)
-    shape = (len(people), wide, wide, 3)
+    matrix = stored_matrix(samples.center, samples.side, size)
+    shape = (len(samples), wide, wide, 3)
 
     def fill(array, start=0, flushed=lambda end: None):
         def cut_one(i):
             try:
-                array[i] = cut(people.picture(i), matrix[i], wide)
+                array[i] = cut(samples.image(i), matrix[i], wide)
             except BadInput as error:
-                raise BadInput(f"{people.name}, entry {i}: {error}") from error
+                raise BadInput(f"{samples.name}, entry {i}: {error}") from error
 
-        with ThreadPoolExecutor() as pool, tqdm(total=len(people), initial=start, desc="crops", leave=False,
-                                                disable=None) as bar:          # Pillow lets go of the interpreter to decode
-            for first in range(start, len(people), SLICE):
-                for _ in pool.map(cut_one, range(first, min(first + SLICE, len(people)))):
+        with ThreadPoolExecutor() as pool, tqdm(total=len(samples), initial=start, desc="crops", leave=False,
+                                                disable=None) as bar:    # Pillow releases Python's lock
+            for first in range(start, len(samples), SLICE):
+                for _ in pool.map(cut_one, range(first, min(first + SLICE, len(samples)))):
                     bar.update()
                 flushed(first + SLICE)
         return array
 
     if folder is None:
         return fill(np.empty(shape, np.uint8))
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in people.files]
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in samples.files]
     digest = hashlib.sha256(repr((stats, shape)).encode() + matrix.numpy().tobytes()).hexdigest()[:16]
-    file = Path(folder) / f"crops-{people.name.replace('/', '-').replace(' ', '-')}-{wide}-{digest}.npy"
+    file = Path(folder) / f"crops-{samples.name.replace('/', '-').replace(' ', '-')}-{wide}-{digest}.npy"
     partial, progress = file.with_suffix(".partial"), file.with_suffix(".progress")
     if (found := mapped(file, shape)) is not None:
         return found
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(progress, "a+") as done:
         lock(done, wait=True)
-        if (found := mapped(file, shape)) is not None:       # another process has cut them meanwhile
+        if (found := mapped(file, shape)) is not None:       # another process cut them meanwhile
             progress.unlink(missing_ok=True)
             return found
         done.seek(0)
-        said = done.read()
-        start = int(said) if said.isdigit() else 0
+        text = done.read()
+        start = int(text) if text.isdigit() else 0
         try:
             array = mapped(partial, shape, "r+") if start else None
             if array is None:
                 progress.write_text("")
                 start, array = 0, np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
                 reserve(partial)
-            print(f"cutting {len(people):,} crops of {wide} x {wide} pixels into {file} ({math.prod(shape) / 1e9:.2f} GB)"
+            print(f"cutting {len(samples):,} crops of {wide} x {wide} pixels into {file} "
+                  f"({math.prod(shape) / 1e9:.2f} GB)"
                   + (f", from the {start:,}th on" if start else ""))
 
-            def flushed(end):        # what is said to be done is on the disk
+            def flushed(end):        # recorded only when it is on disk
                 array.flush()
                 progress.write_text(str(end))
 
             fill(array, start, flushed)
             os.replace(partial, file)
         finally:
-            if file.exists() or not progress.read_text():    # through, or not worth keeping
+            if file.exists() or not progress.read_text():    # finished, or nothing to resume from
                 partial.unlink(missing_ok=True)
                 progress.unlink(missing_ok=True)
     return mapped(file, shape)
 
 
 def mapped(file, shape, mode="r"):
-    """A file of crops as an array; None where it is not there, cut off, or another one."""
+    """A file of crops as a memory-mapped array; None if it is missing, truncated or has another shape."""
     try:
         found = np.load(file, mmap_mode=mode)
     except (OSError, ValueError, EOFError):
@@ -199,7 +263,7 @@ def mapped(file, shape, mode="r"):
 
 
 def reserve(path):
-    """Take the room on the disk that the file says it has: a full one is told now, where writing to a map would kill us."""
+    """Allocate the file's space on disk: on a full disk, writing to a mapped file would raise SIGBUS."""
     if hasattr(os, "posix_fallocate"):
         try:
             with open(path, "r+b") as file:
@@ -207,55 +271,59 @@ def reserve(path):
         except OSError as error:
             size = path.stat().st_size
             path.unlink()
-            raise OSError(f"{path.parent} lacks room for {size / 1e9:.1f} GB of crops ({error.strerror}): name another folder "
-                          f"with --cache") from error
+            raise OSError(f"{path.parent} lacks room for {size / 1e9:.1f} GB of crops ({error.strerror}): "
+                          f"name another folder with --cache") from error
 
 
 class Batch(NamedTuple):
-    """What one training or evaluation step sees."""
+    """Input and labels of one step."""
     images: torch.Tensor       # (B, 3, size, size) RGB in [0, 1]
     xy: torch.Tensor           # (B, K, 2) joints as fractions of the crop
     visible: torch.Tensor      # (B, K) bool: labelled and inside the crop
-    matrix: torch.Tensor       # (B, 2, 3) picture -> crop, float64 on the CPU
+    matrix: torch.Tensor       # (B, 2, 3) image -> crop, float64 on the CPU
 
 
-class Place(NamedTuple):
-    """Where the crops of some people and their joints are."""
-    matrix: torch.Tensor       # (B, 2, 3) picture -> crop, float64
+class Keypoints(NamedTuple):
+    """The maps of B crops and the joints in them."""
+    matrix: torch.Tensor       # (B, 2, 3) image -> crop, float64
     xy: torch.Tensor           # (B, K, 2) joints as fractions of the crop
     visible: torch.Tensor      # (B, K) bool: labelled and inside the crop
 
 
-def place(people, rows, size, variation=None):
-    """The Place of people `rows` (B,). variation: the Variation of each of all N people; None for the plain crop."""
+def crop_keypoints(samples, rows, size, params=None):
+    """The Keypoints of samples `rows` (B,). params: AugmentationParams of all N samples, or None."""
     center, side, joints, visible = (
-        torch.from_numpy(of)[rows] for of in (people.center, people.side, people.joints, people.visible))
-    rotation, zoom, flip = variation.of(rows)[:3] if variation else (0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool))
+        torch.from_numpy(of)[rows] for of in (samples.center, samples.side, samples.joints, samples.visible))
+    plain = 0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool)
+    rotation, zoom, flip = params.of(rows)[:3] if params else plain
     matrix = crop_matrix(center, side * zoom, size, rotation, flip)
     xy = (transform(matrix, joints) + 0.5) / size                              # pixels -> fractions
     xy = torch.where(flip[:, None, None], xy[:, FLIP], xy).float()
     visible = torch.where(flip[:, None], visible[:, FLIP], visible)
-    return Place(matrix, xy, visible & ((xy >= 0) & (xy <= 1)).all(-1))
+    return Keypoints(matrix, xy, visible & ((xy >= 0) & (xy <= 1)).all(-1))
 
 
-def make_batch(people, stored, rows, size, device="cpu", variation=None):
-    """People `rows` (B,) of stored crops (N, wide, wide, 3), an array or a tensor on the device, as a Batch.
+def make_batch(samples, stored, rows, size, device="cpu", params=None):
+    """Samples `rows` (B,) of stored crops (N, wide, wide, 3), an array or a tensor on the device, as a Batch.
 
-    variation: as in `place`.
+    params: as in `crop_keypoints`.
     """
     rows = torch.as_tensor(rows)
-    matrix, xy, visible = place(people, rows, size, variation)
-    plain = stored_matrix(torch.from_numpy(people.center)[rows], torch.from_numpy(people.side)[rows], size)
-    pixels = stored[rows.to(device)] if torch.is_tensor(stored) else torch.from_numpy(stored[rows.numpy()]).to(device)
-    pixels = pixels.permute(0, 3, 1, 2)                                                    # (B, 3, wide, wide)
+    matrix, xy, visible = crop_keypoints(samples, rows, size, params)
+    plain = stored_matrix(torch.from_numpy(samples.center)[rows], torch.from_numpy(samples.side)[rows], size)
+    if torch.is_tensor(stored):
+        pixels = stored[rows.to(device)]
+    else:
+        pixels = torch.from_numpy(stored[rows.numpy()]).to(device)
+    pixels = pixels.permute(0, 3, 1, 2)                                                   # (B, 3, wide, wide)
     part = max(1, CACHED // pixels[0, 0].numel()) if pixels.device.type == "cpu" else len(rows)
     images = torch.cat([warp(few.float(), map, size) for few, map in zip(
         pixels.split(part), compose(matrix, invert(plain)).split(part))]).div_(255)
-    if variation and not (variation.gain == 1).all():
-        gain, shift = (each[rows, :, None, None].to(device) for each in (variation.gain, variation.shift))
+    if params and not (params.gain == 1).all():
+        gain, shift = (each[rows, :, None, None].to(device) for each in (params.gain, params.shift))
         images.mul_(gain).add_(shift).clamp_(0, 1)
-    if variation and variation.hidden[:, 2:].any():
-        images = hide(images, *(each[rows].to(device) for each in (variation.hidden, variation.paint)))
+    if params and params.hidden[:, 2:].any():
+        images = hide(images, *(each[rows].to(device) for each in (params.hidden, params.paint)))
     return Batch(images, xy.to(device), visible.to(device), matrix)
 
 

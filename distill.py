@@ -1,20 +1,22 @@
-"""What the networks learn from: labels, and a teacher's tokens, heatmaps and confidence.
+"""Losses: labels, and distillation from a teacher's tokens, heatmaps and confidence.
 
-    python train.py --student cc --filter gd        # prints every term below at every epoch
+    python train.py --student cc --filter gd        # logs every term below
 
     L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs
 
-    L_task   the labels: SmoothL1 (regression), KL to a Gaussian label (coordinate classification)
-    L_kt     keypoint tokens of student and teacher, mean squared error
-    L_vt     visual tokens of student and teacher, mean squared error
-    L_hm     the student's prediction, read as a heatmap or its two marginals, against the teacher's heatmap
-    L_cs     the student's confidence against what the teacher thinks of the student's answer
+    L_task   labels: SmoothL1 (regression), KL to a Gaussian label (coordinate classification)
+    L_kt     mean squared error between keypoint tokens of student and teacher
+    L_vt     mean squared error between visual tokens of student and teacher
+    L_hm     the student's prediction as a heatmap, or as its two marginals, against the teacher's heatmap
+    L_cs     the student's confidence against the teacher's heatmap value at the student's prediction
 
-The terms are those of the BMVC 2024 paper's poster; for the regression student they are DistilPose's
-("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023), for coordinate classification the
-heatmap enters through its marginals. A joint without a label (visible = 0) takes part in no term.
+The terms are those of the BMVC 2024 paper's poster. For the regression student they are DistilPose's
+("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification
+the heatmap is compared through its marginals. A joint without a label (visible = False) contributes to no
+term.
 
-Shapes: B pictures, K = 16 joints, D channels, N visual tokens, S = 64 heatmap cells a side, `bins` SimCC bins an axis.
+Shapes: B images, K = 16 joints, D channels, N visual tokens, S x S heatmap cells, `bins` SimCC bins per axis.
+Coordinates xy are fractions of the crop, visible is bool. Each loss is a tensor of shape ().
 """
 
 from typing import NamedTuple
@@ -24,22 +26,27 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from crops import coordinate_labels, heatmaps
-from heads import CoordinateHead, Regression
-from inputs import has_room
+from models import CoordinateHead, Regression
 
-# Weights a1 .. a4, of standardised tokens (see Lessons): found in runs of 1,000 steps of the tiny gs students (PCKh@0.5 of one
-# seed). cc, by its a1 and a2: 41.5 with 0.3 and 0.1, 43.1 with 1 and 0.3, 45.1 with 3 and 1. reg, whose L_task is a twentieth
-# of that: 30.0 with 0.3 and 0.1, 29.8 with 1 and 0.3. DistilPose's are 5e-4, 5e-4, 1 and 0.01, for tokens as they are.
+# Weights a1 .. a4, for standardised tokens (TeacherTargets). Found in runs of 1,000 steps of the tiny gs
+# students, one seed, PCKh@0.5. cc with a1, a2 = 0.3, 0.1: 41.5; 1, 0.3: 43.1; 3, 1: 45.1. reg, whose L_task
+# is a twentieth of that, with 0.3, 0.1: 30.0; 1, 0.3: 29.8. DistilPose uses 5e-4, 5e-4, 1 and 0.01 for tokens
+# that are not standardised. Every term but L_vt is divided by all joints (masked_mean): where a fraction v of
+# the joints is visible, it is v times the mean over visible joints. L therefore scales with v, except for
+# L_vt. v is 0.93 in MPII, 1 for synthetic people.
 WEIGHTS = {"cc": dict(keypoint_tokens=3.0, visual_tokens=1.0, heatmap=1.0, confidence=0.01),
            "reg": dict(keypoint_tokens=0.3, visual_tokens=0.1, heatmap=1.0, confidence=0.01)}
 TERMS = tuple(WEIGHTS["cc"])
-PACKED = torch.float16, torch.float16, torch.uint8       # in what a teacher's answers are kept: tokens, tokens, heatmaps
-SMOOTH_L1_BETA = 1 / 64      # SmoothL1 is quadratic below one heatmap cell, linear above, in fractions of the crop
+SMOOTH_L1_BETA = 1 / 64      # SmoothL1 is quadratic below this, one heatmap cell in fractions of the crop
 
 
-def over_visible(values, visible):
-    """Mean of values (B, K) over the visible joints (B, K); 0 where there are none. Others may hold anything, NaN too."""
-    return torch.where(visible, values, 0).sum() / visible.sum().clamp(min=1)
+def masked_mean(values, visible):
+    """Sum of values (B, K) over visible joints (B, K), divided by all B * K joints, as in HRNet's loss.
+
+    The mean over equal parts of a batch is then that of the whole, so gradients can be accumulated and
+    averaged over processes. Values of invisible joints may be anything, including NaN.
+    """
+    return torch.where(visible, values, 0).mean()
 
 
 def kl_divergence(target, logits):
@@ -50,28 +57,30 @@ def kl_divergence(target, logits):
     return (torch.xlogy(target, target) - target * logits.log_softmax(-1)).sum(-1)
 
 
-# ------------------------------------------------------------------------------- labels: the student's task, the teacher's
+# ------------------------------------------------------------------------------- labels
 
 def regression_task(prediction, xy, visible):
-    """L_task = SmoothL1(xy_student, xy_label), in fractions of the crop, over visible joints."""
-    return over_visible(F.smooth_l1_loss(prediction.xy, xy, reduction="none", beta=SMOOTH_L1_BETA).mean(-1), visible)
+    """L_task = SmoothL1(xy_student, xy_label), in fractions of the crop, per joint and axis."""
+    loss = F.smooth_l1_loss(prediction.xy, xy, reduction="none", beta=SMOOTH_L1_BETA)      # (B, K, 2)
+    return masked_mean(loss.mean(-1), visible)
 
 
 def coordinate_task(prediction, xy, visible, sigma):
-    """L_task = KL(Gaussian label || student), mean of both axes, over visible joints (SimCC). sigma in bins."""
+    """L_task = KL(Gaussian label || student), mean of both axes (SimCC). sigma in bins."""
     labels = coordinate_labels(xy, sigma, prediction[0].shape[-1])
-    return over_visible(sum(kl_divergence(label, logits) for label, logits in zip(labels, prediction)) / 2, visible)
+    kl_x, kl_y = (kl_divergence(label, logits) for label, logits in zip(labels, prediction))     # (B, K) each
+    return masked_mean((kl_x + kl_y) / 2, visible)
 
 
 def heatmap_task(logits, xy, visible, sigma):
-    """The teacher's own loss: cross-entropy over positions, KL(Gaussian label over the cells || softmax(logits))."""
+    """L_task of the teacher: KL(Gaussian label || softmax(logits)) over positions. logits (B, K, S, S)."""
     label = heatmaps(xy, sigma, logits.shape[-1]).flatten(-2)                              # (B, K, S * S)
     label = label / label.sum(-1, keepdim=True).clamp(min=torch.finfo(label.dtype).tiny)
-    return over_visible(kl_divergence(label, logits.flatten(-2)), visible)
+    return masked_mean(kl_divergence(label, logits.flatten(-2)), visible)
 
 
 def task_loss(head, prediction, xy, visible):
-    """L_task of whichever head made the prediction. xy (B, K, 2) fractions of the crop, visible (B, K)."""
+    """L_task of the head that made the prediction. xy (B, K, 2) fractions of the crop, visible (B, K)."""
     if isinstance(prediction, Regression):
         return regression_task(prediction, xy, visible)
     if isinstance(head, CoordinateHead):
@@ -79,11 +88,11 @@ def task_loss(head, prediction, xy, visible):
     return heatmap_task(prediction, xy, visible, head.sigma)
 
 
-# ------------------------------------------------------------------------------- the teacher
+# ------------------------------------------------------------------------------- distillation
 
 def keypoint_token_loss(student, teacher, visible):
-    """L_kt = ||T_student - T_teacher||^2 / D per keypoint token (B, K, D), over visible joints."""
-    return over_visible((student - teacher).square().mean(-1), visible)
+    """L_kt = ||T_student - T_teacher||^2 / D of keypoint tokens (B, K, D)."""
+    return masked_mean((student - teacher).square().mean(-1), visible)
 
 
 def visual_token_loss(student, teacher):
@@ -92,53 +101,55 @@ def visual_token_loss(student, teacher):
 
 
 def heatmap_loss_regression(prediction, teacher, visible):
-    """L_hm = ||H_simulated - H_teacher||^2 / S^2: a Gaussian at (x, y) with (sigma_x, sigma_y) drawn on the grid."""
+    """L_hm = ||H_student - H_teacher||^2 / S^2, H_student a Gaussian at (x, y), widths (sigma_x, sigma_y)."""
     simulated = heatmaps(prediction.xy, prediction.sigma, teacher.shape[-1])               # (B, K, S, S)
-    return over_visible((simulated - teacher).square().mean((-2, -1)), visible)
+    return masked_mean((simulated - teacher).square().mean((-2, -1)), visible)
 
 
 def marginals(teacher, bins):
-    """Heatmaps (B, K, S, S) -> two distributions (B, K, bins), over x and y: summed, resampled, normalised."""
-    for axis in (-2, -1):                                                                  # sum over rows leaves x
+    """Heatmaps (B, K, S, S) -> two distributions (B, K, bins), over x and y: sum, resample, normalise."""
+    for axis in (-2, -1):                                                             # sum over rows leaves x
         marginal = F.interpolate(teacher.sum(axis), size=bins, mode="linear", align_corners=False)
         yield marginal / marginal.sum(-1, keepdim=True).clamp(min=torch.finfo(marginal.dtype).tiny)
 
 
 def heatmap_loss_coordinates(prediction, teacher, visible):
     """L_hm = KL(marginal of H_teacher || student), mean of both axes."""
-    pairs = zip(marginals(teacher, prediction[0].shape[-1]), prediction)
-    return over_visible(sum(kl_divergence(target, logits) for target, logits in pairs) / 2, visible)
+    targets = marginals(teacher, prediction[0].shape[-1])
+    kl_x, kl_y = (kl_divergence(target, logits) for target, logits in zip(targets, prediction))  # (B, K) each
+    return masked_mean((kl_x + kl_y) / 2, visible)
 
 
 def confidence_loss(confidence, xy, teacher, visible):
-    """L_cs = |c_student - H_teacher(x_student, y_student)|: how sure to be is what the teacher thinks of the place.
+    """L_cs = |c_student - H_teacher(x_student, y_student)|: certainty is learned from the teacher's heatmap.
 
-    confidence (B, K), xy (B, K, 2) in fractions (no gradient passes through the place), teacher (B, K, S, S).
+    confidence (B, K), xy (B, K, 2) in fractions (no gradient passes through xy), teacher (B, K, S, S).
     """
     B, K, S, _ = teacher.shape
-    place = (2 * xy.detach() - 1).view(B * K, 1, 1, 2)                                     # [-1, 1], edge to edge
-    value = F.grid_sample(teacher.reshape(B * K, 1, S, S), place, padding_mode="border", align_corners=False)
-    return over_visible((confidence - value.view(B, K)).abs(), visible)
+    grid = (2 * xy.detach() - 1).view(B * K, 1, 1, 2)                                  # [-1, 1], edge to edge
+    value = F.grid_sample(teacher.reshape(B * K, 1, S, S), grid, padding_mode="border", align_corners=False)
+    return masked_mean((confidence - value.view(B, K)).abs(), visible)
 
 
-class Lesson(NamedTuple):
-    """What the teacher hands over of a batch of pictures."""
+class Targets(NamedTuple):
+    """What a teacher predicts for a batch of images: the student's targets."""
     keypoint_tokens: torch.Tensor      # (B, K, D)
     visual_tokens: torch.Tensor        # (B, N, D)
     heatmaps: torch.Tensor             # (B, K, S, S) in [0, 1]
 
 
 @torch.no_grad()
-def give_lesson(teacher, images):
-    """The Lesson of images (B, 3, size, size), tokens as they are. No gradient reaches the teacher."""
+def teacher_targets(teacher, images):
+    """The Targets of images (B, 3, size, size), tokens not standardised. No gradient reaches the teacher."""
     output = teacher(images)
-    return Lesson(output.keypoint_tokens.float(), output.visual_tokens.float(), teacher.head.heatmaps(output.prediction))
+    return Targets(output.keypoint_tokens.float(), output.visual_tokens.float(),
+                   teacher.head.heatmaps(output.prediction))
 
 
 class TokenScale(NamedTuple):
-    """Tokens (B, T, D) less what they are in every picture, in units of how far pictures differ, channel by channel."""
-    mean: torch.Tensor                 # (T, D), over pictures
-    deviation: torch.Tensor            # (D,), over pictures and tokens
+    """Standardise tokens (B, T, D): subtract each token's mean, divide by each channel's deviation."""
+    mean: torch.Tensor                 # (T, D), over images
+    deviation: torch.Tensor            # (D,), over images and tokens
 
     @classmethod
     def measure(cls, tokens):
@@ -149,82 +160,74 @@ class TokenScale(NamedTuple):
         return (tokens - self.mean) / self.deviation
 
 
-class Lessons:
-    """A teacher whose tokens are standardised, and who can remember its answers.
+class TeacherTargets:
+    """Targets of a teacher with standardised tokens, computed at every call or once per augmented view.
 
-    Most of what a token holds is the same in every picture (two thirds of the variance of the tiny teacher's visual tokens),
-    and its scale is whatever training left. The student is taught what differs between pictures, in units of its
-    deviation: then one set of weights suits every teacher.
+    Tokens are z-scored because two thirds of the variance of the tiny teacher's visual tokens is the same in
+    every image, and their scale is arbitrary. Standardised, they carry what differs between images, and one
+    set of weights a1 and a2 suits every teacher.
 
-    images: (B, 3, size, size) of pictures to measure mean and deviation on. source: a name for the teacher's weights, by which
-    a resumed run knows it again.
-    views, people: the teacher's forward pass costs more than a whole step of a small student. Where people are few and each
-    is shown in the same few views again and again, it is paid once: tokens are kept in float16, heatmaps in 255 steps.
+    teacher: network in evaluation mode. images: (B, 3, size, size), from which mean and deviation are
+    measured. source: identifies the teacher's weights when a run is resumed. views, samples: with views > 0,
+    the targets of all samples are kept for each view in CPU memory (tokens in float16, heatmaps in 255
+    steps), because the teacher's forward pass takes longer than a step of a small student.
     """
 
-    def __init__(self, teacher, images, views=0, people=0, source=None):
-        self.teacher, self.source = teacher, source
-        lessons = [give_lesson(teacher, part) for part in images.split(32)]
-        self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in list(zip(*lessons))[:2]]
-        self.bytes_an_answer = sum(part[0].numel() * dtype.itemsize for part, dtype in zip(lessons[0], PACKED))
-        self.people, self.known = people, [False] * views
-        self.device = images.device if has_room(images.device, self.bytes()) else torch.device("cpu")     # where they are kept
-        self.kept = [torch.empty(views, people, *part.shape[1:], dtype=dtype, device=self.device)
-                     for part, dtype in zip(lessons[0], PACKED)]
+    def __init__(self, teacher, images, views=0, samples=0, source=None):
+        self.teacher, self.source, self.views, self.samples = teacher, source, views, samples
+        parts = [teacher_targets(teacher, part) for part in images.split(32)]
+        self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in list(zip(*parts))[:2]]
+        self.kept = [torch.empty(views, samples, *part.shape[1:], dtype=dtype)
+                     for part, dtype in zip(parts[0], (torch.float16, torch.float16, torch.uint8))]
+        self.ready = set()               # views whose targets are kept
 
-    def bytes(self):
-        """What the remembered answers take."""
-        return len(self.known) * self.people * self.bytes_an_answer
+    def nbytes(self):
+        """Memory of the kept targets, bytes."""
+        return sum(part.nbytes for part in self.kept)
 
-    def give(self, images):
-        keypoint, visual, heatmaps = give_lesson(self.teacher, images)
-        return Lesson(self.scales[0](keypoint), self.scales[1](visual), heatmaps)
+    def compute(self, images):
+        """The Targets of images (B, 3, size, size), tokens standardised."""
+        keypoint, visual, heatmaps = teacher_targets(self.teacher, images)
+        return Targets(self.scales[0](keypoint), self.scales[1](visual), heatmaps)
 
-    def prepare(self, view, images_of, between):
-        """Ask the teacher about everybody in this view, unless that was done. images_of: rows -> (B, 3, size, size).
+    def prepare(self, view, batch_of, between):
+        """Compute and keep the targets of all samples in a view, unless that was done.
 
-        between: called after each batch; it may end the run.
-
-        All at once and in order, so that an answer does not depend on who else was in a batch, or when a run was resumed.
+        In order and in batches of 64, so that a target does not depend on the batch it is used in, nor on
+        whether the run was resumed. batch_of: rows (B,) -> Batch. between: called after each batch; may
+        raise.
         """
-        if not len(self.known) or self.known[view]:
+        if not self.views or view in self.ready:
             return
-        for rows in tqdm(torch.arange(self.people).split(64), desc="asking the teacher", leave=False, disable=None):
-            tokens, visual, heatmaps = self.give(images_of(rows))
+        batches = torch.arange(self.samples).split(64)
+        for rows in tqdm(batches, desc="teacher targets", leave=False, disable=None):
+            tokens, visual, heatmaps = self.compute(batch_of(rows).images)
             for kept, part in zip(self.kept, (tokens, visual, (255 * heatmaps).round())):
-                kept[view, rows] = part.to(kept.dtype).to(self.device)
+                kept[view, rows] = part.to(kept.dtype).cpu()
             between()
-        self.known[view] = True
+        self.ready.add(view)
 
     def __call__(self, images, view, rows):
-        """The Lesson of images (B, 3, size, size), which show people `rows` (B,) in this view."""
-        if not len(self.known):
-            return self.give(images)
+        """The Targets of images (B, 3, size, size), which show samples `rows` (B,) in this view."""
+        if not self.views:
+            return self.compute(images)
         tokens, visual, heatmaps = (kept[view, rows].to(images.device).float() for kept in self.kept)
-        return Lesson(tokens, visual, heatmaps / 255)
+        return Targets(tokens, visual, heatmaps / 255)
 
 
-def distillation_loss(head, output, lesson, xy, visible):
+def distillation_loss(head, output, targets, xy, visible):
     """The task and the four terms, unweighted, by name: {'task': L_task, 'keypoint_tokens': L_kt, ...}.
 
-    head: the student's. output: what the student made of the pictures. lesson: what the teacher did. xy, visible: labels.
+    head, output: the student's head and Output. targets: the teacher's Targets. xy, visible: labels.
     """
     prediction = output.prediction
     heatmap_loss = heatmap_loss_regression if isinstance(prediction, Regression) else heatmap_loss_coordinates
-    place, confidence = head.decode(prediction)
+    decoded, confidence = head.decode(prediction)
     return {"task": task_loss(head, prediction, xy, visible),
-            "keypoint_tokens": keypoint_token_loss(output.keypoint_tokens, lesson.keypoint_tokens, visible),
-            "visual_tokens": visual_token_loss(output.visual_tokens, lesson.visual_tokens),
-            "heatmap": heatmap_loss(prediction, lesson.heatmaps, visible),
-            "confidence": confidence_loss(confidence, place, lesson.heatmaps, visible)}
-
-
-def of_a_part(terms, share):
-    """Terms of a part of a batch, such that their mean over equal parts is the term of the whole.
-
-    All but L_vt are means over visible joints: share is how many of them the part has, over what an average part has.
-    """
-    return {name: term if name == "visual_tokens" else share * term for name, term in terms.items()}
+            "keypoint_tokens": keypoint_token_loss(output.keypoint_tokens, targets.keypoint_tokens, visible),
+            "visual_tokens": visual_token_loss(output.visual_tokens, targets.visual_tokens),
+            "heatmap": heatmap_loss(prediction, targets.heatmaps, visible),
+            "confidence": confidence_loss(confidence, decoded, targets.heatmaps, visible)}
 
 
 def total(terms, weights):

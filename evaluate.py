@@ -1,41 +1,49 @@
 """PCKh of predictions, and what the networks cost.
 
-    python evaluate.py                                             # cost table, and PCKh of the newest checkpoint
-    python evaluate.py --checkpoint weights/teacher-tiny-drawn.pt  # PCKh on drawn people
-    python evaluate.py --checkpoint best.pt --data MPII            # PCKh on MPII, add --flip-test for both mirror images
-    python evaluate.py --predictions preds.mat --data MPII         # PCKh of anybody's predictions
-    python evaluate.py --costs                                     # the paper's Tables A and B, measured here
-    python evaluate.py --speed                                     # filters against attention, plain, ready and compiled
+    python evaluate.py                                  # cost table, and PCKh of the newest checkpoint
+    python evaluate.py --checkpoint weights/teacher-tiny-drawn.pt  # PCKh on drawings
+    python evaluate.py --checkpoint best.pt --data MPII  # PCKh on MPII; --flip-test averages mirror images
+    python evaluate.py --predictions preds.mat --data MPII  # PCKh of a file of predictions
+    python evaluate.py --costs                          # the paper's Tables A and B, measured here
 
-PCKh@t: the share of joints whose error is at most t times the head size, 0.6 x the diagonal of the head box.
+PCKh@t is the fraction of joints whose error is at most t head sizes, each 0.6 x the diagonal of a head box:
 
     PCKh@t = 100 * mean over labelled joints of [ ||prediction - label|| / head size <= t ]
 
-Pelvis and thorax count in no mean, as everywhere in the literature on MPII. Two means are in use, and both are
+Pelvis and thorax are left out of every mean, as in the literature on MPII. Two means are in use and both are
 printed: HRNet's, weighted by how often a joint is labelled (`mean`), and the plain mean of 14 joints
-(`mean_unweighted`). @0.1 is threshold 0.10; HRNet's "Mean@0.1" is really 0.11.
+(`mean_unweighted`). @0.1 is threshold 0.10; HRNet's "Mean@0.1" uses 0.11.
 """
 
+import copy
 import json
+import math
+import os
+import platform
+import statistics
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.io import loadmat
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import checkpoint
-from costs import cost_table, measure_costs, protocol
+from common import BadInput, CommandLine, Distributed, check_device, default_device, main_with_clear_errors
 from crops import invert, make_batch, store, transform
-from data_mpii import load_people, read_truth
-from inputs import BadInput, CommandLine, check_device, default_device, main_with_clear_errors
-from parallel import Team
+from data_mpii import load_samples, read_truth
+from gfl import by_definition
+from models import build_student
 from synthetic import drawn_people
 
 # Joint groups as every table on MPII prints them: right and left together, the head by its top.
 GROUPS = {"head": [9], "shoulder": [12, 13], "elbow": [11, 14], "wrist": [10, 15],
           "hip": [2, 3], "knee": [1, 4], "ankle": [0, 5]}
-SCORED = [joint for joint in range(16) if joint not in (6, 7)]       # pelvis and thorax left out
+SCORED = [joint for joint in range(16) if joint not in (6, 7)]       # without pelvis and thorax
 THRESHOLDS = (0.5, 0.1)
 BATCH = 64
 HELD_OUT = 1000                      # drawings to score on
@@ -44,32 +52,35 @@ HELD_OUT = 1000                      # drawings to score on
 # ------------------------------------------------------------------------------- PCKh
 
 def pckh(joints, truth, visible, head_size, threshold):
-    """PCKh in percent, by group and both means. joints, truth (N, 16, 2), visible (N, 16), head_size (N,) pixels."""
-    error = np.linalg.norm(joints - truth, axis=-1) / head_size[:, None]             # (N, 16)
-    hit = (error <= threshold) & visible
-    hits, counts = hit.sum(0), visible.sum(0)                                        # (16,)
+    """PCKh in percent by group, and both means: {'head': ..., 'mean_unweighted': ...}; NaN without labels.
 
-    def share(joints):
+    joints, truth: (N, 16, 2) pixels. visible: (N, 16) bool, labelled joints. head_size: (N,) pixels.
+    """
+    error = np.linalg.norm(joints - truth, axis=-1) / head_size[:, None]             # (N, 16)
+    hits, counts = ((error <= threshold) & visible).sum(0), visible.sum(0)           # (16,)
+
+    def fraction(joints):
         count = counts[joints].sum()
         return float(100 * hits[joints].sum() / count) if count else float("nan")
 
-    groups = {name: mean_of_known([share([joint]) for joint in joints]) for name, joints in GROUPS.items()}
-    return groups | {"mean": share(SCORED), "mean_unweighted": mean_of_known([share([joint]) for joint in SCORED])}
+    groups = {name: mean_of_known([fraction([joint]) for joint in joints]) for name, joints in GROUPS.items()}
+    return groups | {"mean": fraction(SCORED),
+                     "mean_unweighted": mean_of_known([fraction([joint]) for joint in SCORED])}
 
 
 def mean_of_known(values):
-    """Plain mean of the values that are not NaN; NaN where none is (a joint that nobody has labelled)."""
+    """Plain mean of the values that are not NaN; NaN where there is none."""
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")
 
 
 def score(joints, truth, visible, head_size):
-    """{'pckh@0.5': {...}, 'pckh@0.1': {...}} of predictions (N, 16, 2) in pixels of the pictures."""
+    """{'pckh@0.5': {...}, 'pckh@0.1': {...}}; shapes and units as in `pckh`."""
     return {f"pckh@{t}": pckh(joints, truth, visible, head_size, t) for t in THRESHOLDS}
 
 
 def print_score(scores):
-    """A table of what `score` returns, one row a threshold."""
+    """Print what `score` returns as a table, one row a threshold."""
     print(" " * 9 + "".join(f"{name:>11}" for name in (*GROUPS, "mean", "unweighted")))
     for name, values in scores.items():
         print(f"{name:9}" + "".join(f"{value:11.2f}" for value in values.values()))
@@ -78,34 +89,34 @@ def print_score(scores):
 # ------------------------------------------------------------------------------- predictions of a network
 
 @torch.inference_mode()
-def predict(model, people, stored, device="cpu", flip_test=False, team=Team(0, 1, "cpu"), between=lambda: None):
-    """Joints (N, 16, 2) in pixels of the pictures and confidences (N, 16), of people with stored crops.
+def predict(model, samples, stored, device="cpu", flip_test=False,
+            distributed=Distributed(0, 1, "cpu"), between=lambda: None):          # noqa: B008
+    """Joints (N, 16, 2) in pixels of the images and confidences (N, 16) in [0, 1], from stored crops.
 
-    flip_test: of the mean of what the network says of a crop and of its mirror image (with_mirror of heads.py).
-    team: processes that share the work; each gets the whole answer.
-    between: called before each batch, equally often by every process; it may end the run.
+    flip_test: average each prediction with that of the mirrored crop (with_mirror of models.py).
+    distributed: processes that share the work; each returns the whole result.
+    between: called before each batch, equally often in every process; it may raise to end the run.
     """
     model.eval()
-    mine = len(range(team.rank, len(people), team.world))
-    # taken at once: small pieces kept among the network's large ones would keep these from being given back (100,000 people
-    # took 0.8 GB more)
+    world, mine = distributed.world_size, len(range(distributed.rank, len(samples), distributed.world_size))
+    # Allocated at once: small results among the network's large tensors would keep those from being freed.
     joints, confidences, done = np.empty((mine, 16, 2)), np.empty((mine, 16), np.float32), 0
-    for rows in tqdm(np.array_split(np.arange(len(people)), range(BATCH * team.world, len(people), BATCH * team.world)),
-                     desc="evaluating", leave=False, disable=None):
+    steps = np.array_split(np.arange(len(samples)), range(BATCH * world, len(samples), BATCH * world))
+    for rows in tqdm(steps, desc="evaluating", leave=False, disable=None):
         between()
-        rows = rows[team.rank::team.world]
+        rows = rows[distributed.rank::world]
         if not len(rows):
             continue
-        batch = make_batch(people, stored, rows, model.size, device)
-        places, confidence = look(model, batch.images, flip_test)
-        joints[done:done + len(rows)] = transform(invert(batch.matrix), places.cpu())          # crop -> picture
+        batch = make_batch(samples, stored, rows, model.size, device)
+        xy, confidence = predict_crops(model, batch.images, flip_test)
+        joints[done:done + len(rows)] = transform(invert(batch.matrix), xy.cpu())          # crop -> image
         confidences[done:done + len(rows)] = confidence.cpu()
         done += len(rows)
-    return team.gather(joints), team.gather(confidences)
+    return distributed.gather(joints), distributed.gather(confidences)
 
 
-def look(model, images, flip_test=False):
-    """Joints (B, 16, 2) in pixels of the crops `images` (B, 3, size, size), and confidences (B, 16)."""
+def predict_crops(model, images, flip_test=False):
+    """Joints (B, 16, 2) in pixels and confidences (B, 16) of crops (B, 3, size, size) in [0, 1]."""
     output = model(images)
     if flip_test:
         mirrored = model(images.flip(-1))
@@ -113,22 +124,25 @@ def look(model, images, flip_test=False):
     return model.decode(output)
 
 
-def evaluate(model, people, stored, device="cpu", **how):
-    """Scores of a network on people with stored crops; how: flip_test, team and between, as in `predict`."""
-    return score(predict(model, people, stored, device, **how)[0], people.joints, people.visible, people.head_size)
+def evaluate(model, samples, stored, device="cpu", **how):
+    """Scores of a network on samples with stored crops; how: the last arguments of `predict`."""
+    joints, _ = predict(model, samples, stored, device, **how)
+    return score(joints, samples.joints, samples.visible, samples.head_size)
 
 
 def mean_pose_score(train, valid):
-    """Scores of a guess that ignores the picture: the mean joint of the training people within their boxes."""
-    inside = (train.joints - train.center[:, None]) / train.side[:, None, None]      # (N, 16, 2), box = [-0.5, 0.5]
+    """Scores of a guess that ignores the image: the mean joint of the training samples within their boxes."""
+    inside = (train.joints - train.center[:, None]) / train.side[:, None, None]  # (N, 16, 2), -0.5 .. 0.5
     mean = (inside * train.visible[..., None]).sum(0) / np.maximum(train.visible.sum(0), 1)[:, None]
-    return score(valid.center[:, None] + valid.side[:, None, None] * mean, valid.joints, valid.visible, valid.head_size)
+    guess = valid.center[:, None] + valid.side[:, None, None] * mean
+    return score(guess, valid.joints, valid.visible, valid.head_size)
 
-
-# ------------------------------------------------------------------------------- a file of predictions
 
 def read_predictions(file, count):
-    """preds of a .mat file, (N, 16, 2), (16, 2, N) or (2, 16, N), 1-based as MPII's own pixels -> (N, 16, 2) 0-based."""
+    """preds of a .mat file, (N, 16, 2), (16, 2, N) or (2, 16, N), 1-based MPII pixels -> (N, 16, 2) 0-based.
+
+    Raises BadInput where the file holds anything else, or not `count` people.
+    """
     try:
         mat = loadmat(file)
     except Exception as error:
@@ -141,40 +155,183 @@ def read_predictions(file, count):
     for axes in ((0, 1, 2), (2, 0, 1), (2, 1, 0)):
         if preds.ndim == 3 and preds.transpose(axes).shape == (count, 16, 2):
             return preds.transpose(axes).astype(np.float64) - 1
-    raise BadInput(f"preds of {file} have shape {preds.shape}, the truth has {count} people: need ({count}, 16, 2)")
+    raise BadInput(f"preds of {file} have shape {preds.shape}, the truth has {count} people: "
+                   f"need ({count}, 16, 2)")
+
+
+# ------------------------------------------------------------------------------- what the networks cost
+
+# GFLOPs in the paper's tables are multiply-adds of matrix products and convolutions. PyTorch's own counter
+# counts them here over the real network with its filters in the form of their definition; FFTs, which it does
+# not know, are added by formula.
+
+# The paper's Tables A and B: student, filter, backbone, PCKh without and with distillation, M parameters,
+# GFLOPs, fps.
+PAPER = [
+    ("reg", "gs", "none", 40.07, 65.3, 3.61, 0.77, 3325),
+    ("reg", "gd", "none", 48.97, 76.0, 6.39, 1.28, 1560),
+    ("reg", "gs", "w32", 71.90, 87.7, 11.25, 7.13, 645),
+    ("reg", "gd", "w32", 67.81, 87.7, 14.03, 7.64, 525),
+    ("reg", "gs", "w48", 71.0, 87.9, 20.3, 12.9, 425),
+    ("reg", "attention", "none", 46.8, 79.30, 4.72, 1.6, 1481),
+    ("reg", "attention", "w32", 68.39, 88.73, 12.36, 7.95, 506),
+    ("reg", "attention", "w48", 72.8, 88.61, 21.4, 13.8, 367),
+    ("cc", "gs", "none", 69.2, 77.87, 3.73, 0.78, 3668),
+    ("cc", "gd", "none", 77.48, 80.63, 6.51, 1.28, 1854),
+    ("cc", "gs", "w32", 88.13, 89.40, 11.37, 7.13, 717),
+    ("cc", "gd", "w32", 87.67, 89.25, 14.14, 7.63, 606),
+    ("cc", "gs", "w48", 88.87, 89.5, 20.4, 13.0, 456),
+    ("cc", "attention", "none", 78.42, 81.94, 4.84, 1.60, 1831),
+    ("cc", "attention", "w32", 88.83, 89.97, 12.48, 7.96, 597),
+    ("cc", "attention", "w48", 89.07, 90.3, 21.5, 13.8, 396),
+]
+COST_BATCH = {"none": 16, "w32": 4, "w48": 4}       # crops a forward pass when timing
+COST_SECONDS = 75                    # for the frames a second of all 16 networks together
+ROUNDS, RUNS, LEAST = 4, 3, 0.2    # turns of each network; timed runs and seconds of a turn, at least
+# those that set the rate of products, and environment variables that forbid some of them
+INSTRUCTION_SETS = "avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16"
+LIMITS = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"
+
+
+def fft_flops(input_shape, dims, *args, out_shape=None, **kwargs):
+    """Operations of a real FFT or its inverse: 5/2 N log2 N for each channel, half of a complex one.
+
+    N is the number of tokens, read from the real side of the transform: its input forward, its output
+    backward.
+    """
+    real = max(input_shape, out_shape, key=math.prod)
+    N = math.prod(real[dim] for dim in dims)
+    return round(2.5 * math.prod(real) * math.log2(N))
+
+
+TRANSFORMS = {torch.ops.aten._fft_r2c: fft_flops, torch.ops.aten._fft_c2r: fft_flops}
+
+
+def count_parameters(model):
+    """Number of parameters; the fixed position embedding is included, as in the paper's tables."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_multiply_adds(model):
+    """Multiply-adds of one crop, counted without computing: torch's meta device has shapes alone."""
+    model = copy.deepcopy(model).to("meta").eval().requires_grad_(False)  # the counter needs no graph
+    # Fused attention hides its two products from the counter; the MATH backend shows them.
+    with by_definition(model), sdpa_kernel(SDPBackend.MATH), \
+            FlopCounterMode(display=False, custom_mapping=TRANSFORMS) as counter:
+        model(torch.zeros(1, 3, model.size, model.size, device="meta"))
+    return counter.get_total_flops() / 2         # PyTorch counts two operations a multiply-add
+
+
+def describe_device(device="cpu"):
+    """Name of the GPU, or of the CPU with its threads, instruction sets and the limits set on them."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    found = torch.cpu.get_capabilities()
+    name = found.get("cpu_name") or platform.processor() or platform.machine()
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    sets = [name for name in INSTRUCTION_SETS if found.get(name)]
+    return ", ".join([f"{name}, {torch.get_num_threads()} threads", *sets, *limits])
+
+
+def seconds_once(work, kind):
+    """Seconds from a call of work() until the device has finished."""
+    began = time.perf_counter()
+    work()
+    if kind == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def take_turns(works, kind="cpu", budget=math.inf):
+    """Time functions side by side: a list of seconds for each of `works`, empty where no time was left.
+
+    works: functions, or pairs of a function and one that opens the context it runs in. They take turns, as no
+    machine is equally fast at all times: ROUNDS turns each, of one untimed run and at least RUNS timed ones.
+    budget: seconds for all of them. Each turn may take an equal part of what is left, but does one timed run
+    at least; no turn begins when nothing is left. The whole thus takes at most the budget and two runs of the
+    slowest.
+    """
+    works = [work if isinstance(work, tuple) else (work, nullcontext) for work in works]
+    times = [[] for _ in works]
+    end, turns = time.monotonic() + budget, ROUNDS * len(works)
+    for turn in range(turns):
+        began = time.monotonic()
+        if began >= end:
+            break
+        limit = began + (end - began) / (turns - turn)
+        (run, context), found = works[turn % len(works)], []
+        with context():
+            seconds_once(run, kind)              # the caches hold the data of the turn before
+            while not found or ((len(found) < RUNS or sum(found) < LEAST) and time.monotonic() < limit):
+                found.append(seconds_once(run, kind))
+        times[turn % len(works)] += found
+    return times
+
+
+@torch.inference_mode()
+def measure_costs(device="cpu", budget=None):
+    """A dictionary for each row of PAPER: student, filter, backbone, params_m, gflops, fps, and the paper's.
+
+    fps: median of a forward pass and decoding in float32, from crops on the device to joints on the host;
+    None where the budget (seconds, default COST_SECONDS) ran out first.
+    """
+    rows, runs = [], []
+    for student, filter, backbone, _, _, params, gflops, fps in PAPER:
+        model = build_student(student, filter, backbone, preset="paper").eval().to(device)
+        images = torch.rand(COST_BATCH[backbone], 3, model.size, model.size, device=device)
+        runs.append(lambda model=model, images=images: model.decode(model(images))[0].cpu())
+        rows.append(dict(student=student, filter=filter, backbone=backbone, batch=COST_BATCH[backbone],
+                         params_m=count_parameters(model) / 1e6, gflops=count_multiply_adds(model) / 1e9,
+                         paper_params_m=params, paper_gflops=gflops, paper_fps=fps))
+    times = take_turns(runs, torch.device(device).type, COST_SECONDS if budget is None else budget)
+    for row, found in zip(rows, times):
+        row["fps"] = row["batch"] / statistics.median(found) if found else None
+    return rows
+
+
+def protocol(device="cpu"):
+    """How the frames a second and the GFLOPs were measured, as text."""
+    batches = ", ".join(f"{batch} ({backbone})" for backbone, batch in COST_BATCH.items())
+    return (f"fps: {describe_device(device)};\n"
+            f"PyTorch {torch.__version__}, float32, batch by backbone {batches};\n"
+            f"medians of up to {ROUNDS} turns within {COST_SECONDS} seconds for all 16; timed:\n"
+            f"normalisation, network and decoding, from crops on the device to joints on the host.\n"
+            f"The paper does not name its GPU. "
+            f"GFLOPs: multiply-adds of products and convolutions, and of the transforms as FFTs.")
+
+
+def cost_table(rows):
+    """The rows of `measure_costs` as text, the paper's figure behind each measured one."""
+    lines = [f"{'':24}{'M parameters':>18}{'GFLOPs':>18}{'frames a second':>20}",
+             f"{'student':8}{'filter':10}{'backbone':8}" + f"{'here':>9}{'paper':>9}" * 2
+             + f"{'here':>11}{'paper':>9}"]
+    for row in rows:
+        fps = "" if row["fps"] is None else f"{row['fps']:.1f}"
+        lines.append(f"{row['student']:8}{row['filter']:10}{row['backbone']:8}"
+                     f"{row['params_m']:9.3f}{row['paper_params_m']:9g}"
+                     f"{row['gflops']:9.3f}{row['paper_gflops']:9g}{fps:>11}{row['paper_fps']:9g}")
+    if missing := sum(row["fps"] is None for row in rows):
+        lines.append(f"{missing} networks were not timed: the {COST_SECONDS} seconds for the table were over")
+    return "\n".join(lines)
 
 
 # ------------------------------------------------------------------------------- command line
 
-def validation_people(data, size):
-    """The people that figures are about: the valid split of an MPII folder, or the held-out drawings."""
-    return drawn_people("valid", HELD_OUT, size) if data == "drawn" else load_people(data, "valid")
+def validation_samples(data, size, workers=1):
+    """The samples to score on: the valid split of an MPII folder, or the held-out drawings.
+
+    size: side of the crops in pixels. workers: processes that draw, as in synthetic.draw_people.
+    """
+    return drawn_people("valid", HELD_OUT, size, workers) if data == "drawn" else load_samples(data, "valid")
 
 
 def newest_checkpoint():
-    """The checkpoint of drawn people written last in runs/, or else one that came with the repository."""
+    """The latest checkpoint trained on drawings in runs/, else a shipped one."""
     shipped = sorted((Path(__file__).parent / "weights").glob("*.pt"))
     own = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
-    drawn = [path for path in shipped + own if str(checkpoint.read(path)["facts"].get("data")).startswith("drawn")]
+    drawn = [path for path in shipped + own
+             if str(checkpoint.read(path)["metadata"].get("data")).startswith("drawn")]
     return drawn[-1] if drawn else None
-
-
-def parse_arguments():
-    parser = CommandLine(__doc__)
-    parser.add_argument("--checkpoint", type=Path, help="network to score (default, where nothing is "
-                        "asked for: the newest of runs/*/best.pt that learned from drawn people, or the shipped one)")
-    parser.add_argument("--predictions", type=Path, help="a .mat file of predictions to score, in MPII's 1-based pixels")
-    parser.add_argument("--data", default="drawn",
-                        help="folder in MPII's layout, or 'drawn' for people drawn by synthetic.py (default: drawn)")
-    parser.add_argument("--flip-test", action="store_true", help="average over each crop and its mirror image")
-    parser.add_argument("--costs", action="store_true", help="parameters, GFLOPs, frames a second of all 16 students")
-    parser.add_argument("--speed", nargs="*", metavar="ROW", help="frames a second of filters and attention, in every form, "
-                        "side by side: reg-none, reg-w32, reg-w48, cc-none, cc-w32, cc-w48 or all (default: reg-none)")
-    parser.add_argument("--device", default=default_device(),
-                        help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
-    parser.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
-    parser.add_argument("--json", type=Path, help="write all figures to this file, too")
-    return parser.parse_args()
 
 
 def score_predictions(args):
@@ -185,7 +342,8 @@ def score_predictions(args):
         raise BadInput("--predictions need --data, the MPII folder that they are scored against")
     truth = Path(args.data) / "annot" / "gt_valid.mat"
     if not truth.is_file():
-        raise BadInput(f"--predictions are scored against {truth}, which is not there: name MPII's folder with --data")
+        raise BadInput(f"--predictions are scored against {truth}, which is not there: "
+                       f"name MPII's folder with --data")
     joints, visible, head_size = read_truth(truth)
     predictions = read_predictions(args.predictions, len(joints))
     print(f"{args.predictions}: PCKh against {truth}, {len(joints):,} people")
@@ -193,40 +351,59 @@ def score_predictions(args):
 
 
 def score_checkpoint(args, path):
-    """Scores of a network on the validation people of --data."""
-    model, facts = checkpoint.load(path, args.device)
-    people = validation_people(args.data, model.size)
-    stored = store(people, model.size, None if args.data == "drawn" else args.cache)
-    print(f"{path} ({checkpoint.describe(model.config)}): PCKh on {len(people):,} people of {people.name}"
-          + (", flip test" if args.flip_test else "") + (f"; {people.note}" if people.note else ""))
-    learned = str(facts.get("data")).partition("/")[0]
-    if learned not in ("None", "as published", people.name.partition("/")[0]):
-        print(f"it learned from {learned}, and is scored on others"
+    """Scores of a network on the validation samples of --data."""
+    model, metadata = checkpoint.load(path, args.device)
+    samples = validation_samples(args.data, model.size, os.cpu_count())
+    stored = store(samples, model.size, None if args.data == "drawn" else args.cache)
+    print(f"{path} ({checkpoint.describe(model.config)}): PCKh on {len(samples):,} people of {samples.name}"
+          + (", flip test" if args.flip_test else "") + (f"; {samples.note}" if samples.note else ""))
+    learned = str(metadata.get("data")).partition("/")[0]
+    if learned not in ("None", "as published", samples.name.partition("/")[0]):
+        print(f"it was trained on {learned} and is scored on other data"
               + (": --data names the folder of photos" if args.data == "drawn" else ""))
-    return evaluate(model, people, stored, args.device, flip_test=args.flip_test)
+    return evaluate(model, samples, stored, args.device, flip_test=args.flip_test)
+
+
+def check_json(path):
+    """Raise BadInput where the file of --json could not be written in the end."""
+    if path and not path.resolve().parent.is_dir():
+        raise BadInput(f"--json {path}: there is no folder {path.parent} to write into: make it first")
+
+
+def write_json(path, figures):
+    """Write figures as json, with null for NaN."""
+    known = json.loads(json.dumps(figures), parse_constant=lambda name: None)
+    path.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def parse_arguments():
+    parser = CommandLine(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, help="network to score (default, without other arguments: the newest of "
+                                        "runs/*/best.pt trained on drawings, or a shipped one)")
+    add("--predictions", type=Path, help="a .mat file of predictions to score, in MPII's 1-based pixels")
+    add("--data", default="drawn", help="folder in MPII's layout, or 'drawn' for drawings (default: drawn)")
+    add("--flip-test", action="store_true", help="average over each crop and its mirror image")
+    add("--costs", action="store_true", help="parameters, GFLOPs, frames a second of all 16 students")
+    add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    add("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
+    add("--json", type=Path, help="write all figures to this file, too")
+    return parser.parse_args()
 
 
 def main():
     args = parse_arguments()
-    timed = args.costs or args.speed is not None
-    if args.predictions and (args.checkpoint or timed or args.flip_test):
-        raise BadInput("--predictions are scored as they are: leave out --checkpoint, --costs, --speed and --flip-test")
+    if args.predictions and (args.checkpoint or args.costs or args.flip_test):
+        raise BadInput("--predictions are scored as they are: leave out --checkpoint, --costs, --flip-test")
     check_device(args.device)
-    if args.json and not args.json.resolve().parent.is_dir():
-        raise BadInput(f"--json {args.json}: there is no folder {args.json.parent} to write into: make it first")
+    check_json(args.json)
     if args.data != "drawn" and not (args.predictions or args.checkpoint):
-        raise BadInput("--data says whom to score on: name what is to be scored, with --checkpoint or --predictions")
-    figures, nothing_asked = {}, not (args.checkpoint or args.predictions or timed)
+        raise BadInput("--data says what to score on: name what to score with --checkpoint or --predictions")
+    figures, nothing_asked = {}, not (args.checkpoint or args.predictions or args.costs)
     if args.costs or nothing_asked:
-        print("measuring the paper's 16 students, two to three minutes on two cores")
+        print(f"timing the paper's 16 students for at most {COST_SECONDS} seconds", flush=True)
         figures |= dict(rows=measure_costs(args.device), protocol=protocol(args.device))
         print(cost_table(figures["rows"]), figures["protocol"], sep="\n")
-    if args.speed is not None:
-        from speed import ROWS, report_speed         # not above: it uses the training loop, which scores with this file
-        rows = ROWS if args.speed == ["all"] else args.speed or ["reg-none"]
-        if unknown := set(rows) - set(ROWS):
-            raise BadInput(f"--speed {sorted(unknown)[0]}: choose from {', '.join(ROWS)}, or all")
-        figures |= report_speed(rows, args.device)
     path = args.checkpoint or (newest_checkpoint() if nothing_asked else None)
     if args.predictions:
         figures |= score_predictions(args)
@@ -235,11 +412,9 @@ def main():
     if "pckh@0.5" in figures:
         print_score({name: values for name, values in figures.items() if name.startswith("pckh")})
     if path:
-        print(f"next: python predict.py YOUR_PICTURE --checkpoint {path}")
+        print(f"next: python predict.py YOUR_IMAGE --checkpoint {path}")
     if args.json:
-        # json knows no NaN: a joint that nobody has labelled becomes null
-        known = json.loads(json.dumps(figures), parse_constant=lambda name: None)
-        args.json.write_text(json.dumps(known, indent=1) + "\n")
+        write_json(args.json, figures)
 
 
 if __name__ == "__main__":

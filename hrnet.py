@@ -2,24 +2,33 @@
 
     python -m pytest tests/test_models.py -k hrnet
 
-Two strided convolutions and four bottlenecks bring the picture to a quarter of its size. From there parallel
-branches at 1/4, 1/8 and 1/16 run side by side and exchange what they know after every module; only the 1/4 branch
-leaves. Width C is the number of channels of that branch (the others have 2C and 4C).
+Two strided convolutions and four bottlenecks reduce the image to a quarter of its size. From there, parallel
+branches at 1/4, 1/8 and 1/16 exchange their features after every module. The output is the 1/4 branch. Its
+width C is the number of its channels; the others have 2C and 4C.
 
-Sun et al., "Deep High-Resolution Representation Learning for Human Pose Estimation", CVPR 2019. Module names are
-those of the published weights (`stage3.3.fuse_layers.0.1.0.weight`), so that these load into it. Stage 4, which the
-token models leave out, does not exist here.
+Sun et al., "Deep High-Resolution Representation Learning for Human Pose Estimation", CVPR 2019. Modules have
+the names of the published weights (`stage3.3.fuse_layers.0.1.0.weight`), so that these load. Stage 4, which
+the token models do not use, is left out.
 """
+
+from typing import NamedTuple
 
 from torch import nn
 
-BLOCKS = 4                       # residual blocks of a branch within a module
-MODULES = {"stage2": 1, "stage3": 4}
+
+class Depths(NamedTuple):
+    """Sizes of an HRNet beside its width. The defaults are those of the published networks."""
+    stem: int = 64               # channels of the two strided convolutions
+    bottlenecks: int = 4         # of layer1
+    bottleneck: int = 64         # their inner channels; they put out four times as many
+    blocks: int = 4              # residual blocks of a branch within a module
+    modules: int = 4             # of stage 3; stage 2 has one
 
 
 def conv_bn(inputs, outputs, kernel, stride=1, relu=True):
-    """Convolution without bias, batch norm and, usually, ReLU: (B, inputs, H, W) -> (B, outputs, H/stride, W/stride)."""
-    layers = [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
+    """Convolution without bias, batch norm, ReLU: (B, inputs, H, W) -> (B, outputs, H/stride, W/stride)."""
+    layers = [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+              nn.BatchNorm2d(outputs)]
     return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
 
 
@@ -65,23 +74,24 @@ def fuse_path(source, target, widths):
     if source > target:          # from a coarser branch: match the channels, then enlarge by repetition
         enlarge = nn.Upsample(scale_factor=2 ** (source - target), mode="nearest")
         return nn.Sequential(*conv_bn(widths[source], widths[target], 1, relu=False), enlarge)
-    steps = target - source      # from a finer branch: one strided convolution a halving, channels change in the last
+    steps = target - source     # from a finer branch: strided convolutions; the last one changes the channels
     halve = [conv_bn(widths[source], widths[source], 3, stride=2) for _ in range(steps - 1)]
     return nn.Sequential(*halve, conv_bn(widths[source], widths[target], 3, stride=2, relu=False))
 
 
 class HighResolutionModule(nn.Module):
-    """Parallel branches of residual blocks, then every kept branch becomes the sum of what all branches send it.
+    """Parallel branches of residual blocks, then each kept branch becomes a sum over all branches.
 
     widths: channels of the branches, finest first. keep: how many branches leave, finest first.
     """
 
-    def __init__(self, widths, keep):
+    def __init__(self, widths, keep, blocks):
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Sequential(*[BasicBlock(width) for _ in range(BLOCKS)]) for width in widths)
+            nn.Sequential(*[BasicBlock(width) for _ in range(blocks)]) for width in widths)
         self.fuse_layers = nn.ModuleList(
-            nn.ModuleList(fuse_path(source, target, widths) for source in range(len(widths))) for target in range(keep))
+            nn.ModuleList(fuse_path(source, target, widths) for source in range(len(widths)))
+            for target in range(keep))
 
     def forward(self, xs):
         xs = [branch(x) for branch, x in zip(self.branches, xs)]
@@ -91,25 +101,28 @@ class HighResolutionModule(nn.Module):
 class HRNet(nn.Module):
     """Stem and stages 1 to 3: RGB (B, 3, H, W) -> high-resolution map (B, width, H / 4, W / 4).
 
-    width: C, 32 or 48 in the published networks. H and W are multiples of 16.
+    width: C, 32 or 48 in the published networks. H and W are multiples of 16. depths: of a lighter one.
     """
 
-    def __init__(self, width):
+    def __init__(self, width, depths=Depths()):
         super().__init__()
-        C = width
-        self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.conv2 = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(64)
-        self.layer1 = nn.Sequential(Bottleneck(64, 64), *[Bottleneck(256, 64) for _ in range(BLOCKS - 1)])
+        C, stem, inner = width, depths.stem, depths.bottleneck
+        self.conv1 = nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.conv2 = nn.Conv2d(stem, stem, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(stem)
+        self.layer1 = nn.Sequential(Bottleneck(stem, inner),
+                                    *[Bottleneck(4 * inner, inner) for _ in range(depths.bottlenecks - 1)])
         # Each stage opens one more branch at half the resolution of the coarsest so far.
-        self.transition1 = nn.ModuleList([conv_bn(256, C, 3), nn.Sequential(conv_bn(256, 2 * C, 3, stride=2))])
-        self.stage2 = nn.Sequential(*[HighResolutionModule([C, 2 * C], keep=2) for _ in range(MODULES["stage2"])])
+        self.transition1 = nn.ModuleList(
+            [conv_bn(4 * inner, C, 3), nn.Sequential(conv_bn(4 * inner, 2 * C, 3, stride=2))])
+        self.stage2 = nn.Sequential(HighResolutionModule([C, 2 * C], keep=2, blocks=depths.blocks))
         self.transition2 = nn.ModuleList(
             [nn.Identity(), nn.Identity(), nn.Sequential(conv_bn(2 * C, 4 * C, 3, stride=2))])
-        last = MODULES["stage3"] - 1
-        self.stage3 = nn.Sequential(*[HighResolutionModule([C, 2 * C, 4 * C], keep=1 if module == last else 3)
-                                      for module in range(last + 1)])
+        last = depths.modules - 1
+        self.stage3 = nn.Sequential(
+            *[HighResolutionModule([C, 2 * C, 4 * C], 1 if module == last else 3, depths.blocks)
+              for module in range(last + 1)])
 
     def forward(self, x):
         x = self.bn1(self.conv1(x)).relu()                                     # (B, 64, H/2, W/2)

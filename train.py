@@ -1,322 +1,758 @@
-"""Train a student, distilled from a teacher or not, or train the teacher.
+"""Train a student, with or without a teacher, or train the teacher.
 
-    python train.py --student cc --filter gd                       # drawn people, tiny networks: minutes on two cores
-    python train.py --student cc --filter gd --no-distill          # the same without a teacher
-    python train.py --train-teacher                                # the teacher of the two lines above
-    python train.py --train-teacher --data MPII --preset paper --device cuda --amp          # at the paper's size
+    python train.py --student cc --filter gd               # synthetic people, tiny networks, two cores
+    python train.py --student cc --filter gd --no-distill  # the same without a teacher
+    python train.py --train-teacher                        # the teacher of the first line
+    python train.py --train-teacher --data MPII --preset paper --device cuda --amp      # at the paper's size
     python train.py --student cc --filter gd --backbone w32 --data MPII --preset paper \\
                     --teacher runs/teacher-paper-MPII/best.pt --device cuda --amp
 
-    torchrun --nproc-per-node 4 train.py ...                       # the same on four GPUs
+    torchrun --nproc-per-node 4 train.py ...                # the same experiment on four GPUs
 
-Every run has a folder (--out): config.json, log.jsonl with one line an epoch, best.pt, last.pt and previous.pt (to go on from),
-and, when it is through, result.json (arguments, scores by joint, the log) and predictions.png. Ctrl-C, SIGTERM and --stop-after
-save and leave; the same command with --resume goes on, and ends with the same weights as if nothing had happened.
+A run writes into one folder (--out): config.json, log.jsonl with one line per epoch, best.pt, last.pt and
+previous.pt (to resume from), and at the end result.json (arguments, scores, the log) and predictions.png.
+Ctrl-C, SIGTERM and --stop-after save and stop a run. The same command with --resume continues it and ends
+with exactly the same weights as a run that was never stopped.
 """
 
 import copy
 import json
 import math
 import os
+import signal
 import sys
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 import checkpoint
-from augmentation import AUGMENTATIONS
-from crops import make_batch, store, transform
-from data_mpii import load_people
-from distill import TERMS, Lessons
-from draw import WHITE, contact_sheet
-from evaluate import evaluate, mean_pose_score, predict, print_score, validation_people
-from inference import for_inference
-from inputs import BadInput, CommandLine, check_device, default_device, lock, main_with_clear_errors
-from loop import Stopped, Training
+from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16, has_room,
+                    init_distributed, lock, main_with_clear_errors)
+from crops import AUGMENTATIONS, make_batch, store, transform
+from data_mpii import load_samples
+from distill import TERMS, WEIGHTS, TeacherTargets, distillation_loss, task_loss, total
+from evaluate import evaluate, mean_pose_score, predict, print_score, validation_samples
+from export import for_inference
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
-from parallel import join
-from recipe import DRAWINGS, MUON_RATE, RECIPES, VIEWS
+from predict import WHITE, contact_sheet
 from synthetic import drawn_people
 
+# 'paper': DistilPose's recipe (Adam, 300 epochs, a tenth of the rate at 200 and at 260, 500 steps of warm-up)
+# and TokenPose's batch on MPII (16 on each of 4 GPUs). Borrowed, as the paper does not state its own.
+# 'tiny': measured on synthetic people, cc gs student, 1,000 steps of 32, PCKh@0.5: Adam 34.7, Muon 41.5.
+RECIPES = {"paper": dict(epochs=300, batch_size=64, lr=1e-3, optimiser="adam"),
+           "small": dict(epochs=100, batch_size=32, lr=1e-3, optimiser="muon"),
+           "tiny": dict(epochs=16, batch_size=32, lr=1e-3, optimiser="muon")}
+MUON_RATE = 20           # Muon's rate over Adam's. 20 at 1e-3: those 41.5; 40 at 1e-3 (Adam: 2e-3): 36.5
+DECAY_AT = (2 / 3, 13 / 15)              # fractions of the training after which the rate is divided by ten
+WARM_UP = 500                            # steps, at most a tenth of the training
+EMA_FRACTION = 0.02                      # window of the weight average, as a fraction of all steps
+VIEWS = {"drawn": 2, "photos": 4}       # augmented views of each sample for tiny students (others: unlimited)
+SCORE_EVERY = {"paper": 5, "small": 4, "tiny": 4}    # epochs; the last epoch is always scored
+DRAWINGS = {"student": 4000, "teacher": 40000}
 TINY_TEACHER = Path(__file__).parent / "weights" / "teacher-tiny-drawn.pt"
-MEASURED = 256           # people on whom the mean and deviation of the teacher's tokens are measured
-SHOWN = 24               # people in predictions.png
-RUN = "last.pt", "previous.pt"         # what a folder holds that no other run may overwrite
-LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"     # how PyTorch says that a process is gone
+CALIBRATION = 256        # samples from which the teacher's token statistics are measured
+SHOWN = 24               # samples in predictions.png
+SAVE_EVERY = 300         # seconds between two checkpoints within an epoch
+CHUNK = 1024             # crops copied to a GPU at once
+BEGAN = time.monotonic() # --stop-after counts from the start of the process
+STATES = "last.pt", "previous.pt"        # a folder that holds one of these holds a run
+LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"     # a process is gone
+
+# What a resumed run must have in common with the stopped one. Epochs may change (the decay of the rate
+# follows the new number), and the rate may be lowered.
+SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed",
+            "amp", "compile", "deterministic")
 
 
-def parse_arguments():
-    parser = CommandLine(__doc__)
-    what = parser.add_argument_group("what to train")
-    what.add_argument("--student", choices=STUDENTS, help="regression or coordinate classification (default: cc)")
-    what.add_argument("--filter", choices=FILTERS, help="static or dynamic global filter, or attention (default: gd)")
-    what.add_argument("--backbone", choices=tuple(BACKBONES), help="none, or HRNet's width (default: none)")
-    what.add_argument("--preset", choices=tuple(PRESETS), default="tiny",
-                      help="sizes of the networks: 64 x 64 crops for two cores, or the paper's 256 x 256 (default: tiny)")
-    what.add_argument("--backbone-weights", type=Path,
-                      help="published HRNet weights (ImageNet or pose) for the backbone to start from (default: random)")
-    what.add_argument("--init", type=Path, help="checkpoint of the same network to start from, of any preset whose layers "
-                                                "have the same shapes: pre-training (default: random weights)")
-    what.add_argument("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
-    what.add_argument("--teacher", type=Path, help="teacher's checkpoint (default: the shipped tiny one, for drawn people)")
-    what.add_argument("--no-distill", action="store_true", help="learn from labels alone")
-    what.add_argument("--terms", nargs="+", choices=TERMS, metavar="TERM",
-                      help=f"which of the loss's four terms to learn from: {', '.join(TERMS)} (default: all)")
-    data = parser.add_argument_group("from what")
-    data.add_argument("--data", default="drawn", help="folder in MPII's layout, or 'drawn': people drawn by synthetic.py "
-                                                      "(default: drawn)")
-    data.add_argument("--drawings", type=int, help=f"labelled drawings to learn from (default: {DRAWINGS['student']} for a "
-                                                   f"student, {DRAWINGS['teacher']} for the teacher)")
-    data.add_argument("--skip-bad-data", action="store_true",
-                      help="leave out training entries that cannot be used, a twentieth at most, and list them in skipped.txt "
-                           "(default: stop at the first)")
-    data.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
-    data.add_argument("--augmentation", choices=tuple(AUGMENTATIONS),
-                      help="how people are shown: upright (turned and zoomed a little), tokenpose (up to 60 degrees, 0.75 to "
-                           "1.25 times), colour (that, and light and colours), occlusion (that, and a part hidden) (default: "
-                           "upright for drawn people and tiny students, colour for a tiny teacher of photos, tokenpose for the "
-                           "paper's preset)")
-    how = parser.add_argument_group("how")
-    how.add_argument("--views", type=int,
-                     help="in how many ways a person is shown, again and again: the teacher is asked once for each and its "
-                          f"answers stay in memory; 0: ever new ones (default: {VIEWS['drawn']} of drawings, "
-                          f"{VIEWS['photos']} of photos for tiny students; else 0)")
-    how.add_argument("--epochs", type=int, help="passes over the people (default: 16 tiny, 300 paper)")
-    how.add_argument("--batch-size", type=int, help="people a step (default: 32 tiny, 64 paper)")
-    how.add_argument("--lr", type=float,
-                     help=f"highest learning rate of Adam (default: 1e-3); Muon's is {MUON_RATE} times that")
-    how.add_argument("--optimiser", choices=("adam", "muon"), help="adam, or muon for the matrices of the encoder and adam "
-                                                                   "for all else (default: muon tiny, adam paper)")
-    how.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
-    how.add_argument("--device", default=default_device(),
-                     help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
-    how.add_argument("--amp", action="store_true",
-                     help="compute in bfloat16 where that is safe, and the whole teacher but its head (default: float32)")
-    how.add_argument("--compile", action="store_true",
-                     help="compile the network that learns, by torch.compile: a minute or two before the first step "
-                          "(needs a C++ compiler; default: not)")
-    how.add_argument("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
-    how.add_argument("--accumulate", type=int, default=1, metavar="N",
-                     help="parts of --batch-size people that make one step: N times the batch in the same memory (default: 1)")
-    how.add_argument("--deterministic", action="store_true",
-                     help="same seed, same machine, same weights on a GPU, too, where it is slower (a CPU always is)")
-    how.add_argument("--stop-after", type=float, metavar="MINUTES", help="save and leave after this time")
-    how.add_argument("--resume", action="store_true", help="go on from last.pt of the run's folder (--out)")
-    return check_arguments(parser.parse_args())
+# ------------------------------------------------------------------------------- the training loop
+
+@dataclass
+class Progress:
+    epoch: int = 0                               # finished epochs
+    step: int = 0                                # finished steps of the current epoch
+    sums: dict = field(default_factory=dict)     # sums of the loss terms over these steps
+    seconds: float = 0                           # duration of these steps
+    best: float = -1                             # highest PCKh@0.5 so far
 
 
-def check_arguments(args):
-    """Refuse what does not go together, fill in what depends on something else."""
-    if args.train_teacher and (args.teacher or args.student or args.filter or args.backbone or args.no_distill):
-        raise BadInput("--train-teacher takes no --student, --filter, --backbone, --teacher or --no-distill: "
-                       "the teacher is one network and learns from labels")
-    if args.no_distill and args.teacher:
-        raise BadInput("--no-distill and --teacher contradict each other: leave one out")
-    if args.terms and (args.no_distill or args.train_teacher):
-        raise BadInput("--terms are what a student learns from a teacher: leave them out, or --no-distill and --train-teacher")
-    args.terms = args.terms or list(TERMS)
-    if args.data != "drawn" and not Path(args.data).is_dir():
-        raise BadInput(f"--data {args.data} is not a folder: name one in MPII's layout, or leave it out for drawn people")
-    if args.drawings is not None and args.data != "drawn":
-        raise BadInput("--drawings says how many people to draw: leave it out where --data names a folder")
-    check_device(args.device)
-    args.student, args.filter, args.backbone = args.student or "cc", args.filter or "gd", args.backbone or "none"
-    if args.backbone_weights and args.backbone == "none" and not args.train_teacher:
-        raise BadInput("--backbone-weights needs a backbone to go into: add --backbone w32 or w48")
-    args.distill = not (args.train_teacher or args.no_distill)
-    if args.distill and not args.teacher:
-        if args.data != "drawn" or args.preset != "tiny":
-            raise BadInput("the shipped teacher knows drawn people at the tiny preset alone: train one with "
-                           "--train-teacher and name it with --teacher, or learn without one with --no-distill")
-        args.teacher = TINY_TEACHER
-    for name, value in RECIPES[args.preset].items():
-        setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
-    if args.augmentation is None:
-        # tiny students of photos: measured (README); the tiny teacher of photos: what it was trained with, others not tried
-        args.augmentation = ("upright" if args.data == "drawn" else "tokenpose" if args.preset == "paper" else
-                             "colour" if args.train_teacher else "upright")
-    if args.views is None:
-        few = args.preset == "tiny" and not args.train_teacher
-        args.views = VIEWS["drawn" if args.data == "drawn" else "photos"] if few else 0
-    if args.views < 0:
-        raise BadInput(f"--views {args.views} must be 0 or above")
-    if args.drawings is None:
-        args.drawings = DRAWINGS["teacher" if args.train_teacher else "student"]
-    for name in ("epochs", "batch_size", "accumulate", "lr", "drawings", "stop_after"):
-        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
-            raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)} must be above 0")
-    if not 0 <= args.seed < 2 ** 31:
-        raise BadInput(f"--seed {args.seed} must be 0 or above, and below 2^31")
-    if args.out is None:
-        what = "teacher" if args.train_teacher else f"{args.student}-{args.filter}-{args.backbone}"
-        data = "drawn" if args.data == "drawn" else Path(args.data).resolve().name
-        args.out = Path("runs") / f"{what}-{args.preset}-{data}{'-no-distill' if args.no_distill else ''}"
-    if args.out.exists() and not args.out.is_dir():
-        raise BadInput(f"--out {args.out} is a file: name a folder")
-    if args.resume and not any((args.out / name).exists() for name in ("last.pt", "previous.pt")):
-        raise BadInput(f"--resume: there is no {args.out / 'last.pt'} to go on from")
-    if not args.resume and any((args.out / name).exists() for name in RUN):
-        raise BadInput(f"{args.out} holds a run: --resume goes on with it, --out names another folder, or remove it")
-    return args
+@dataclass
+class State:
+    """Everything that changes during training, and what a resumed run is compared with."""
+    model: torch.nn.Module                       # the network that learns
+    ema: torch.nn.Module                         # average of its weights: what is scored and kept
+    optimisers: list
+    settings: dict                               # must be equal when resuming
+    metadata: dict                               # data, samples, seed: goes into every checkpoint
+    progress: Progress = field(default_factory=Progress)
+    saved_at: float = field(default_factory=time.monotonic)
 
 
-def load_data(args, size, team):
-    """-> training people, validation people, and the stored crops of both."""
-    if args.data == "drawn":
-        print(f"the embedded data set: drawing {args.drawings:,} people to learn from (--data names real photos)")
-        train = drawn_people("teacher" if args.train_teacher else "train", args.drawings, size)
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+def fit(args, distributed, state, train, valid, teacher=None, stop=lambda between_steps=False: False):
+    """Train until the last epoch. Raises Stopped, with the state saved, where stop() returns True.
+
+    train, valid: pairs of Samples and their stored crops (N, wide, wide, 3). teacher: TeacherTargets or None.
+    Order and augmentation are functions of (seed, epoch), and the loop draws no other random number: weights,
+    optimisers and progress are all the state there is.
+    """
+    model, ema, optimisers, progress = state.model, state.ema, state.optimisers, state.progress
+    (samples, crops), device = train, distributed.device
+    crops, network = on_device(crops, device), distributed.wrap(model)
+    steps = len(samples) // args.batch_size      # per epoch; samples that are left over come in another epoch
+    weights = {name: WEIGHTS[args.student][name] for name in args.terms} if teacher else {}
+    autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16, use_bfloat16(args, device))
+    save_or_stop = partial(save_or_raise_stopped, args, distributed, state, stop)
+
+    while progress.epoch < args.epochs:
+        view = progress.epoch % args.views if args.views else progress.epoch
+        params = AUGMENTATIONS[args.augmentation].draw(len(samples), generator(args.seed, 1, view))
+        order = torch.randperm(len(samples), generator=generator(args.seed, 2, progress.epoch))
+        batch_of = partial(make_batch, samples, crops, size=model.size, device=device, params=params)
+        if teacher:
+            teacher.prepare(view, batch_of, save_or_stop)
+        input_rate = measure_input(batch_of, order[:args.batch_size // args.accumulate], distributed)
+        model.train()
+        began = time.monotonic() - progress.seconds
+        bar = tqdm(range(progress.step, steps), f"epoch {progress.epoch + 1}/{args.epochs}", steps, False,
+                   initial=progress.step, disable=None if distributed.is_main else True)
+        for step in bar:
+            number, all_steps = progress.epoch * steps + step, args.epochs * steps
+            rows = order[step * args.batch_size:(step + 1) * args.batch_size].sort().values
+            parts = rows.view(args.accumulate, distributed.world_size, -1)[:, distributed.rank]
+            for optimiser in optimisers:
+                optimiser.param_groups[0]["lr"] = optimiser.defaults["lr"] * rate_factor(number, all_steps)
+                optimiser.zero_grad()
+            values = 0
+            for i, part in enumerate(parts, 1):
+                batch = batch_of(part)                                      # images (B, 3, S, S), xy, visible
+                with distributed.no_sync(network, unless=i == args.accumulate):
+                    with autocast():
+                        output = network(batch.images)
+                    if teacher:
+                        targets = teacher(batch.images, view, part)
+                        terms = distillation_loss(model.head, output, targets, batch.xy, batch.visible)
+                    else:
+                        terms = {"task": task_loss(model.head, output.prediction, batch.xy, batch.visible)}
+                    terms["loss"] = total(terms, weights)
+                    (terms["loss"] / args.accumulate).backward()
+                values = values + torch.stack([term.detach() for term in terms.values()]) / args.accumulate
+            *values, norm = torch.cat([distributed.mean(values), gradient_norm(model)[None]]).tolist()
+            terms = dict(zip(terms, values))
+            refuse_non_finite(args, distributed, state, terms, norm, rows)
+            for optimiser in optimisers:
+                optimiser.step()
+            update_ema(ema, model, number, all_steps)
+            progress.sums = {name: progress.sums.get(name, 0) + term for name, term in terms.items()}
+            progress.step, progress.seconds = step + 1, time.monotonic() - began
+            means = {name: f"{value / (step + 1):.3g}" for name, value in progress.sums.items()}
+            bar.set_postfix(means, refresh=False)
+            save_or_stop(between_steps=True)
+
+        line = {"epoch": progress.epoch + 1, "lr": optimisers[-1].param_groups[0]["lr"],
+                **{name: value / steps for name, value in progress.sums.items()},
+                "images_per_second": rounded(steps * args.batch_size / progress.seconds),
+                "input_alone": rounded(input_rate)}
+        if (progress.epoch + 1) % SCORE_EVERY[args.preset] == 0 or progress.epoch + 1 == args.epochs:
+            line |= score(args, distributed, state, valid, save_or_stop)
+        write_log(args.out / "log.jsonl", line, distributed)
+        progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, {}, 0
+        save(args, distributed, state)
+    # best.pt is missing where no epoch of this run was scored; only the main process can tell for sure
+    if distributed.any(distributed.is_main and not (args.out / "best.pt").exists()):
+        score(args, distributed, state, valid, save_or_stop)
+
+
+# ------------------------------------------------------------------------------- steps of the loop
+
+def use_bfloat16(args, device):
+    """Whether to compute in bfloat16: with --amp, on a device that multiplies bfloat16 matrices natively."""
+    return args.amp and fast_bfloat16(device)
+
+
+def on_device(crops, device):
+    """Stored crops, on the GPU if they fit there, so that no step waits for a copy."""
+    if device == "cpu" or not has_room(device, crops.nbytes):
+        return crops
+    moved = torch.empty(crops.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(crops), CHUNK):
+        # a mapped file is read-only
+        moved[start:start + CHUNK] = torch.from_numpy(crops[start:start + CHUNK].copy())
+    return moved
+
+
+def measure_input(batch_of, rows, distributed):
+    """Images per second of make_batch alone, an upper limit for training. rows: of all processes."""
+    rows = rows[distributed.rank::distributed.world_size]
+    wait = (lambda: None) if distributed.device == "cpu" else torch.cuda.synchronize
+    for _ in range(2):                               # the first one warms up
+        wait()
+        began = time.monotonic()
+        batch_of(rows)
+        wait()
+    return distributed.world_size * len(rows) / (time.monotonic() - began)
+
+
+def generator(*numbers):
+    """A torch.Generator seeded with a tuple of integers."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+def gradient_norm(model):
+    """L2 norm of all gradients, a tensor ()."""
+    return torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])).norm()
+
+
+def refuse_non_finite(args, distributed, state, terms, norm, rows):
+    """Keep the batch and raise BadInput, before weights change, if a term or the gradient is not finite."""
+    if all(map(math.isfinite, (*terms.values(), norm))):
+        return
+    file, progress = args.out / "not-finite.pt", state.progress
+    names = [name for name, value in terms.items() if not math.isfinite(value)] or ["gradient"]
+    if distributed.is_main:
+        torch.save(dict(rows=rows, epoch=progress.epoch, step=progress.step, terms=terms, gradient=norm,
+                        settings=state.settings, model=state.model.state_dict()), file)
+    resume = " and continue with --resume" if (args.out / "last.pt").exists() else ""
+    raise BadInput(f"not finite at epoch {progress.epoch + 1}, step {progress.step + 1}: {', '.join(names)} "
+                   f"({file} holds the weights and the sample numbers of this batch). The weights were not "
+                   f"changed: look at these samples, or lower --lr{resume}")
+
+
+@torch.no_grad()
+def update_ema(ema, model, step, steps):
+    """Move the weight average towards the model's weights.
+
+        ema <- ema + w (model - ema),    w = max(1 / (step + 1), 1 / (EMA_FRACTION * steps))
+
+    It starts as a plain mean. A window of 500 of 2,000 steps (a quarter) cost the tiny cc gs student 2.2
+    PCKh@0.5, as it reaches back to before the decay of the rate.
+    """
+    pairs = [(mean, now) for mean, now in zip(ema.state_dict().values(), model.state_dict().values())
+             if mean.is_floating_point()]
+    torch._foreach_lerp_(*map(list, zip(*pairs)), max(1 / (step + 1), min(1, 1 / (EMA_FRACTION * steps))))
+
+
+def score(args, distributed, state, valid, between):
+    """Score the weight average and keep it if it is the best -> {'pckh@0.5': mean, 'pckh@0.1': mean}."""
+    distributed.broadcast_buffers(state.ema)
+    found = evaluate(state.ema, *valid, distributed.device, distributed=distributed, between=between)
+    scores = {name: values["mean"] for name, values in found.items()}
+    if scores["pckh@0.5"] > state.progress.best:
+        state.progress.best = scores["pckh@0.5"]
+        if distributed.is_main:
+            epoch = min(state.progress.epoch + 1, args.epochs)
+            checkpoint.save(args.out / "best.pt", state.ema, {**state.metadata, "epoch": epoch, **scores})
+    return scores
+
+
+def rounded(rate):
+    """Images per second with three digits: 237, 7.31."""
+    return round(rate) if rate >= 10 else round(rate, 2)
+
+
+def write_log(path, line, distributed):
+    """Print a dictionary of numbers and append it to a file as one line of json."""
+    print("  ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}"
+                    for name, value in line.items()), flush=True)
+    if distributed.is_main:
+        with open(path, "a") as log:
+            print(json.dumps(line), file=log)
+
+
+# ------------------------------------------------------------------------------- stop, save, resume
+
+class StopRequest:
+    """True after SIGINT or SIGTERM, and between steps after the time of --stop-after.
+
+    At least one step is made before the time counts. A second signal ends the process at once.
+    """
+
+    def __init__(self, minutes):
+        self.deadline, self.signal = BEGAN + 60 * (math.inf if minutes is None else minutes), None
+
+    def __enter__(self):
+        self.before = {each: signal.signal(each, self.receive) for each in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def receive(self, number, frame):
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def __call__(self, between_steps=False):
+        return self.signal is not None or (between_steps and time.monotonic() > self.deadline)
+
+
+def save_or_raise_stopped(args, distributed, state, stop, between_steps=False):
+    """Save and raise Stopped if any process was asked to stop; otherwise save every SAVE_EVERY seconds."""
+    if distributed.any(stop(between_steps)):
+        save(args, distributed, state)
+        raise Stopped
+    if time.monotonic() - state.saved_at > SAVE_EVERY:
+        save(args, distributed, state)
+
+
+def save(args, distributed, state):
+    """Write last.pt, from which a run resumes bit-exactly. The last.pt before it becomes previous.pt."""
+    state.saved_at = time.monotonic()
+    if distributed.is_main:
+        training = dict(progress=asdict(state.progress), epochs=args.epochs, lr=args.lr,
+                        settings=state.settings, ema=state.ema.state_dict(),
+                        optimisers=[each.state_dict() for each in state.optimisers])
+        metadata = {**state.metadata, "epoch": state.progress.epoch}
+        checkpoint.save(args.out / "last.pt", state.model, metadata, training, keep=args.out / "previous.pt")
+
+
+def resume(args, distributed, state):
+    """Load last.pt, or previous.pt if that is damaged, into the state -> its path.
+
+    BadInput if the file does not belong to the same run.
+    """
+    file, content = checkpoint.read_last(args.out)
+    training = content["training"]
+    here, there = (checkpoint.describe(config) for config in (state.model.config, content["config"]))
+    if training is None or "ema" not in training:
+        raise BadInput(f"{file} holds weights but no state of training: --resume needs a last.pt of this "
+                       f"version")
+    if content["config"] != state.model.config:
+        raise BadInput(f"{file} is {there}, not {here}: give the flags of the run to be resumed")
+    for name, value in training["settings"].items():
+        if (now := state.settings.get(name)) != value:
+            raise BadInput(f"{file} was trained with {name} {value}, now it is {now}: give the flags of the "
+                           f"run to be resumed")
+    if args.lr > training["lr"]:
+        raise BadInput(f"{file} was trained with --lr {training['lr']}, now it is {args.lr}: it may be "
+                       f"lowered, not raised")
+    if training["epochs"] != args.epochs:
+        print(f"{file} was planned for {training['epochs']} epochs, now {args.epochs}: the rate decays at "
+              f"other steps")
+    state.model.load_state_dict(content["model"])
+    state.ema.load_state_dict(training["ema"])
+    for optimiser, saved in zip(state.optimisers, training["optimisers"]):
+        optimiser.load_state_dict(saved)
+    state.progress = Progress(**training["progress"])
+    if not (args.out / "best.pt").exists():          # it was not copied along: the next score is the best one
+        state.progress.best = -1
+    log = args.out / "log.jsonl"                 # may be a line ahead of the checkpoint if the run was killed
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    if distributed.is_main and len(lines) > state.progress.epoch:
+        shorter = log.with_suffix(".partial")
+        shorter.write_text("".join(lines[:state.progress.epoch]))
+        os.replace(shorter, log)
+    return file
+
+
+# ------------------------------------------------------------------------------- optimisers and the rate
+
+def rate_factor(step, steps):
+    """Learning rate over its maximum: linear warm-up, then 1, divided by ten at each of DECAY_AT.
+
+    Compared on the tiny cc gs student, 1,000 steps, PCKh@0.5: these steps 29.8, linear decay to zero 29.0.
+    """
+    warm = min(1, (step + 1) / min(WARM_UP, max(1, steps // 10)))
+    return warm * 0.1 ** sum(step >= fraction * steps for fraction in DECAY_AT)
+
+
+def build_optimisers(model, name, lr):
+    """'adam': Adam for all weights. 'muon': Muon for matrices of the encoder's blocks, Adam for the rest.
+
+    M of the dynamic filters learns with Adam: Muon's steps are large whatever the gradient, and saturate its
+    softmax.
+    """
+    learning = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
+    if name == "adam":
+        return [torch.optim.Adam(learning.values(), lr=lr, fused=True)]
+    matrices = [key for key, weight in learning.items() if ".blocks." in key and weight.ndim == 2
+                and not key.endswith((".M1.weight", ".M2.weight"))]
+    others = [key for key in learning if key not in matrices]
+    return [Muon([learning[key] for key in matrices], lr=MUON_RATE * lr),
+            torch.optim.Adam([learning[key] for key in others], lr=lr, fused=True)]
+
+
+MOMENTUM, ITERATIONS = 0.95, 5
+COEFFICIENTS = 3.4445, -4.7750, 2.0315    # of the quintic polynomial that pulls all singular values towards 1
+
+
+def orthogonal(X):
+    """Matrices (n, rows, columns), rows <= columns -> matrices with the same singular vectors, values near 1.
+
+    Newton-Schulz iterations, each X <- a X + (b A + c A^2) X with A = X X^T.
+    """
+    a, b, c = COEFFICIENTS
+    if X.is_cuda and fast_bfloat16(X.device):
+        X = X.to(torch.bfloat16)
+    X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        A = X @ X.mT
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return X.float()
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon: momentum descent for matrices, with every update orthogonalised. All parameters are 2-D.
+
+        m <- m + (1 - momentum) (g - m)
+        W <- W - rate * sqrt(max(1, rows / columns)) * orthogonal(g + momentum (m - g))
+
+    Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024. torch.optim.Muon takes the
+    same steps, but always in bfloat16: on a CPU without native bfloat16 its iterations took 235 of the 400 ms
+    of a training step. In float32, on batches of matrices of one shape, they take 7 of 90 ms on every CPU.
+    """
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, dict(lr=lr))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            batches = {}                             # by shape; transposed where rows > columns
+            for W in (W for W in group["params"] if W.grad is not None):
+                if "momentum" not in self.state[W]:
+                    self.state[W]["momentum"] = torch.zeros_like(W)
+                m = self.state[W]["momentum"]
+                m.lerp_(W.grad, 1 - MOMENTUM)
+                update = W.grad.lerp(m, MOMENTUM)
+                update = update if W.shape[0] <= W.shape[1] else update.mT
+                batches.setdefault(update.shape, []).append((W, update))
+            for batch in batches.values():
+                updates = orthogonal(torch.stack([update for _, update in batch]))
+                for (W, _), update in zip(batch, updates):
+                    rows, columns = W.shape
+                    W.add_(update if rows <= columns else update.mT,
+                           alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+# ---------------------------------------------------------------------------- one run: data, teacher, results
+
+def build_model(args):
+    """The network to train, on its device, with its initial weights."""
+    if args.train_teacher:
+        model = build_teacher(args.preset)
     else:
-        train = load_people(args.data, "train", skip_bad=args.skip_bad_data)
-        if train.skipped:
-            print(f"{len(train.skipped):,} entries left out, listed in {args.out / 'skipped.txt'}")
-    valid = validation_people(args.data, size)
-    cache = None if args.data == "drawn" else args.cache
-    print(f"{train.name}: {len(train):,} people to learn from; {valid.name}: {len(valid):,} to be scored on"
-          + (f"; {valid.note}" if valid.note else ""))
-    step = args.batch_size * args.accumulate * team.world
-    if step > len(train):
-        raise BadInput(f"a step takes {step:,} people and there are {len(train):,}: lower --batch-size or --accumulate")
-    if not team.leads:
-        team.wait()                      # the first process cuts the crops, the others find them
-    crops = store(train, size, cache), store(valid, size, cache)
-    if team.leads:
-        team.wait()
-    return train, valid, *crops
-
-
-def load_teacher(args, train, valid, stored):
-    """The frozen teacher, scored before anything is learned from it; BadInput if a guess is as good."""
-    teacher, facts = checkpoint.load(args.teacher, args.device)
-    if "used" in facts:
-        print(facts["used"])
-    if teacher.config["student"] != "teacher":
-        raise BadInput(f"{args.teacher} is a student ({checkpoint.describe(teacher.config)}): --teacher needs a teacher")
-    if teacher.config["preset"] != args.preset:
-        raise BadInput(f"{args.teacher} is a teacher of preset {teacher.config['preset']}, the student's is {args.preset}: "
-                       f"tokens and crops must be of the same size")
-    found = evaluate(teacher, valid, stored, args.device)["pckh@0.5"]["mean"]
-    chance = mean_pose_score(train, valid)["pckh@0.5"]["mean"]
-    print(f"teacher {os.path.relpath(args.teacher)}: PCKh@0.5 {found:.2f} (a mean pose that ignores the picture: {chance:.2f})")
-    if not found > chance:
-        raise BadInput(f"{args.teacher} scores {found:.2f} on {valid.name}, no better than a mean pose ({chance:.2f}): "
-                       f"train it longer, or check that it was trained on these people")
-    return teacher.requires_grad_(False).to(memory_format=torch.channels_last)
-
-
-def save_predictions(path, model, people, stored, device):
-    """Draw what the network says of the first people, in colour, over their labels, in white."""
-    people, stored = people.first(SHOWN), stored[:SHOWN]
-    joints, _ = predict(model, people, stored, device)
-    batch = make_batch(people, stored, np.arange(len(people)), model.size)
-    crops = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
-    labels, found = (transform(batch.matrix, torch.from_numpy(where)) for where in (people.joints, joints))
-    contact_sheet(crops, (labels, people.visible, WHITE), (found, np.ones_like(people.visible))).save(path)
-
-
-def make_lessons(args, people, crops, teacher, size):
-    measured = make_batch(people, crops, range(min(MEASURED, len(people))), size, args.device)
-    ready = for_inference(teacher, torch.bfloat16 if args.amp else torch.float32)
-    lessons = Lessons(ready, measured.images, args.views, len(people), checkpoint.checksum(teacher.state_dict())[:16])
-    if args.views:
-        print(f"the teacher is asked once about each person in {args.views} views: {lessons.bytes() / 1e9:.1f} GB of "
-              + ("memory" if lessons.device.type == "cpu" else "the GPU's memory"))
-    return lessons
-
-
-def plain(args):
-    """Arguments as json can hold them."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-
-
-def finish(args, valid, valid_crops):
-    """Score the best epoch once more, joint by joint, and write it down."""
-    model, facts = checkpoint.load(args.out / "best.pt", args.device)
-    print(f"best epoch: {facts['epoch']}; PCKh on {len(valid):,} people of {valid.name}")
-    scores = evaluate(model, valid, valid_crops, args.device)
-    print_score(scores)
-    mirrored = evaluate(model, valid, valid_crops, args.device, flip_test=True)
-    print("flip test: " + ", ".join(f"{name} {values['mean']:.2f}" for name, values in mirrored.items()))
-    log = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
-    result = dict(arguments=plain(args), network=checkpoint.describe(model.config), facts=facts, scores=scores,
-                  flip_test=mirrored, torch=torch.__version__, log=log)
-    (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    save_predictions(args.out / "predictions.png", model, valid, valid_crops, args.device)
-    print(f"drawn: {args.out / 'predictions.png'}\nnext: python evaluate.py --checkpoint {args.out / 'best.pt'}"
-          + ("" if args.data == "drawn" else f" --data {args.data}"))
-
-
-def main():
-    args = parse_arguments()
-    team = join(args.device)
-    args.device = team.device
-    try:
-        train(args, team)
-    except torch.OutOfMemoryError as error:
-        raise BadInput(f"the GPU's memory is full ({str(error).splitlines()[0][:120]}): lower --batch-size and add "
-                       f"--accumulate") from error
-    except RuntimeError as error:
-        if team.world == 1 or not any(sign in str(error) for sign in LOST):
-            raise                        # a bug keeps its traceback
-        print(f"error: process {team.rank} lost the others ({str(error).splitlines()[0][:120]}): the run has ended; "
-              f"the same command with --resume goes on from {args.out}/last.pt", file=sys.stderr)
-        os._exit(2)                      # what is left of a team waits for nobody
-
-
-def hold(folder):
-    """Nobody else trains into this folder as long as this process lives."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(os, "O_DIRECTORY") and not lock(os.open(folder, os.O_RDONLY), wait=False):
-        raise BadInput(f"another process trains into {folder}: wait for its end, or name another folder with --out")
-
-
-def train(args, team):
-    torch.manual_seed(args.seed)
-    torch.use_deterministic_algorithms(args.deterministic)
-    model = build_teacher(args.preset) if args.train_teacher else \
-        build_student(args.student, args.filter, args.backbone, args.preset)
-    if args.student == "reg" and not args.train_teacher:
-        model.head.scored = args.distill
+        model = build_student(args.student, args.filter, args.backbone, args.preset)
+        if args.student == "reg":
+            model.head.scored = args.distill
     if args.backbone_weights:
         print(checkpoint.load_backbone(model.backbone, args.backbone_weights))
     if args.init:
         print(checkpoint.start_from(model, args.init))
-    model.to(args.device, memory_format=torch.channels_last)      # what convolutions like best, filters do not mind
-    averaged = copy.deepcopy(model).requires_grad_(False).eval()
+    return model.to(args.device, memory_format=torch.channels_last)      # the fastest layout for convolutions
+
+
+def load_data(args, size, distributed):
+    """-> (Samples, stored crops) to train on, and the same to validate on."""
+    if args.data == "drawn":
+        print(f"the embedded data set: drawing {args.drawings:,} people to learn from (--data names real "
+              f"photos)")
+        split = "teacher" if args.train_teacher else "train"
+        train = drawn_people(split, args.drawings, size, os.cpu_count())
+    else:
+        train = load_samples(args.data, "train", skip_bad=args.skip_bad_data)
+        if train.skipped:
+            print(f"{len(train.skipped):,} entries left out, listed in {args.out / 'skipped.txt'}")
+    valid = validation_samples(args.data, size, os.cpu_count())
+    cache = None if args.data == "drawn" else args.cache
+    print(f"{train.name}: {len(train):,} people to learn from; {valid.name}: {len(valid):,} to be scored on"
+          + (f"; {valid.note}" if valid.note else ""))
+    if args.batch_size > len(train):
+        raise BadInput(f"--batch-size {args.batch_size:,} is more than the {len(train):,} samples there are: "
+                       f"lower it")
+    if not distributed.is_main:
+        distributed.barrier()                    # the main process cuts the crops, the others then find them
+    data = (train, store(train, size, cache)), (valid, store(valid, size, cache))
+    if distributed.is_main:
+        distributed.barrier()
+    return data
+
+
+def load_teacher(args, train, valid, size):
+    """The frozen teacher as TeacherTargets. BadInput if it predicts no better than a mean pose."""
+    teacher, metadata = checkpoint.load(args.teacher, args.device)
+    if "used" in metadata:
+        print(metadata["used"])
+    if teacher.config["student"] != "teacher":
+        raise BadInput(f"{args.teacher} is a student ({checkpoint.describe(teacher.config)}): --teacher "
+                       f"needs a teacher")
+    if teacher.config["preset"] != args.preset:
+        raise BadInput(f"{args.teacher} is a teacher of preset {teacher.config['preset']}, the student's is "
+                       f"{args.preset}: tokens and crops must be of the same size")
+    found = evaluate(teacher, *valid, args.device)["pckh@0.5"]["mean"]
+    chance = mean_pose_score(train[0], valid[0])["pckh@0.5"]["mean"]
+    print(f"teacher {os.path.relpath(args.teacher)}: PCKh@0.5 {found:.2f} "
+          f"(a mean pose that ignores the image: {chance:.2f})")
+    if not found > chance:
+        raise BadInput(f"{args.teacher} scores {found:.2f} on {valid[0].name}, no better than a mean pose "
+                       f"({chance:.2f}): train it longer, or check that it was trained on this data")
+    teacher.requires_grad_(False).to(memory_format=torch.channels_last)
+    source = checkpoint.checksum(teacher.state_dict())[:16]
+    fast = for_inference(teacher, torch.bfloat16 if use_bfloat16(args, args.device) else torch.float32)
+    images = make_batch(*train, range(min(CALIBRATION, len(train[0]))), size, args.device).images
+    targets = TeacherTargets(fast, images, args.views, len(train[0]), source)
+    if args.views:
+        print(f"teacher targets are computed once for each of {args.views} views: "
+              f"{targets.nbytes() / 1e9:.1f} GB of memory")
+    return targets
+
+
+def initial_state(args, distributed, model, samples, teacher=None):
+    """The State before the first step."""
+    # the samples themselves, wherever their files are
+    labels = [torch.from_numpy(of) for of in (samples.joints, samples.visible, samples.center, samples.side)]
+    settings = {name: getattr(args, name) for name in SETTINGS} | {
+        "processes": distributed.world_size, "teacher": teacher and teacher.source,
+        "samples": f"{len(samples)} of {samples.name}, {checkpoint.checksum(labels)[:16]}"}
+    return State(model, copy.deepcopy(model).requires_grad_(False).eval(),
+                 build_optimisers(model, args.optimiser, args.lr), settings,
+                 dict(data=samples.name, samples=len(samples), seed=args.seed))
+
+
+def train(args, distributed):
+    """Prepare a run, train, and write its results."""
+    torch.manual_seed(args.seed)
+    torch.use_deterministic_algorithms(args.deterministic)
+    model = build_model(args)
+    train, valid = load_data(args, model.size, distributed)
+    teacher = load_teacher(args, train, valid, model.size) if args.distill else None
+    state = initial_state(args, distributed, model, train[0], teacher)
+    if distributed.is_main:
+        lock_folder(args.out)
+    if args.resume:
+        file = resume(args, distributed, state)
+        print(f"resuming from {file}, epoch {state.progress.epoch + 1}, step {state.progress.step + 1}"
+              if state.progress.epoch < args.epochs else f"{file} has had its {args.epochs} epochs: --epochs "
+                                                         f"N for more")
+    if distributed.is_main:
+        write_json(args.out / "config.json", plain(args))
+        if train[0].skipped:
+            (args.out / "skipped.txt").write_text("\n".join(train[0].skipped) + "\n")
+        for outdated in ["result.json"] + ["log.jsonl"] * (not args.resume):
+            (args.out / outdated).unlink(missing_ok=True)
     if args.compile:
         model.compile(dynamic=False)
-
-    people, valid, crops, valid_crops = load_data(args, model.size, team)
-    lessons = None
-    if args.distill:
-        teacher = load_teacher(args, people, valid, valid_crops)
-        lessons = make_lessons(args, people, crops, teacher, model.size)
-    if team.leads:
-        hold(args.out)
-    training = Training(args, team, model, averaged, people, crops, valid, valid_crops, lessons)
-    if args.resume:
-        file = training.resume()
-        print(f"going on from {file}, epoch {training.progress.epoch + 1}, step {training.progress.step + 1}"
-              if training.progress.epoch < args.epochs else f"{file} has had its {args.epochs} epochs: --epochs N for more")
-    if team.leads:
-        (args.out / "config.json").write_text(json.dumps(plain(args), indent=1) + "\n")
-        if people.skipped:
-            (args.out / "skipped.txt").write_text("\n".join(people.skipped) + "\n")
-        (args.out / "result.json").unlink(missing_ok=True)             # of fewer epochs
-    print(f"{checkpoint.describe(model.config)} on {args.device}: {args.epochs} epochs of {training.per_epoch} steps, "
-          f"{training.people_a_step} people each, into {args.out}/")
-    try:
-        training.run()
-    except Stopped:
-        done = training.progress
-        print(f"stopped at epoch {done.epoch + 1}, step {done.step}; saved: the same command with --resume goes on")
-        raise SystemExit(128 + training.asked_to_stop if training.asked_to_stop else 0) from None
-    if team.leads:
-        finish(args, valid, valid_crops)
-    team.wait()
-    if team.world > 1:
+    print(f"{checkpoint.describe(model.config)} on {args.device}: {args.epochs} epochs of "
+          f"{len(train[0]) // args.batch_size} steps, {args.batch_size} people each, into {args.out}/")
+    with StopRequest(args.stop_after) as stop:
+        try:
+            fit(args, distributed, state, train, valid, teacher, stop)
+        except Stopped:
+            print(f"stopped at epoch {state.progress.epoch + 1}, step {state.progress.step}; saved: "
+                  f"the same command with --resume continues it")
+            raise SystemExit(128 + stop.signal if stop.signal else 0) from None
+    if distributed.is_main:
+        write_result(args, valid)
+    distributed.barrier()
+    if distributed.world_size > 1:
         dist.destroy_process_group()
+
+
+def lock_folder(folder):
+    """Keep other processes from training into this folder while this process lives; BadInput if one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(os, "O_DIRECTORY") and not lock(os.open(folder, os.O_RDONLY), wait=False):
+        raise BadInput(f"another process trains into {folder}: wait for its end, or name another folder with "
+                       f"--out")
+
+
+def plain(args):
+    """Arguments as a dictionary that json can hold."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def write_result(args, valid):
+    """Score the best epoch by joint, with and without flip test; write result.json and predictions.png."""
+    model, metadata = checkpoint.load(args.out / "best.pt", args.device)
+    print(f"best epoch: {metadata['epoch']}; PCKh on {len(valid[0]):,} people of {valid[0].name}")
+    scores = evaluate(model, *valid, args.device)
+    print_score(scores)
+    flipped = evaluate(model, *valid, args.device, flip_test=True)
+    print("flip test: " + ", ".join(f"{name} {values['mean']:.2f}" for name, values in flipped.items()))
+    log = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
+    write_json(args.out / "result.json", dict(
+        arguments=plain(args), network=checkpoint.describe(model.config), metadata=metadata, scores=scores,
+        flip_test=flipped, torch=torch.__version__, log=log))
+    shown = valid[0].first(SHOWN), valid[1][:SHOWN]
+    save_predictions(args.out / "predictions.png", model, *shown, args.device)
+    print(f"drawn: {args.out / 'predictions.png'}\nnext: python evaluate.py --checkpoint "
+          f"{args.out / 'best.pt'}"
+          + ("" if args.data == "drawn" else f" --data {args.data}"))
+
+
+def save_predictions(path, model, samples, crops, device):
+    """A sheet of crops with predictions in colour over labels in white."""
+    joints, _ = predict(model, samples, crops, device)
+    batch = make_batch(samples, crops, np.arange(len(samples)), model.size)
+    images = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
+    labels, found = (transform(batch.matrix, torch.from_numpy(where)) for where in (samples.joints, joints))
+    contact_sheet(images, (labels, samples.visible, WHITE), (found, np.ones_like(samples.visible))).save(path)
+
+
+# ------------------------------------------------------------------------------- command line
+
+def parse_arguments():
+    parser = CommandLine(__doc__)
+    add = parser.add_argument_group("network").add_argument
+    add("--student", choices=STUDENTS, help="regression or coordinate classification (default: cc)")
+    add("--filter", choices=FILTERS, help="static or dynamic global filter, or attention (default: gd)")
+    add("--backbone", choices=tuple(BACKBONES), help="none, or HRNet's width (default: none)")
+    add("--preset", choices=tuple(PRESETS), default="tiny",
+        help="sizes of the networks: 64 x 64 crops (tiny), 128 x 128 (small) or the paper's 256 x 256 "
+             "(default: tiny)")
+    add("--backbone-weights", type=Path, help="published HRNet weights to start the backbone from (default: "
+                                              "random)")
+    add("--init", type=Path, help="checkpoint of the same network to start from, of any preset whose layers "
+                                  "have the same shapes (default: random weights)")
+    add("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
+    add("--teacher", type=Path, help="teacher's checkpoint (default: the shipped tiny one, for synthetic "
+                                     "people)")
+    add("--no-distill", action="store_true", help="learn from labels alone")
+    add("--terms", nargs="+", choices=TERMS, metavar="TERM",
+        help=f"which of the four distillation terms to use: {', '.join(TERMS)} (default: all)")
+    add = parser.add_argument_group("data").add_argument
+    add("--data", default="drawn", help="folder in MPII's layout, or 'drawn' for synthetic people (default: "
+                                        "drawn)")
+    add("--drawings", type=int, help=f"number of synthetic people to learn from (default: "
+                                     f"{DRAWINGS['student']} for a student, {DRAWINGS['teacher']} for the "
+                                     f"teacher)")
+    add("--skip-bad-data", action="store_true",
+        help="leave out training entries that cannot be used, a twentieth at most, and list them in "
+             "skipped.txt (default: stop at the first)")
+    add("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
+    add("--augmentation", choices=tuple(AUGMENTATIONS),
+        help="upright: small rotation and zoom; tokenpose: up to 60 degrees, 0.75 to 1.25 times; colour: "
+             "also brightness and colours; occlusion: also a hidden rectangle (default: upright for "
+             "synthetic people and tiny students, tokenpose for the paper's preset, else colour)")
+    add("--views", type=int,
+        help="augmented views of each sample, for which teacher targets are computed once and kept in "
+             "memory; 0: a new "
+             f"view in every epoch (default: {VIEWS['drawn']} for synthetic people, {VIEWS['photos']} for "
+             f"photos and tiny students; else 0)")
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=int, help="passes over the samples (default: 16 tiny, 300 paper)")
+    add("--batch-size", type=int, help="samples of a step, over all processes and parts (default: 32 tiny, "
+                                       "64 paper)")
+    add("--accumulate", type=int, default=1, metavar="N",
+        help="compute each step in N parts: the same batch in less memory (default: 1)")
+    add("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3); Muon's is {MUON_RATE} "
+                                 f"times that")
+    add("--optimiser", choices=("adam", "muon"),
+        help="adam, or muon for matrices of the encoder and adam for the rest (default: muon tiny, adam "
+             "paper)")
+    add("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
+    add("--device", default=default_device(),
+        help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
+    add("--amp", action="store_true",
+        help="bfloat16 autocast, and a bfloat16 teacher, on devices with native bfloat16; heads and losses "
+             "stay in float32 (default: float32)")
+    add("--compile", action="store_true", help="compile the network with torch.compile, which takes a minute "
+                                               "or two and needs a C++ compiler (default: not)")
+    add("--deterministic", action="store_true",
+        help="reproducible weights on a GPU, where that is slower (a CPU always gives them)")
+    add("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
+    add("--stop-after", type=float, metavar="MINUTES", help="save and stop after this time")
+    add("--resume", action="store_true", help="continue from last.pt of the run's folder (--out)")
+    return check_arguments(parser.parse_args())
+
+
+def refuse(*rules):
+    """Raise BadInput with the message of the first (condition, message) whose condition holds."""
+    for wrong, message in rules:
+        if wrong:
+            raise BadInput(message)
+
+
+def check_arguments(args):
+    """Fill in defaults that depend on other arguments. BadInput where arguments contradict each other."""
+    drawn, tiny = args.data == "drawn", args.preset == "tiny"
+    args.distill = not (args.train_teacher or args.no_distill)
+    refuse(
+        (args.train_teacher and (args.teacher or args.student or args.filter or args.backbone
+                                 or args.no_distill),
+         "--train-teacher takes no --student, --filter, --backbone, --teacher or --no-distill: the teacher "
+         "is one network and learns from labels"),
+        (args.no_distill and args.teacher, "--no-distill and --teacher contradict each other: leave one out"),
+        (args.terms and not args.distill, "--terms are what a student learns from a teacher: leave them out, "
+                                          "or --no-distill and --train-teacher"),
+        (not drawn and not Path(args.data).is_dir(),
+         f"--data {args.data} is not a folder: name one in MPII's layout, or leave it out for synthetic "
+         f"people"),
+        (not drawn and args.drawings is not None,
+         "--drawings is the number of synthetic people: leave it out where --data names a folder"),
+        (args.backbone_weights and args.backbone in (None, "none") and not args.train_teacher,
+         "--backbone-weights needs a backbone: add --backbone w32 or w48"),
+        (args.distill and not args.teacher and not (drawn and tiny),
+         "the shipped teacher knows synthetic people at the tiny preset alone: train one with "
+         "--train-teacher and name it with --teacher, or learn without one with --no-distill"))
+    check_device(args.device)
+    # upright for tiny students of photos: measured; colour: not compared with others
+    for_photos = ("tokenpose" if args.preset == "paper" else
+                  "upright" if tiny and not args.train_teacher else "colour")
+    defaults = RECIPES[args.preset] | dict(
+        student="cc", filter="gd", backbone="none", terms=list(TERMS),
+        augmentation="upright" if drawn else for_photos,
+        teacher=TINY_TEACHER if args.distill else None,
+        drawings=DRAWINGS["teacher" if args.train_teacher else "student"],
+        views=VIEWS["drawn" if drawn else "photos"] if tiny and not args.train_teacher else 0)
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.out is None:
+        what = "teacher" if args.train_teacher else f"{args.student}-{args.filter}-{args.backbone}"
+        data = "drawn" if drawn else Path(args.data).resolve().name
+        args.out = Path("runs") / f"{what}-{args.preset}-{data}{'-no-distill' if args.no_distill else ''}"
+    positive = ("epochs", "batch_size", "accumulate", "lr", "drawings", "stop_after")
+    holds_run = any((args.out / name).exists() for name in STATES)
+    refuse(
+        *((value is not None and not 0 < value < math.inf, f"--{name.replace('_', '-')} {value} must be "
+                                                           f"above 0")
+          for name, value in ((name, getattr(args, name)) for name in positive)),
+        (args.views < 0, f"--views {args.views} must be 0 or above"),
+        (not 0 <= args.seed < 2 ** 31, f"--seed {args.seed} must be 0 or above, and below 2^31"),
+        (args.out.exists() and not args.out.is_dir(), f"--out {args.out} is a file: name a folder"),
+        (args.resume and not holds_run, f"--resume: there is no {args.out / 'last.pt'} to resume from"),
+        (not args.resume and holds_run, f"{args.out} holds a run: --resume continues it, --out names another "
+                                        f"folder, or remove it"))
+    return args
+
+
+def main():
+    args = parse_arguments()
+    distributed = init_distributed(args.device)
+    args.device = distributed.device
+    parts = distributed.world_size * args.accumulate
+    if args.batch_size % parts:
+        raise BadInput(f"--batch-size {args.batch_size} does not divide into {distributed.world_size} "
+                       f"processes x {args.accumulate} accumulated parts: make it a multiple of {parts}")
+    if args.amp and not fast_bfloat16(args.device):
+        print(f"--amp: this {'CPU' if args.device == 'cpu' else 'GPU'} has no native bfloat16, computing in "
+              f"float32")
+    try:
+        train(args, distributed)
+    except torch.OutOfMemoryError as error:
+        raise BadInput(f"the GPU's memory is full ({str(error).splitlines()[0][:120]}): raise --accumulate, "
+                       f"or lower --batch-size") from error
+    except RuntimeError as error:
+        if distributed.world_size == 1 or not any(sign in str(error) for sign in LOST):
+            raise                                    # a bug keeps its traceback
+        print(f"error: process {distributed.rank} lost the others ({str(error).splitlines()[0][:120]}): the "
+              f"run has ended; the same command with --resume continues from {args.out}/last.pt",
+              file=sys.stderr)
+        os._exit(2)                                  # a normal exit would wait for the lost process
 
 
 if __name__ == "__main__":

@@ -6,13 +6,33 @@ Tests that need it skip where the variable is unset; nothing of it is part of th
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # A shell starts what stands before & with SIGINT ignored, and so would be every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# The compiler's cache does not tell one ATEN_CPU_CAPABILITY from another: kernels for AVX-512 gave NaN in a process limited to AVX2.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR",
+                      str(Path(tempfile.gettempdir()) / f"inductor-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
+
+
+def pytest_collection_modifyitems(items):
+    if not os.environ.get("LONG_TESTS"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="LONG_TESTS=1 runs it"))
+
+
+@pytest.fixture
+def mini(monkeypatch):
+    """A preset beside 'tiny' and 'paper', for tests of what is around a network: milliseconds a step."""
+    from models import PRESETS, Preset
+    monkeypatch.setitem(PRESETS, "mini", Preset(size=32, dim=16, depth=2, heads=2, teacher_depth=2, teacher_width=4, simcc_sigma=2,
+                                                grid=4, heatmap=16))
 
 
 @pytest.fixture(scope="session")

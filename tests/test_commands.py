@@ -1,40 +1,24 @@
 """The commands as a person runs them: a whole small training run, and one clear line for everything that is wrong."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import checkpoint
+from common import BadInput
+from commands import call, refused, run
 from hrnet import HRNet
-from inputs import BadInput
 from models import build_student, build_teacher
 
-ROOT = Path(__file__).resolve().parents[1]
 FAST = ["--drawings", "96", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
-
-
-def run(script, *arguments, cwd):
-    return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
-
-
-def refused(done, *parts):
-    """Exit status 2 and one line on stderr with these parts."""
-    assert done.returncode == 2, (done.stdout, done.stderr)
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    for part in parts:
-        assert part in lines[0]
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """A folder with one short run in it: a student distilled from the shipped teacher."""
     folder = tmp_path_factory.mktemp("a place with spaces")
-    done = run("train.py", "--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", cwd=folder)
+    done = run("train.py", "--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", cwd=folder, pool=True)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -51,7 +35,7 @@ def test_training_says_what_it_does_and_leaves_a_run_behind(workplace):
 
 def test_evaluation_gives_the_figure_of_training(workplace):
     folder, _ = workplace
-    done = run("evaluate.py", "--checkpoint", "runs/short/best.pt", "--json", "figures.json", cwd=folder)
+    done = call("evaluate.py", "--checkpoint", "runs/short/best.pt", "--json", "figures.json", cwd=folder)
     assert done.returncode == 0, done.stderr
     trained = json.loads((folder / "runs/short/log.jsonl").read_text())["pckh@0.5"]
     assert json.loads((folder / "figures.json").read_text())["pckh@0.5"]["mean"] == pytest.approx(trained, abs=1e-9)
@@ -60,59 +44,66 @@ def test_evaluation_gives_the_figure_of_training(workplace):
 def test_resume_goes_on(workplace):
     folder, _ = workplace
     again = ["--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", "--resume", "--epochs", "2"]
-    done = run("train.py", *again, cwd=folder)
+    done = call("train.py", *again, cwd=folder)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (folder / "runs/short/log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
-    refused(run("train.py", *again, "--student", "cc", cwd=folder), "last.pt is reg gs none tiny", "cc gs none tiny")
+    refused(call("train.py", *again, "--student", "cc", cwd=folder), "last.pt is reg gs none tiny", "cc gs none tiny")
+
+
+@pytest.mark.parametrize("command,line", [("train.py --epochs 0", "--epochs 0 must be above 0"),
+                                          ("evaluate.py --checkpoint none.pt", "there is no checkpoint none.pt"),
+                                          ("predict.py me.jpg --box 1 2 3", "--box: expected 4 arguments")])
+def test_a_process_that_refuses(command, line, tmp_path):
+    refused(run(*command.split(), cwd=tmp_path, held_out=None), line)
 
 
 def test_impossible_commands(tmp_path):
-    refused(run("train.py", "--train-teacher", "--student", "cc", cwd=tmp_path), "--train-teacher takes no --student")
-    refused(run("train.py", "--no-distill", "--teacher", "x.pt", cwd=tmp_path), "contradict")
-    refused(run("train.py", "--preset", "paper", cwd=tmp_path), "--train-teacher", "--no-distill")
-    refused(run("train.py", "--data", "nowhere", "--no-distill", cwd=tmp_path), "nowhere is not a folder")
-    refused(run("train.py", "--teacher", "none.pt", *FAST, cwd=tmp_path), "there is no checkpoint none.pt")
-    refused(run("train.py", "--epochs", "0", cwd=tmp_path), "--epochs 0 must be above 0")
-    refused(run("train.py", "--resume", *FAST, "--no-distill", cwd=tmp_path), "last.pt")
-    refused(run("evaluate.py", "--checkpoint", "none.pt", cwd=tmp_path), "there is no checkpoint")
-    refused(run("evaluate.py", "--predictions", "none.mat", "--data", "nowhere", cwd=tmp_path), "there is no file none.mat")
+    refused(call("train.py", "--train-teacher", "--student", "cc", cwd=tmp_path), "--train-teacher takes no --student")
+    refused(call("train.py", "--no-distill", "--teacher", "x.pt", cwd=tmp_path), "contradict")
+    refused(call("train.py", "--preset", "paper", cwd=tmp_path), "--train-teacher", "--no-distill")
+    refused(call("train.py", "--data", "nowhere", "--no-distill", cwd=tmp_path), "nowhere is not a folder")
+    refused(call("train.py", "--teacher", "none.pt", *FAST, cwd=tmp_path), "there is no checkpoint none.pt")
+    refused(call("train.py", "--epochs", "0", cwd=tmp_path), "--epochs 0 must be above 0")
+    refused(call("train.py", "--resume", *FAST, "--no-distill", cwd=tmp_path), "last.pt")
+    refused(call("evaluate.py", "--checkpoint", "none.pt", cwd=tmp_path), "there is no checkpoint")
+    refused(call("evaluate.py", "--predictions", "none.mat", "--data", "nowhere", cwd=tmp_path), "there is no file none.mat")
     (tmp_path / "some.mat").touch()
-    refused(run("evaluate.py", "--predictions", "some.mat", "--data", "nowhere", cwd=tmp_path), "gt_valid.mat, which is not there")
-    refused(run("train.py", "--drawings", "0", cwd=tmp_path), "--drawings 0 must be above 0")
-    refused(run("train.py", "--drawings", "9", "--data", "x", "--no-distill", cwd=tmp_path), "leave it out")
-    refused(run("train.py", "--backbone-weights", "x.pt", cwd=tmp_path), "needs a backbone")
-    refused(run("train.py", "--seed", "-1", cwd=tmp_path), "--seed -1")
-    refused(run("evaluate.py", "--costs", "--json", "no/where.json", cwd=tmp_path), "there is no folder no")
-    refused(run("evaluate.py", "--data", "x", cwd=tmp_path), "name what is to be scored")
-    refused(run("evaluate.py", "--device", "tpu", cwd=tmp_path), "choose cpu")
-    refused(run("evaluate.py", "--device", "cuda:99", cwd=tmp_path), "GPUs that PyTorch can use")
+    refused(call("evaluate.py", "--predictions", "some.mat", "--data", "nowhere", cwd=tmp_path), "gt_valid.mat, which is not there")
+    refused(call("train.py", "--drawings", "0", cwd=tmp_path), "--drawings 0 must be above 0")
+    refused(call("train.py", "--drawings", "9", "--data", "x", "--no-distill", cwd=tmp_path), "leave it out")
+    refused(call("train.py", "--backbone-weights", "x.pt", cwd=tmp_path), "needs a backbone")
+    refused(call("train.py", "--seed", "-1", cwd=tmp_path), "--seed -1")
+    refused(call("evaluate.py", "--costs", "--json", "no/where.json", cwd=tmp_path), "there is no folder no")
+    refused(call("evaluate.py", "--data", "x", cwd=tmp_path), "name what to score")
+    refused(call("evaluate.py", "--device", "tpu", cwd=tmp_path), "choose cpu")
+    refused(call("evaluate.py", "--device", "cuda:99", cwd=tmp_path), "GPUs that PyTorch can use")
     assert not (tmp_path / "runs").exists()                       # refused before anything was written
-    refused(run("train.py", "--filter", "fft", cwd=tmp_path), "choose from", "attention", "train.py --help")
-    refused(run("train.py", "--resume", "runs/x", cwd=tmp_path), "unrecognized arguments: runs/x")
-    refused(run("predict.py", "me.jpg", "--box", "1", "2", "3", cwd=tmp_path), "--box: expected 4 arguments")
+    refused(call("train.py", "--filter", "fft", cwd=tmp_path), "choose from", "attention", "train.py --help")
+    refused(call("train.py", "--resume", "runs/x", cwd=tmp_path), "unrecognized arguments: runs/x")
+    refused(call("predict.py", "me.jpg", "--box", "1", "2", "3", cwd=tmp_path), "--box: expected 4 arguments")
 
 
 def test_a_teacher_no_better_than_chance_is_refused(tmp_path):
     torch.manual_seed(0)
     checkpoint.save(tmp_path / "untrained.pt", build_teacher("tiny"), {})
-    refused(run("train.py", "--teacher", "untrained.pt", *FAST, cwd=tmp_path), "no better than a mean pose")
+    refused(call("train.py", "--teacher", "untrained.pt", *FAST, cwd=tmp_path), "no better than a mean pose")
     checkpoint.save(tmp_path / "student.pt", build_student("cc", "gs", "none", "tiny"), {})
-    refused(run("train.py", "--teacher", "student.pt", *FAST, cwd=tmp_path), "is a student")
+    refused(call("train.py", "--teacher", "student.pt", *FAST, cwd=tmp_path), "is a student")
 
 
 def test_a_run_goes_on_only_as_it_began(workplace):
     folder, _ = workplace
     again = ["--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", "--resume"]
-    refused(run("train.py", "--terms", "heatmap", "--no-distill", cwd=folder), "--terms are what a student learns from a teacher")
-    refused(run("train.py", "--data", "nowhere", cwd=folder), "--data nowhere is not a folder")
-    refused(run("evaluate.py", "--predictions", "no.mat", "--data", ".", cwd=folder), "there is no file no.mat")
-    refused(run("train.py", *again, "--seed", "1", cwd=folder), "trained with seed 0, now it is 1")
-    refused(run("train.py", *[word for word in again if word != "--resume"], cwd=folder), "runs/short holds a run: --resume")
+    refused(call("train.py", "--terms", "heatmap", "--no-distill", cwd=folder), "--terms are what a student learns from a teacher")
+    refused(call("train.py", "--data", "nowhere", cwd=folder), "--data nowhere is not a folder")
+    refused(call("evaluate.py", "--predictions", "no.mat", "--data", ".", cwd=folder), "there is no file no.mat")
+    refused(call("train.py", *again, "--seed", "1", cwd=folder), "trained with seed 0, now it is 1")
+    refused(call("train.py", *[word for word in again if word != "--resume"], cwd=folder), "runs/short holds a run: --resume")
     weights_only = folder / "runs/copied"
     weights_only.mkdir()
     (weights_only / "last.pt").write_bytes((folder / "runs/short/best.pt").read_bytes())
-    refused(run("train.py", *again, "--out", "runs/copied", cwd=folder), "no state of training")
+    refused(call("train.py", *again, "--out", "runs/copied", cwd=folder), "no state of training")
 
 
 def published(lists, name):
@@ -138,7 +129,7 @@ def test_published_backbones(real_data, tmp_path):
         checkpoint.load_backbone(backbone, tmp_path / "more.pth")
     del weights["layer1.0.conv1.weight"]
     torch.save(weights, tmp_path / "less.pth")
-    refused(run("train.py", "--backbone", "w32", "--no-distill", "--backbone-weights", "less.pth", *FAST, cwd=tmp_path),
+    refused(call("train.py", "--backbone", "w32", "--no-distill", "--backbone-weights", "less.pth", *FAST, cwd=tmp_path),
             "lacks 1 weights, layer1.0.conv1.weight")
 
 
@@ -147,8 +138,8 @@ def test_a_checkpoint_that_would_run_something_is_not_loaded(tmp_path):
         def __reduce__(self):
             return open, (str(tmp_path / "executed"), "w")
 
-    torch.save({"format": 1, "facts": {}, "model": Bomb()}, tmp_path / "bomb.pt")
-    refused(run("evaluate.py", "--checkpoint", "bomb.pt", cwd=tmp_path), "bomb.pt cannot be read safely", "open")
+    torch.save({"format": 1, "metadata": {}, "model": Bomb()}, tmp_path / "bomb.pt")
+    refused(call("evaluate.py", "--checkpoint", "bomb.pt", cwd=tmp_path), "bomb.pt cannot be read safely", "open")
     assert not (tmp_path / "executed").exists()
 
 
@@ -156,20 +147,20 @@ def test_foreign_and_broken_checkpoints(tmp_path):
     torch.manual_seed(0)
     model = build_student("cc", "gs", "none", "tiny")
     checkpoint.save(tmp_path / "good.pt", model, {"note": "fine"})
-    loaded, facts = checkpoint.load(tmp_path / "good.pt")
-    assert facts == {"note": "fine"} and not loaded.training
+    loaded, metadata = checkpoint.load(tmp_path / "good.pt")
+    assert metadata == {"note": "fine"} and not loaded.training
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
 
     content = checkpoint.read(tmp_path / "good.pt")
     content["config"]["filter"] = "attention"                     # says it is something else than it is
     torch.save(content | {"checksum": checkpoint.checksum(content)}, tmp_path / "other.pt")
-    refused(run("evaluate.py", "--checkpoint", "other.pt", cwd=tmp_path), "does not fit the network", "attention")
+    refused(call("evaluate.py", "--checkpoint", "other.pt", cwd=tmp_path), "does not fit the network", "attention")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "good.pt").read_bytes()[:5000])
-    refused(run("evaluate.py", "--checkpoint", "cut.pt", cwd=tmp_path), "cut.pt is not a checkpoint")
+    refused(call("evaluate.py", "--checkpoint", "cut.pt", cwd=tmp_path), "cut.pt is not a checkpoint")
     (tmp_path / "empty.pt").touch()
-    refused(run("evaluate.py", "--checkpoint", "empty.pt", cwd=tmp_path), "empty.pt is not a checkpoint")
+    refused(call("evaluate.py", "--checkpoint", "empty.pt", cwd=tmp_path), "empty.pt is not a checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
-    refused(run("evaluate.py", "--checkpoint", "foreign.pt", cwd=tmp_path), "not a checkpoint of this project")
+    refused(call("evaluate.py", "--checkpoint", "foreign.pt", cwd=tmp_path), "not a checkpoint of this project")
 
 
 def test_an_unreadable_picture_stops_training_before_it_starts(tmp_path):
@@ -179,7 +170,7 @@ def test_an_unreadable_picture_stops_training_before_it_starts(tmp_path):
     for split in ("train", "valid"):
         (tmp_path / "data/annot" / f"{split}.json").write_text(json.dumps([entry]))
     (tmp_path / "data/images/a.jpg").write_bytes(b"no picture")
-    refused(run("train.py", "--data", "data", "--no-distill", "--epochs", "1", "--batch-size", "1", cwd=tmp_path),
+    refused(call("train.py", "--data", "data", "--no-distill", "--epochs", "1", "--batch-size", "1", cwd=tmp_path),
             "a.jpg cannot be read")
     assert not list(tmp_path.glob("runs/**/*.p*"))
 

@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 
 import crops as crops_module
-from augmentation import AUGMENTATIONS, HIDDEN, TOKENPOSE, hide
-from crops import (FLIP, compose, coordinate_labels, crop_matrix, cut, gaussian, heatmaps, invert, make_batch,
-                   store, stored_size, transform, warp)
-from data_mpii import People
+from crops import (AUGMENTATIONS, FLIP, HIDDEN, TOKENPOSE, compose, coordinate_labels, crop_matrix, cut,
+                   gaussian, heatmaps, hide, invert, make_batch, store, stored_size, transform, warp)
+from data_mpii import Samples
 from synthetic import drawn_people
 
 
@@ -82,7 +81,7 @@ def people_with_spots(count=6):
     generator = np.random.default_rng(0)
     joints = generator.uniform(60, 140, (count, 16, 2)).astype(np.float32)
     pictures = [picture_of(points[:1]) for points in joints]         # joint 0 is the spot that can be seen
-    return People("spots", joints, np.ones((count, 16), bool), np.full((count, 2), 100, np.float32),
+    return Samples("spots", joints, np.ones((count, 16), bool), np.full((count, 2), 100, np.float32),
                   generator.uniform(90, 130, count).astype(np.float32), np.ones(count, np.float32), lambda i: pictures[i])
 
 
@@ -100,7 +99,7 @@ def test_augmented_joints_lie_where_the_picture_shows_them():
     mirrored = 0
     for seed in range(8):
         batch = make_batch(people, stored, np.arange(6), 64,
-                           variation=TOKENPOSE.draw(6, torch.Generator().manual_seed(seed)))
+                           params=TOKENPOSE.draw(6, torch.Generator().manual_seed(seed)))
         flipped = torch.linalg.det(batch.matrix[:, :, :2]) < 0
         mirrored += int(flipped.sum())
         for image, xy, flip in zip(batch.images, batch.xy, flipped):
@@ -129,7 +128,7 @@ def test_joints_outside_the_crop_are_not_asked_for():
 def test_store_keeps_and_finds_crops(tmp_path):
     people = people_with_spots()
     first = store(people, 64, tmp_path)
-    people.picture = None                                            # must not be asked for again
+    people.image = None                                            # must not be asked for again
     assert np.array_equal(store(people, 64, tmp_path), first)
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(TypeError):
@@ -175,13 +174,13 @@ def test_colours_vary_within_their_range_and_only_where_asked():
 
 
 def test_half_of_the_people_lose_a_rectangle_where_asked():
-    variation = AUGMENTATIONS["occlusion"].draw(10_000, torch.Generator().manual_seed(0))
-    sides = variation.hidden[:, 2:]
+    params = AUGMENTATIONS["occlusion"].draw(10_000, torch.Generator().manual_seed(0))
+    sides = params.hidden[:, 2:]
     assert (sides > 0).all(1).float().mean() == pytest.approx(0.5, abs=0.02)
     assert HIDDEN[0] <= sides[sides > 0].min() and sides.max() <= HIDDEN[1]
     assert not AUGMENTATIONS["colour"].draw(100, torch.Generator().manual_seed(0)).hidden[:, 2:].any()
     before = AUGMENTATIONS["colour"].draw(10_000, torch.Generator().manual_seed(0))
-    assert all(torch.equal(a, b) for a, b in zip(before[:5], variation[:5]))                 # the rest is as without
+    assert all(torch.equal(a, b) for a, b in zip(before[:5], params[:5]))                 # the rest is as without
 
 
 def test_a_hidden_rectangle_by_hand():
@@ -198,11 +197,11 @@ def test_a_hidden_rectangle_by_hand():
 def test_parts_and_tensors_give_the_same_batch(monkeypatch):
     people = drawn_people("valid", 7, 64)
     stored = store(people, 64)
-    variation = TOKENPOSE.draw(7, torch.Generator().manual_seed(0))
-    whole = make_batch(people, stored, range(7), 64, variation=variation).images
-    assert torch.equal(make_batch(people, torch.from_numpy(stored), range(7), 64, variation=variation).images, whole)
+    params = TOKENPOSE.draw(7, torch.Generator().manual_seed(0))
+    whole = make_batch(people, stored, range(7), 64, params=params).images
+    assert torch.equal(make_batch(people, torch.from_numpy(stored), range(7), 64, params=params).images, whole)
     monkeypatch.setattr(crops_module, "CACHED", 1)                             # one at a time
-    assert torch.equal(make_batch(people, stored, range(7), 64, variation=variation).images, whole)
+    assert torch.equal(make_batch(people, stored, range(7), 64, params=params).images, whole)
 
 
 def test_a_full_disk_is_told_before_anything_is_cut(tmp_path, monkeypatch):
@@ -218,17 +217,17 @@ def test_a_full_disk_is_told_before_anything_is_cut(tmp_path, monkeypatch):
 def test_cutting_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(crops_module, "SLICE", 2)
     people = drawn_people("valid", 7, 64)
-    expected, picture, asked = store(people, 64), people.picture, []
+    expected, picture, asked = store(people, 64), people.image, []
 
     def stopped(i):
         if i == 5:
             raise KeyboardInterrupt
         return picture(i)
 
-    people.picture = stopped
+    people.image = stopped
     with pytest.raises(KeyboardInterrupt):
         store(people, 64, tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".partial", ".progress"]
-    people.picture = lambda i: asked.append(i) or picture(i)
+    people.image = lambda i: asked.append(i) or picture(i)
     assert np.array_equal(store(people, 64, tmp_path), expected) and sorted(asked) == [4, 5, 6]
     assert "from the 4th on" in capsys.readouterr().out and len(list(tmp_path.iterdir())) == 1

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from data_mpii import box, load_people, read_person
-from inputs import BadInput
+from common import BadInput
+from data_mpii import box, load_samples, read_person
 from synthetic import drawn_people
 
 
 @pytest.mark.parametrize("split,count", [("train", 22_246), ("valid", 2_958)])
 def test_real_labels(real_data, split, count):
-    people = load_people(real_data / "mpii_annot", split, pictures=False)
+    people = load_samples(real_data / "mpii_annot", split, images=False)
     assert len(people) == count and people.joints.shape == (count, 16, 2)
     raw = json.loads((real_data / "mpii_annot" / "annot" / f"{split}.json").read_text())
     assert np.array_equal(people.visible, np.array([entry["joints_vis"] for entry in raw], bool))
@@ -33,10 +33,10 @@ def test_box_by_hand():
 
 
 def test_real_pictures(real_data):
-    people = load_people(real_data / "mpii_sample", "valid")
+    people = load_samples(real_data / "mpii_sample", "valid")
     assert len(people) == 5
     for i in range(5):
-        picture = people.picture(i)
+        picture = people.image(i)
         assert picture.mode == "RGB" and min(picture.size) >= 300
         seen = people.joints[i][people.visible[i]]
         assert (seen > -1).all() and (seen < picture.size).all()
@@ -44,7 +44,7 @@ def test_real_pictures(real_data):
 
 def test_drawn_people_are_the_same_kind_of_record():
     people = drawn_people("valid", 20, 64)
-    assert people.joints.shape == (20, 16, 2) and people.picture(3).size == (96, 96)
+    assert people.joints.shape == (20, 16, 2) and people.image(3).size == (96, 96)
     np.testing.assert_allclose(people.head_size, people.side / 250 * 25, rtol=1e-4)
     train = drawn_people("train", 20, 64)
     assert not np.array_equal(train.joints, people.joints)
@@ -65,12 +65,12 @@ def folder(tmp_path, *entries, split="train"):
 
 
 def test_json_counts_pixels_from_one(tmp_path):
-    people = load_people(folder(tmp_path, ENTRY), "train")
+    people = load_samples(folder(tmp_path, ENTRY), "train")
     assert people.joints[0, 0].tolist() == [9, 19] and people.center[0].tolist() == [14, 22] and people.side[0] == 50
 
 
 def test_without_truth_the_head_size_is_estimated_and_said(tmp_path):
-    people = load_people(folder(tmp_path, ENTRY, split="valid"), "valid")
+    people = load_samples(folder(tmp_path, ENTRY, split="valid"), "valid")
     assert people.head_size[0] == pytest.approx(5) and "gt_valid.mat" in people.note
 
 
@@ -86,7 +86,7 @@ FAULTS = {
     "scale 1e[+]30 must be above 0": dict(ENTRY, scale=1e30),
     "within 100,000 pixels": dict(ENTRY, joints=[[1e300, 2.0]] * 16),
     "does not name a file inside": dict(ENTRY, image="../../secret.jpg"),
-    "there is no picture": dict(ENTRY, image="b.jpg"),
+    "there is no image": dict(ENTRY, image="b.jpg"),
     "is not a person": 7,
 }
 
@@ -94,53 +94,53 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_bad_entry_is_named_with_file_and_index(tmp_path, fault):
     with pytest.raises(BadInput, match=rf"train\.json, entry 1: .*{fault}") as caught:
-        load_people(folder(tmp_path, ENTRY, FAULTS[fault]), "train")
+        load_samples(folder(tmp_path, ENTRY, FAULTS[fault]), "train")
     assert "\n" not in str(caught.value)
 
 
 def test_bad_files(tmp_path):
     with pytest.raises(BadInput, match="is not a folder"):
-        load_people(tmp_path / "nowhere", "train")
+        load_samples(tmp_path / "nowhere", "train")
     with pytest.raises(BadInput, match="neither"):
-        load_people(tmp_path, "train")
+        load_samples(tmp_path, "train")
     folder(tmp_path)
     with pytest.raises(BadInput, match="no list of people"):
-        load_people(tmp_path, "train")
+        load_samples(tmp_path, "train")
     (tmp_path / "annot" / "train.json").write_text("{")
     with pytest.raises(BadInput, match="cannot be read as json"):
-        load_people(tmp_path, "train")
+        load_samples(tmp_path, "train")
     folder(tmp_path, ENTRY, split="valid")
     (tmp_path / "annot" / "gt_valid.mat").write_bytes(b"not a mat file")
     with pytest.raises(BadInput, match="is not MPII's validation truth"):
-        load_people(tmp_path, "valid")
+        load_samples(tmp_path, "valid")
     savemat(tmp_path / "annot" / "gt_valid.mat", dict(pos_gt_src=np.ones((15, 2, 1)), jnt_missing=np.zeros((15, 1)),
                                                       headboxes_src=np.ones((2, 2, 1))))
     with pytest.raises(BadInput, match=r"\(15, 2, 1\)"):
-        load_people(tmp_path, "valid")
+        load_samples(tmp_path, "valid")
     truth = dict(pos_gt_src=np.full((16, 2, 2), 5.0), jnt_missing=np.zeros((16, 2)), headboxes_src=np.zeros((2, 2, 2)))
     savemat(tmp_path / "annot" / "gt_valid.mat", truth)
     with pytest.raises(BadInput, match="person 0 .* head box or joints are empty"):
-        load_people(tmp_path, "valid")
+        load_samples(tmp_path, "valid")
     truth["headboxes_src"][1] = 5
     savemat(tmp_path / "annot" / "gt_valid.mat", truth)
     with pytest.raises(BadInput, match="has 2 people and .* 1"):
-        load_people(tmp_path, "valid")
+        load_samples(tmp_path, "valid")
     savemat(tmp_path / "annot" / "gt_valid.mat", {key: value[..., :1] for key, value in truth.items()})
     with pytest.raises(BadInput, match="different orders"):
-        load_people(tmp_path, "valid")
+        load_samples(tmp_path, "valid")
 
 
 def test_an_unreadable_picture_is_named(tmp_path):
     root = folder(tmp_path, ENTRY)
     (root / "images" / "a.jpg").write_bytes(b"text")
-    people = load_people(root, "train")
-    with pytest.raises(BadInput, match=r"a\.jpg cannot be read as a picture"):
-        people.picture(0)
+    people = load_samples(root, "train")
+    with pytest.raises(BadInput, match=r"a\.jpg cannot be read as an image"):
+        people.image(0)
 
 
 # ------------------------------------------------------------------------------- MPII's release
 
-def release(tmp_path, pictures=40, first={}):
+def release(tmp_path, pictures=40, first=None):
     """A file like mpii_human_pose_v1_u12_1.mat: two people a picture, one of them without joints, a test picture.
 
     first: what is different about the first person, or the name of the first picture.
@@ -158,7 +158,7 @@ def release(tmp_path, pictures=40, first={}):
         name = f"{k:05d}.jpg"
         Image.new("RGB", (64, 48)).save(tmp_path / "images" / name)
         rects = np.zeros(2 if k else 1, dtype=[(kind, "O") for kind in kinds])
-        changed = {} if k else dict(first)
+        changed = {} if k else dict(first or {})
         for row, rect in zip(rects, (person(k) | changed, bare)):
             for kind in kinds:
                 row[kind] = rect[kind]
@@ -171,7 +171,7 @@ def release(tmp_path, pictures=40, first={}):
 
 def test_mpiis_release(tmp_path):
     root = release(tmp_path)
-    train, valid = load_people(root, "train"), load_people(root, "valid")
+    train, valid = load_samples(root, "train"), load_samples(root, "valid")
     assert len(train) + len(valid) == 39 and len(valid) > 0                   # the test picture is left out
     assert not set(train.files) & set(valid.files)
     assert "not the standard validation set" in valid.note
@@ -179,9 +179,9 @@ def test_mpiis_release(tmp_path):
     assert train.joints[0, 3].tolist() == [12 + k, 29] and train.visible[0].tolist() == [True] * 15 + [False]
     assert train.head_size[0] == pytest.approx(0.6 * 5) and train.side[0] == 125
     assert train.center[0].tolist() == [19, 36.5]
-    assert load_people(root, "valid").files == valid.files                  # the split is for good
+    assert load_samples(root, "valid").files == valid.files                  # the split is for good
     with pytest.raises(BadInput, match="--skip-bad-data leaves out entries of annot/train.json"):
-        load_people(root, "train", skip_bad=True)
+        load_samples(root, "train", skip_bad=True)
 
 
 @pytest.mark.parametrize("change", [dict(scale=1e-50), dict(scale=1e30), dict(objpos=dict(x=1e20, y=3.0)), dict(name="../secret.jpg")])
@@ -189,7 +189,7 @@ def test_a_release_is_checked_as_a_json_file_is(tmp_path, change):
     (tmp_path / "secret.jpg").touch()
     with pytest.raises(BadInput, match="mpii_human_pose_v1_u12_1.mat, entry 0: ") as caught:
         for split in ("train", "valid"):
-            load_people(release(tmp_path, first=change), split)
+            load_samples(release(tmp_path, first=change), split)
     assert "\n" not in str(caught.value)
 
 
@@ -206,4 +206,4 @@ def test_a_joint_without_a_place_counts_as_missing():
 def test_something_else_called_release(tmp_path):
     savemat(tmp_path / "mpii_human_pose_v1_u12_1.mat", dict(other=1))
     with pytest.raises(BadInput, match="is not MPII's release"):
-        load_people(tmp_path, "train")
+        load_samples(tmp_path, "train")

@@ -25,9 +25,9 @@ from PIL import Image
 import checkpoint
 from crops import cut
 from data_mpii import BOX_ENLARGEMENT
-from draw import LEFT, RIGHT
+from predict import LEFT, RIGHT
 from export import export_onnx
-from predict import WEIGHTS, box_matrix, find, read_picture
+from predict import WEIGHTS, box_matrix, find, read_image
 from synthetic import draw_person
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
@@ -102,7 +102,7 @@ class Chromium:
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             switches += ("--no-sandbox",)
         self.process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{its_in} 4>&{its_out}', "sh", BROWSER, "--headless=new",
+            ["bash", "-c", f'exec "$@" 3<&{its_in} 4>&{its_out}', "bash", BROWSER, "--headless=new",
              "--remote-debugging-pipe", f"--user-data-dir={profile}", "--disable-dev-shm-usage",
              "--no-first-run", "--disable-background-networking", *switches, "about:blank"],
             pass_fds=(its_in, its_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -255,7 +255,7 @@ def address(folder):
 def browser(tmp_path_factory):
     """Chromium, whose camera shows a synthetic person who moves sideways."""
     folder = tmp_path_factory.mktemp("browser")
-    person = Image.fromarray(draw_person(1, 6, 240).picture)
+    person = Image.fromarray(draw_person(1, 6, 240).image)
     with open(folder / "camera.mjpeg", "wb") as film:
         for shift in (*range(0, 200, 10), *range(200, 0, -10)):
             frame = Image.new("RGB", (640, 480), (90, 110, 100))
@@ -279,7 +279,7 @@ def images(tmp_path_factory):
     """Five files of synthetic people: small, large, wide, turned by its Exif, transparent."""
     folder = tmp_path_factory.mktemp("images")
     sizes = (30, 300, 128, 128, 128)
-    people = [Image.fromarray(draw_person(1, n, size).picture) for n, size in enumerate(sizes)]
+    people = [Image.fromarray(draw_person(1, n, size).image) for n, size in enumerate(sizes)]
     people[0].save(folder / "small.png")
     people[1].save(folder / "large.jpg", quality=92)
     people[2].crop((0, 30, 192, 181)).save(folder / "wide.webp", lossless=True)
@@ -321,7 +321,7 @@ def test_crops_are_those_of_pillow(page, size):
 
 def pixels_apart(model, path, joints, box=None):
     """How far the page's joints are from predict.py's, in pixels of the crop."""
-    picture, scale = read_picture(path)
+    picture, scale = read_image(path)
     (person,), = find(model, [picture], [box and [box]])
     assert scale == 1
     side = BOX_ENLARGEMENT * max(box[2:]) if box else max(picture.size)

@@ -1,16 +1,17 @@
 """Each term of the loss by hand: zero at perfect agreement, a known value at a known offset, and who gets a gradient."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from crops import coordinate_labels, heatmaps
-from distill import (TERMS, Lessons, confidence_loss, coordinate_task, distillation_loss, heatmap_loss_coordinates,
-                     give_lesson, heatmap_loss_regression, heatmap_task, keypoint_token_loss, kl_divergence, marginals, of_a_part,
-                     regression_task, total, visual_token_loss)
-from heads import Regression
-from models import build_student, build_teacher
+from distill import (TERMS, TeacherTargets, confidence_loss, coordinate_task, distillation_loss,
+                     heatmap_loss_coordinates, heatmap_loss_regression, heatmap_task, keypoint_token_loss,
+                     kl_divergence, marginals, regression_task, teacher_targets, total,
+                     visual_token_loss)
+from models import Regression, build_student, build_teacher
 
 XY = torch.tensor([[[0.5, 0.4], [0.3, 0.6]]])                        # (1, 2, 2)
 ALL, FIRST = torch.tensor([[True, True]]), torch.tensor([[True, False]])
@@ -28,7 +29,7 @@ def test_tokens_by_hand():
     student = torch.zeros(1, 2, 4)
     teacher = torch.tensor([[[1.0, 1, 1, 1], [3.0, 3, 3, 3]]])
     assert keypoint_token_loss(student, teacher, ALL).item() == 5        # (1 + 9) / 2
-    assert keypoint_token_loss(student, teacher, FIRST).item() == 1
+    assert keypoint_token_loss(student, teacher, FIRST).item() == 0.5                    # divided by all joints
     assert keypoint_token_loss(teacher, teacher, ALL).item() == 0
     assert visual_token_loss(student, teacher).item() == 5
 
@@ -39,7 +40,7 @@ def test_regression_task_by_hand():
     assert regression_task(regression(off), XY, ALL).item() == pytest.approx((0.1 - 1 / 128) / 2, rel=1e-5)
     assert regression_task(regression(XY), XY, ALL).item() == 0
     off[0, 1] += 0.3
-    assert regression_task(regression(off), XY, FIRST).item() == pytest.approx((0.1 - 1 / 128) / 2, rel=1e-5)
+    assert regression_task(regression(off), XY, FIRST).item() == pytest.approx((0.1 - 1 / 128) / 4, rel=1e-5)
 
 
 def test_coordinate_task_by_hand():
@@ -100,7 +101,7 @@ def test_confidence_by_hand():
     confidence = torch.tensor([[0.0, 1.0]])
     expected = (math.exp(-0.5) + 1 - math.exp(-0.5)) / 2
     assert confidence_loss(confidence, off, teacher, ALL).item() == pytest.approx(expected, rel=1e-5)
-    assert confidence_loss(confidence, off, teacher, FIRST).item() == pytest.approx(math.exp(-0.5), rel=1e-5)
+    assert confidence_loss(confidence, off, teacher, FIRST).item() == pytest.approx(math.exp(-0.5) / 2, rel=1e-5)
     assert confidence_loss(torch.ones(1, 2), cell_centres, teacher, ALL).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -116,8 +117,8 @@ def test_no_gradient_reaches_the_teacher_and_invisible_joints_are_silent(student
     model = build_student(student, "gs", "none", "tiny").eval()
     images, xy = torch.rand(2, 3, 64, 64), torch.rand(2, 16, 2)
     visible = torch.arange(16).expand(2, 16) < 9
-    output, lesson = model(images), give_lesson(teacher, images)     # with gradients on, on purpose
-    terms = distillation_loss(model.head, output, lesson, xy, visible)
+    output, targets = model(images), teacher_targets(teacher, images)     # with gradients on, on purpose
+    terms = distillation_loss(model.head, output, targets, xy, visible)
     assert set(terms) == {"task", *TERMS}
     total(terms, {name: 1.0 for name in TERMS}).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -127,7 +128,7 @@ def test_no_gradient_reaches_the_teacher_and_invisible_joints_are_silent(student
     tokens = torch.where(visible[..., None], output.keypoint_tokens, torch.rand_like(output.keypoint_tokens))
     part = lambda p: torch.where(visible.view(2, 16, *[1] * (p.dim() - 2)), p, torch.rand_like(p))
     prediction = Regression(*map(part, output.prediction)) if student == "reg" else tuple(map(part, output.prediction))
-    again = distillation_loss(model.head, output._replace(keypoint_tokens=tokens, prediction=prediction), lesson,
+    again = distillation_loss(model.head, output._replace(keypoint_tokens=tokens, prediction=prediction), targets,
                               shifted, visible)
     for name in terms:
         torch.testing.assert_close(again[name], terms[name], msg=name)
@@ -136,38 +137,37 @@ def test_no_gradient_reaches_the_teacher_and_invisible_joints_are_silent(student
 def test_tokens_are_standardised_on_the_pictures_they_were_measured_on(teacher):
     """Each channel: mean 0 in every token, mean square 1 over pictures and tokens; heatmaps are left as they are."""
     images = torch.rand(40, 3, 64, 64)
-    lesson, raw = Lessons(teacher, images).give(images), give_lesson(teacher, images)
-    for tokens, own in zip(lesson[:2], raw[:2]):
+    targets, raw = TeacherTargets(teacher, images).compute(images), teacher_targets(teacher, images)
+    for tokens, own in zip(targets[:2], raw[:2]):
         torch.testing.assert_close(tokens.mean(0), torch.zeros_like(tokens[0]), atol=1e-3, rtol=0)
         torch.testing.assert_close(tokens.square().mean((0, 1)), torch.ones(tokens.shape[-1]), atol=1e-2, rtol=0)
         ratio = (tokens[0] - tokens[1]) / (own[0] - own[1])                  # one factor a channel, the same for all tokens
         torch.testing.assert_close(ratio[1], ratio[0], rtol=1e-2, atol=0)
-    assert torch.equal(lesson.heatmaps, raw.heatmaps)
+    assert torch.equal(targets.heatmaps, raw.heatmaps)
 
 
-def test_remembered_lessons_are_the_teachers_own(teacher):
+def test_kept_targets_are_the_teachers_own(teacher):
     people, measured = torch.rand(5, 3, 64, 64), torch.rand(8, 3, 64, 64)
     rows = torch.tensor([4, 0, 2])
-    fresh, lessons = Lessons(teacher, measured)(people[rows], 1, rows), Lessons(teacher, measured, views=2, people=5)
+    fresh, cached = TeacherTargets(teacher, measured)(people[rows], 1, rows), TeacherTargets(teacher, measured, views=2, samples=5)
     asked = []
-    lessons.prepare(1, lambda rows: people[rows], lambda: asked.append(1))
+    cached.prepare(1, lambda rows: SimpleNamespace(images=people[rows]), lambda: asked.append(1))
     assert asked
-    lessons.prepare(1, None, None)                                                                    # once is enough
-    for kept, own, step in zip(lessons(torch.zeros(3, 3, 64, 64), 1, rows), fresh, (2e-3, 2e-3, 0.5 / 255)):
+    cached.prepare(1, None, None)                                                                    # once is enough
+    for kept, own, step in zip(cached(torch.zeros(3, 3, 64, 64), 1, rows), fresh, (2e-3, 2e-3, 0.5 / 255)):
         torch.testing.assert_close(kept, own, atol=step, rtol=1e-3)
-    lessons.prepare(0, lambda rows: people[rows].flip(-1), lambda: None)                                      # another view is another
-    assert not torch.allclose(lessons(people[rows], 0, rows).keypoint_tokens, fresh.keypoint_tokens)
+    cached.prepare(0, lambda rows: SimpleNamespace(images=people[rows].flip(-1)), lambda: None)         # another view is another
+    assert not torch.allclose(cached(people[rows], 0, rows).keypoint_tokens, fresh.keypoint_tokens)
 
 
 def test_the_mean_over_parts_is_the_whole():
-    """Halves of a batch with 1 and 3 visible joints: terms that are means over joints, rebalanced, then averaged."""
+    """Halves of a batch with 1 and 2 visible joints of 2: each term is divided by all joints, so their mean is exact."""
     student, tokens = torch.rand(2, 2, 4), torch.rand(2, 2, 4)
     visible = torch.tensor([[True, False], [True, True]])
     whole = keypoint_token_loss(student, tokens, visible)
-    parts = [of_a_part({"keypoint_tokens": keypoint_token_loss(student[i:i + 1], tokens[i:i + 1], visible[i:i + 1])},
-                       visible[i].sum() / 1.5)["keypoint_tokens"] for i in range(2)]
+    parts = [keypoint_token_loss(student[i:i + 1], tokens[i:i + 1], visible[i:i + 1]) for i in range(2)]
     torch.testing.assert_close(sum(parts) / 2, whole)
-    assert of_a_part({"visual_tokens": 5.0}, 0.3) == {"visual_tokens": 5.0}
+    torch.testing.assert_close(whole, (student - tokens).square().mean(-1)[visible].sum() / 4)
 
 
 def test_nobody_visible_costs_nothing():

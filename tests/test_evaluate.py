@@ -1,22 +1,17 @@
 """PCKh by hand and against published figures."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import evaluate as module
+from commands import call
 from crops import FLIP, coordinate_labels, heatmaps, make_batch, store
-from evaluate import GROUPS, evaluate, mean_pose_score, pckh, predict, score
-from heads import CoordinateHead, HeatmapHead, Regression, RegressionHead
-from models import Output, PoseNet, build_student
+from evaluate import GROUPS, count_multiply_adds, evaluate, mean_pose_score, pckh, predict, score
+from models import CoordinateHead, HeatmapHead, Output, PoseNet, Regression, RegressionHead, build_student
 from synthetic import drawn_people
-
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def test_pckh_by_hand():
     """Two people, head size 10: the limit at 0.5 is 5 pixels, a hit at exactly 5."""
@@ -45,14 +40,9 @@ PUBLISHED = {"head": 95.80, "shoulder": 94.57, "elbow": 88.12, "wrist": 83.31, "
              "ankle": 77.44, "mean_unweighted": 86.76}       # hg_s2_b1 of bearpaw/pytorch-pose, MPII validation
 
 
-def command(*arguments, cwd=ROOT):
-    line = [sys.executable, ROOT / "evaluate.py", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd)
-
-
 def test_published_predictions_give_their_published_pckh(real_data, tmp_path):
     file = real_data / "mpii_annot" / "preds" / "bearpaw-hg_s2_b1.mat"
-    done = command("--predictions", file, "--data", real_data / "mpii_annot", "--json", tmp_path / "figures.json")
+    done = call("evaluate.py", "--predictions", file, "--data", real_data / "mpii_annot", "--json", "figures.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())["pckh@0.5"]
     for name, value in PUBLISHED.items():
@@ -63,12 +53,36 @@ def test_published_predictions_give_their_published_pckh(real_data, tmp_path):
 # Count-weighted mean at 0.5 and at 0.10 of other published files, computed with HRNet's own evaluate().
 @pytest.mark.parametrize("name,half,tenth", [("newell", 88.426, 21.590), ("tompson", 82.337, 28.975)])
 def test_weighted_mean_is_hrnets(real_data, tmp_path, name, half, tenth):
-    done = command("--predictions", real_data / "mpii_annot" / "preds" / f"{name}.mat", "--data", real_data / "mpii_annot",
-                   "--json", tmp_path / "figures.json")
+    done = call("evaluate.py", "--predictions", real_data / "mpii_annot" / "preds" / f"{name}.mat", "--data",
+                real_data / "mpii_annot", "--json", "figures.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["pckh@0.5"]["mean"] == pytest.approx(half, abs=0.001)
     assert figures["pckh@0.1"]["mean"] == pytest.approx(tenth, abs=0.001)
+
+
+# Multiply-adds counted while the networks computed on a CPU.
+@pytest.mark.parametrize("row,expected", [(("reg", "gs", "none"), 773574468), (("cc", "gd", "w32"), 7522235852),
+                                          (("cc", "attention", "none"), 1585053696)])
+def test_operations_are_counted_without_computing(row, expected):
+    model, devices = build_student(*row, preset="paper"), set()
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: devices.update(
+        tensor.device.type for tensor in inputs if isinstance(tensor, torch.Tensor)))
+    assert count_multiply_adds(model) == expected and devices == {"meta"}
+    hook.remove()
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_rows_out_of_budget_are_blank(monkeypatch):
+    monkeypatch.setattr(module, "build_student", lambda *row, preset: build_student(*row, "tiny"))
+    monkeypatch.setattr(module, "PAPER", [row for row in module.PAPER if row[2] == "none"])
+    rows = module.measure_costs(budget=0)
+    assert len(rows) == 6 and not any(row["fps"] for row in rows)
+    *_, line, last = module.cost_table(rows).splitlines()
+    assert line.split()[-1] == "1831" and len(line.split()) == 8 and last.startswith("6 networks were not timed")
+    rows[0]["fps"] = 12.34
+    table = module.cost_table(rows)
+    assert "12.3     3325" in table and "5 networks were not timed" in table
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +144,8 @@ def test_flip_test_takes_the_better_peak_and_not_the_middle():
 
 def test_mean_pose_floor_on_real_photos(real_data):
     """The mean training pose scores 6.8 on these photos (figure stated with the data)."""
-    from data_mpii import load_people
-    train, valid = (load_people(real_data / "lspet", split) for split in ("train", "valid"))
+    from data_mpii import load_samples
+    train, valid = (load_samples(real_data / "lspet", split) for split in ("train", "valid"))
     assert mean_pose_score(train, valid)["pckh@0.5"]["mean"] == pytest.approx(6.8, abs=0.1)
 
 

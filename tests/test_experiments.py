@@ -2,22 +2,24 @@
 
 import json
 import re
-import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-import experiments
+import drawn
+import paper
+import sweep
 import tables
 import train
-from costs import PAPER
-from inputs import BadInput
+from common import BadInput
+from evaluate import PAPER
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    monkeypatch.setattr(sweep, "RESULTS", tmp_path)
 
     def put(name, half, tenth, **more):
         joints = ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean")
@@ -60,11 +62,13 @@ def test_hours_are_counted_and_measured_ones_stand_beside(results):
 
 def test_flags_behind_two_dashes_go_to_every_run(monkeypatch, tmp_path):
     given = {}
-    monkeypatch.setattr(experiments, "run_all", lambda runs, jobs, until: given.update(runs))
-    monkeypatch.setattr(experiments.signal, "signal", lambda *_: None)
-    monkeypatch.setattr("sys.argv", ["experiments.py", "paper", "--data", str(tmp_path), "--", "--epochs", "2", "--batch-size", "4"])
-    experiments.main()
-    assert len(given) == 33 and all(flags[-4:] == ["--epochs", "2", "--batch-size", "4"] for flags in given.values())
+    monkeypatch.setattr(sweep, "sweep", lambda runs, jobs, stop_after: given.update(runs))
+    monkeypatch.setattr(sweep.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["paper.py", "--data", str(tmp_path), "--", "--epochs", "2", "--terms", "a", "b", "--compile"])
+    sweep.main("", lambda args: paper.paper_runs(args.data), ("--data", dict(type=Path)))
+    assert len(given) == 33
+    for flags in given.values():
+        assert sweep.command_line(flags)[-6:] == ["--epochs", "2", "--terms", "a", "b", "--compile"]
 
 
 def test_tables_are_written_between_their_marks(results, tmp_path):
@@ -72,66 +76,90 @@ def test_tables_are_written_between_their_marks(results, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n" + "".join(f"<!-- table {name} -->\nold\n<!-- end -->\nafter {name}\n"
                                            for name in tables.TABLES))
-    tables.write_tables(readme)
+    tables.write_tables(readme, tables.TABLES)
     once = readme.read_text()
     assert "old" not in once and "| teacher | 55.5" in once and once.startswith("before\n")
     assert all(f"after {name}" in once for name in tables.TABLES)
-    tables.write_tables(readme)
+    tables.write_tables(readme, tables.TABLES)
     assert readme.read_text() == once
     readme.write_text("no marks")
-    with pytest.raises(BadInput, match="has no place for the table 'drawn'"):
-        tables.write_tables(readme)
+    with pytest.raises(BadInput, match="has no place for the table 'headline'"):
+        tables.write_tables(readme, tables.TABLES)
 
 
-def test_the_readme_holds_what_the_results_say():
-    text = (experiments.HERE / "README.md").read_text()
-    assert all(make() in text for make in tables.TABLES.values()), "run: python tables.py"
+def test_the_pages_hold_what_the_results_say():
+    assert sorted(sum(tables.PAGES.values(), ())) == sorted(tables.TABLES)
+    for page, names in tables.PAGES.items():
+        text = (sweep.ROOT / page).read_text()
+        assert all(tables.TABLES[name]() in text for name in names), "run: python studies/tables.py"
 
 
-def test_done_is_not_run_again_and_failure_is_told(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "RUNS", tmp_path / "runs")
+def test_done_is_not_run_again_and_failure_is_told(results, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "RUNS", tmp_path / "runs")
     results("drawn-x", 1, 1)
-    experiments.run("drawn-x", ["--no-such-flag"], 1)
-    with pytest.raises(BadInput, match="drawn-y ended with status 2: .*said.txt says why"):
-        experiments.run("drawn-y", ["--no-such-flag"], 1)
-    assert "no-such-flag" in (tmp_path / "runs/drawn-y/said.txt").read_text()
+    with pytest.raises(BadInput, match="1 runs failed: drawn-y"):
+        sweep.sweep(dict.fromkeys(("drawn-x", "drawn-y"), {"no-such-flag": True}))
+    assert "drawn-y ended with status 2: " in capsys.readouterr().err
+    assert "no-such-flag" in (tmp_path / "runs/drawn-y/output.txt").read_text() and not (tmp_path / "runs/drawn-x").exists()
 
 
 def test_a_result_of_other_flags_is_not_taken_for_done(results, tmp_path):
     results("mpii-x", 1, 1, arguments=dict(epochs=300, batch_size=64))
-    experiments.run("mpii-x", ["--epochs", 16, "--epochs", 300], 1)            # the last one counts
+    assert sweep.collect("mpii-x", {"epochs": "300", "batch-size": 64})
     with pytest.raises(BadInput, match="mpii-x.json was made with --epochs 300, now it is 100: move that file"):
-        experiments.run("mpii-x", ["--data", "MPII", "--epochs", "100"], 1)
+        sweep.collect("mpii-x", {"data": "MPII", "epochs": 100})
+
+
+def test_the_footnote_names_the_scored_epochs_of_each_seed(results):
+    log = [{"epoch": epoch, "pckh@0.5": 1} if epoch % 2 == 0 else {"epoch": epoch} for epoch in range(1, 5)]
+    for seed, lines in enumerate((log, log[2:], log[2:])):
+        results(f"drawn-cc-gd-distilled-{seed}", 50, 5, log=lines)
+    assert "Scored at epochs 4, of which the best counts; but 1 of 1 runs of seed 0 at 2, 4." in tables.drawn_table()
+    results("drawn-cc-gd-distilled-0", 50, 5, log=log[2:])
+    assert "Scored at" not in tables.drawn_table()
 
 
 def test_both_sides_of_a_pair_differ_by_the_teacher_alone():
-    runs = experiments.drawn_runs((0, 1))
+    runs = drawn.drawn_runs((0, 1))
     assert len(runs) == 2 * (2 * 3 * 2 + 5)
     for name, flags in runs.items():
         if "-distilled-" in name:
-            assert runs[name.replace("-distilled-", "-alone-")] == [*flags, "--no-distill"]
+            assert runs[name.replace("-distilled-", "-alone-")] == {**flags, "no-distill": True}
 
 
 def test_the_papers_rows_in_order_of_value():
-    runs = experiments.paper_runs(Path("somewhere/MPII"), (Path("w32.pth"), Path("w48.pth")))
+    runs = paper.paper_runs(Path("somewhere/MPII"), (Path("w32.pth"), Path("w48.pth")))
     names = list(runs)
-    assert len(names) == 33 and names[0] == "mpii-teacher" and "w48.pth" in map(str, runs["mpii-teacher"])
+    assert len(names) == 33 and names[0] == "mpii-teacher" and "w48.pth" in sweep.command_line(runs["mpii-teacher"])
     assert all("-none-" in name for name in names[1:13])
     assert names[13:15] == ["mpii-cc-gs-w32-distilled", "mpii-cc-gs-w32-alone"]
     for name, flags in runs.items():
-        flags = list(map(str, flags))
+        words = sweep.command_line(flags)
         for backbone in ("w32", "w48"):
-            assert (f"{backbone}.pth" in flags) == (f"-{backbone}-" in name or (name, backbone) == ("mpii-teacher", "w48"))
-        assert ("--teacher" in flags) == name.endswith("-distilled") and ("--no-distill" in flags) == name.endswith("-alone")
-    assert not any("--backbone-weights" in flags for flags in experiments.paper_runs(Path("MPII"), ()).values())
+            assert (f"{backbone}.pth" in words) == (f"-{backbone}-" in name or (name, backbone) == ("mpii-teacher", "w48"))
+        assert ("--teacher" in words) == name.endswith("-distilled") and ("--no-distill" in words) == name.endswith("-alone")
+    assert not any("backbone-weights" in flags for flags in paper.paper_runs(Path("MPII")).values())
 
 
-def test_the_readme_has_a_command_for_every_row_of_the_paper(monkeypatch, tmp_path):
-    """Each is what train.py understands, and says what experiments.py runs."""
+def test_runs_are_in_the_folders_that_train_chooses(monkeypatch, tmp_path):
+    """One path for one network: the README's commands, train.py alone and the sweep share the teacher and each row."""
+    (tmp_path / "MPII").mkdir()
+    (tmp_path / "w48.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    for flags in paper.paper_runs(tmp_path / "MPII").values():
+        monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line({**flags, "out": ""})[:-2]])
+        args = train.parse_arguments()
+        assert args.out == flags["out"]
+        assert not args.distill or str(args.teacher) == "runs/teacher-paper-MPII/best.pt"
+    assert "--teacher runs/teacher-paper-MPII/best.pt" in (sweep.ROOT / "docs/mpii.md").read_text()
+
+
+def test_the_docs_have_a_command_for_every_row_of_the_paper(monkeypatch, tmp_path):
+    """Each is what train.py understands, and says what paper.py runs."""
     (tmp_path / "MPII").mkdir()
     monkeypatch.chdir(tmp_path)
     variables, rows = {}, []
-    for line in (experiments.HERE / "README.md").read_text().splitlines():
+    for line in (sweep.ROOT / "docs/mpii.md").read_text().splitlines():
         if found := re.fullmatch(r"    ([A-Z0-9]+)=\"(.*)\"", line):
             variables[found[1]] = found[2]
         elif line.startswith("    python train.py $COMMON"):
@@ -145,53 +173,73 @@ def test_the_readme_has_a_command_for_every_row_of_the_paper(monkeypatch, tmp_pa
 
 
 FAKE_TRAIN = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
-(out / "called.txt").open("a").write(" ".join(sys.argv[1:]) + "\\n")
+(out / "called.txt").open("a").write(" ".join(sys.argv[1:]) + " GPU " + os.environ.get("CUDA_VISIBLE_DEVICES", "none") + "\\n")
 if "--quick" in sys.argv:
     (out / "result.json").write_text(json.dumps({"arguments": {"data": "/home/me/lspet"}, "scores": {"pckh@0.5": {"mean": 1}}}))
 elif "--stop-after" not in sys.argv:
     (out / "last.pt").touch()
     time.sleep(60)
 """
+QUICK = {"quick": True}
 
 
 @pytest.fixture
 def fake(results, tmp_path, monkeypatch):
-    """experiments with a train.py that says how it was called."""
+    """A sweep with a train.py that writes down how it was called."""
     (tmp_path / "train.py").write_text(FAKE_TRAIN)
-    monkeypatch.setattr(experiments, "HERE", tmp_path)
-    monkeypatch.setattr(experiments, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(experiments, "stopping", threading.Event())
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    monkeypatch.setattr(sweep, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(sweep, "POLL", 0.05)
     return tmp_path
 
 
+def called(folder, name):
+    return (folder / "runs" / name / "called.txt").read_text()
+
+
 def test_results_name_no_folders_of_anybody(fake):
-    experiments.run("x", ["--quick"], 1)
-    assert experiments.result("x")["arguments"] == {"data": "lspet"}
+    sweep.sweep({"x": QUICK})
+    assert sweep.result("x")["arguments"] == {"data": "lspet"}
 
 
-def test_a_signal_ends_the_runs_and_the_same_command_goes_on(fake):
-    thread = threading.Thread(target=experiments.run, args=("x", ["--slow"], 1))
-    thread.start()
-    while not (fake / "runs/x/last.pt").exists():
-        time.sleep(0.05)
-    experiments.stop(15, None)
-    thread.join(timeout=20)
-    assert not thread.is_alive() and not experiments.children and experiments.result("x") is None
-    experiments.run("y", ["--quick"], 1)                     # none is begun after that
-    assert not (fake / "runs/y").exists()
-    experiments.stopping.clear()
-    experiments.run("x", ["--quick"], 1)
-    first, second = (fake / "runs/x/called.txt").read_text().splitlines()
-    assert "--resume" not in first and "--resume" in second and experiments.result("x")
+def test_a_row_trained_by_its_own_command_is_done(fake):
+    (fake / "own").mkdir()
+    (fake / "own/result.json").write_text(json.dumps({"arguments": {}, "scores": {"pckh@0.5": {"mean": 7}}}))
+    sweep.sweep({"x": {"slow": True, "out": fake / "own"}})
+    assert sweep.result("x")["scores"]["pckh@0.5"]["mean"] == 7 and not (fake / "own/called.txt").exists()
+
+
+def test_students_wait_for_their_teacher_and_each_gpu_has_a_run(fake, monkeypatch):
+    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    student = {**QUICK, "teacher": fake / "runs/t/best.pt"}
+    sweep.sweep({"s": student, "t": QUICK, "alone": QUICK}, jobs=2)
+    assert called(fake, "t").endswith("GPU 0\n") and called(fake, "alone").endswith("GPU 1\n")
+    order = [(fake / "runs" / name / "called.txt").stat().st_mtime_ns for name in "ts"]
+    assert order == sorted(order) and sweep.result("s")
+
+
+def test_an_end_ends_the_runs_and_the_same_command_resumes_them(fake, monkeypatch, capsys):
+    def interrupt(seconds):
+        while not (fake / "runs/x/last.pt").exists():
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sweep, "time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
+        sweep.sweep({"x": {"slow": True}, "y": QUICK})
+    assert time.monotonic() - began < 50 and "2 of 2 runs are missing, x the first" in capsys.readouterr().out
+    assert sweep.result("x") is None and not (fake / "runs/y").exists()
+    sweep.sweep({"x": QUICK})
+    first, second = called(fake, "x").splitlines()
+    assert "--resume" not in first and "--resume" in second and sweep.result("x")
 
 
 def test_time_is_up(fake, capsys):
-    experiments.run("x", [], 1, until=time.monotonic() - 1)
+    sweep.sweep({"x": {}}, stop_after=-1)
     assert not (fake / "runs/x").exists()
-    experiments.run("x", [], 1, until=time.monotonic() + 60)
-    assert "--stop-after 0.99" in (fake / "runs/x/called.txt").read_text() and "to be continued" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as ended:
-        experiments.run_all({"x": [], "y": []}, 1, time.monotonic() + 60)
-    assert ended.value.code == 0 and "2 of 2 are still to be run, x the first" in capsys.readouterr().out
+    sweep.sweep({"x": {}, "y": {}}, stop_after=1)
+    assert "--stop-after 0.99" in called(fake, "x") and "x: stopped, to be resumed" in capsys.readouterr().out

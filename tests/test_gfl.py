@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from gfl import (BASIS_FILTERS, DynamicFilter, GlobalDynamicFilter, GlobalFilter, StaticFilter, by_definition,
-                 dft_matrices, global_filter, global_filter_numpy)
+from gfl import (BASIS_FILTERS, DynamicFilter, FilterSpectrum, GlobalDynamicFilter, GlobalFilter,
+                 StaticFilter, by_definition, dft_matrices, global_filter, global_filter_numpy)
 
 PAPER_GRID = (16, 17)
 SHAPES = [(1, *PAPER_GRID, 192), (2, 8, 10, 96), (3, 1, 1, 1), (2, 1, 7, 3), (2, 7, 1, 3), (1, 5, 9, 4), (2, 6, 4, 5)]
@@ -99,7 +99,7 @@ def test_dynamic_filter_mixes_its_basis_by_the_equation(in_float64):
     """The module against its equation, channel by channel and filter by filter, in NumPy."""
     torch.manual_seed(0)
     H, W, D = 5, 6, 4
-    layer = DynamicFilter((H, W), D)
+    layer = DynamicFilter((H, W), D).eval()           # untrained statistics: DFFormer's own form
     with torch.no_grad():
         layer.act.scale.fill_(0.9), layer.act.bias.fill_(-0.4)
         layer.M2.weight.mul_(30)                       # else the mixtures stay too even to tell inputs apart
@@ -184,3 +184,13 @@ def test_survives_channels_last_and_half(layer):
     expected = model[1](x)
     torch.testing.assert_close(model.to(memory_format=torch.channels_last)[1](x), expected)
     assert torch.isfinite(model.half()[1](x.half())).all()
+
+
+@pytest.mark.parametrize("per_input", [False, True])
+def test_gradients_of_the_filter_by_finite_differences(per_input):
+    """dT = conj(K) dG and dK = conj(T) dG, written out in gfl.py, against differences of the forward pass."""
+    random = torch.Generator().manual_seed(0)
+    T = torch.randn(2, 3, 2, 2, 2, dtype=torch.float64, generator=random, requires_grad=True)
+    K = [torch.randn((2, 3, 2, 2) if per_input else (3, 2, 2), dtype=torch.float64, generator=random, requires_grad=True)
+         for _ in range(2)]
+    assert torch.autograd.gradcheck(FilterSpectrum.apply, (T, *K))

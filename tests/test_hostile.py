@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_data import ENTRY, folder
 
 import checkpoint
+from common import BadInput
 from crops import store
-from data_mpii import load_people
-from inputs import BadInput
+from data_mpii import load_samples
 from models import build_student
-from predict import read_picture
-from test_data import ENTRY, folder
+from predict import read_image
 
 
 def one_line(caught):
@@ -70,7 +70,7 @@ def test_hostile_checkpoints(good, tmp_path):
     mark, file = tmp_path / "executed", tmp_path / "hostile.pt"
     content = checkpoint.read_safely(good)
     for trap in (Runs(open, str(mark), "w"), Runs(eval, f"open({str(mark)!r}, 'w')"), Runs(exec, f"open({str(mark)!r}, 'w')")):
-        for where in ("format", "config", "facts", "model", "training", "checksum"):
+        for where in ("format", "config", "metadata", "model", "training", "checksum"):
             torch.save(content | {where: trap}, file)
             with pytest.raises(BadInput, match="cannot be read safely") as caught:
                 checkpoint.load(file)
@@ -92,7 +92,7 @@ def test_hostile_checkpoints(good, tmp_path):
     tracemalloc.stop()
 
     for wrong in ({**content, "config": {"student": "teacher", "preset": "huge"}}, {**content, "config": []},
-                  {**content, "model": {}}, {**content, "model": [1, 2]}, {**content, "facts": None}, [content], "text", 7,
+                  {**content, "model": {}}, {**content, "model": [1, 2]}, {**content, "metadata": None}, [content], "text", 7,
                   {**content, "model": {name: tensor[..., :1] for name, tensor in content["model"].items()}}):
         if isinstance(wrong, dict):
             wrong["checksum"] = checkpoint.checksum({name: value for name, value in wrong.items() if name != "checksum"})
@@ -120,7 +120,7 @@ BAD_NUMBERS = (float("nan"), float("inf"), -float("inf"), 1e300, -1e30, "12", "l
 
 def mutations(choice):
     """320 entries that differ from ENTRY in one to three places."""
-    for trial in range(320):
+    for _ in range(320):
         entry = copy.deepcopy(ENTRY)
         for _ in range(choice.randrange(1, 4)):
             kind = choice.randrange(8)
@@ -152,7 +152,7 @@ def test_mutated_annotations(tmp_path):
     for entry in mutations(random.Random(0)):
         (root / "annot/train.json").write_text(json.dumps([ENTRY, entry]))
         try:
-            people = load_people(root, "train")
+            people = load_samples(root, "train")
             assert np.isfinite(people.joints).all() and (people.side > 0).all() and people.visible.any(1).all()
         except BadInput as error:
             assert "train.json, entry 1: " in str(error) and "\n" not in str(error)
@@ -169,7 +169,7 @@ def test_what_must_be_refused(change, tmp_path):
     (tmp_path / "elsewhere/s.jpg").write_bytes((root / "images/a.jpg").read_bytes())
     (root / "images/sub").symlink_to(tmp_path / "elsewhere")                   # a linked folder leads out, too
     with pytest.raises(BadInput, match="train.json, entry 1: ") as caught:
-        load_people(root, "train")
+        load_samples(root, "train")
     one_line(caught)
 
 
@@ -180,22 +180,22 @@ def test_no_picture_starts_another_program(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(1))
     root = folder(tmp_path, ENTRY)
     Image.new("RGB", (40, 40)).save(root / "images/a.jpg", "EPS")
-    with pytest.raises(BadInput, match="a.jpg cannot be read as a picture"):
-        load_people(root, "train").picture(0)
-    with pytest.raises(BadInput, match="a.jpg cannot be read as a picture"):
-        read_picture(root / "images/a.jpg")
+    with pytest.raises(BadInput, match="a.jpg cannot be read as an image"):
+        load_samples(root, "train").image(0)
+    with pytest.raises(BadInput, match="a.jpg cannot be read as an image"):
+        read_image(root / "images/a.jpg")
     assert not started
 
 
 def test_links_and_doubles(tmp_path):
     root = folder(tmp_path, ENTRY, ENTRY)
     with pytest.raises(BadInput, match="entry 1: is the same as one before"):
-        load_people(root, "train")
+        load_samples(root, "train")
     (tmp_path / "outside.jpg").write_bytes((root / "images/a.jpg").read_bytes())
     (root / "images/link.jpg").symlink_to(tmp_path / "outside.jpg")
     (root / "annot/train.json").write_text(json.dumps([dict(ENTRY, image="link.jpg")]))
     with pytest.raises(BadInput, match="is a link to something outside"):
-        load_people(root, "train")
+        load_samples(root, "train")
 
 
 def test_damaged_pictures_are_skipped_only_where_asked(tmp_path):
@@ -212,19 +212,19 @@ def test_damaged_pictures_are_skipped_only_where_asked(tmp_path):
     entries = [dict(ENTRY, scale=0.1 + n / 10000) for n in range(1200)]
     bad = [dict(ENTRY, image=f"bad{n}.jpg") for n in range(60)]
     (root / "annot/train.json").write_text(json.dumps(entries + bad))
-    people = load_people(root, "train")                                        # strict: found when the crops are cut
-    with pytest.raises(BadInput, match="train, entry 1200: .*bad0.jpg cannot be read as a picture .*200 million"):
+    people = load_samples(root, "train")                                        # strict: found when the crops are cut
+    with pytest.raises(BadInput, match="train, entry 1200: .*bad0.jpg cannot be read as an image .*200 million"):
         store(people, 64)
-    people = load_people(root, "train", skip_bad=True)
+    people = load_samples(root, "train", skip_bad=True)
     assert len(people) == 1200 and len(people.skipped) == 60 and all("bad" in line for line in people.skipped)
     (root / "annot/train.json").write_text(json.dumps(entries[:600] + bad))
     with pytest.raises(BadInput, match="60 of 660 entries cannot be used, more than 5%"):
-        load_people(root, "train", skip_bad=True)
+        load_samples(root, "train", skip_bad=True)
 
 
 def test_a_hundred_thousand_entries(tmp_path):
     root = folder(tmp_path, *(dict(ENTRY, scale=0.1 + n / 10 ** 6) for n in range(100_000)))
-    assert len(load_people(root, "train", pictures=False)) == 100_000
+    assert len(load_samples(root, "train", images=False)) == 100_000
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "", "null", "[" * 100_000, "\ufeff[]", '[{"image": '])
@@ -232,12 +232,12 @@ def test_files_that_hold_nobody(text, tmp_path):
     root = folder(tmp_path, ENTRY)
     (root / "annot/train.json").write_text(text)
     with pytest.raises(BadInput, match="train.json") as caught:
-        load_people(root, "train")
+        load_samples(root, "train")
     one_line(caught)
 
 
 def test_a_truncated_or_foreign_crop_cache_is_cut_anew(tmp_path):
-    people = load_people(folder(tmp_path, ENTRY, dict(ENTRY, scale=0.3)), "train")
+    people = load_samples(folder(tmp_path, ENTRY, dict(ENTRY, scale=0.3)), "train")
     first = np.array(store(people, 64, tmp_path / "cache"))
     file, = (tmp_path / "cache").glob("*.npy")
     whole = file.read_bytes()

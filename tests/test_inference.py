@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import checkpoint
+from common import fast_bfloat16
 from crops import make_batch, store
-from inference import fold_batch_norms, for_inference
+from export import fold_batch_norms, for_inference
 from models import FILTERS, build_student, build_teacher
 from synthetic import drawn_people
 
@@ -54,6 +55,7 @@ def crops():
     return make_batch(people, store(people, 64), np.arange(200), 64).images
 
 
+@pytest.mark.skipif(not fast_bfloat16("cpu"), reason="this CPU has no native bfloat16")
 @pytest.mark.parametrize("weights", ["student-cc-gd-drawn.pt", "teacher-tiny-drawn.pt"])
 @torch.inference_mode()
 def test_bfloat16_moves_few_joints(weights, crops):

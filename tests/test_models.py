@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from costs import PAPER, count_multiply_adds, count_parameters
 from crops import coordinate_labels, heatmaps
-from heads import CoordinateHead, HeatmapHead, Regression, RegressionHead, decode_heatmaps
+from evaluate import PAPER, count_multiply_adds, count_parameters
 from hrnet import HRNet
-from models import (BACKBONES, FILTERS, STUDENTS, Attention, Encoder, build_student, build_teacher,
+from models import (BACKBONES, FILTERS, STUDENTS, Attention, CoordinateHead, Encoder, HeatmapHead,
+                    Regression, RegressionHead, build_student, build_teacher, decode_heatmaps,
                     sine_position_embedding)
 
 
@@ -292,3 +292,13 @@ def test_teacher_shapes(preset, size, D):
         model = build_teacher(preset)
         output = model(torch.rand(2, 3, size, size))
     assert output.prediction.shape == (2, 16, 64, 64) and output.keypoint_tokens.shape == (2, 16, D)
+
+
+def test_the_small_preset_keeps_its_budget():
+    """The photo student: at most 3.5 M parameters and 0.6 G multiply-adds; a teacher of at most 5 M."""
+    student, teacher = build_student("cc", "gd", "w16", "small").eval(), build_teacher("small").eval()
+    assert count_parameters(student) < 3.5e6 and count_multiply_adds(student) < 0.6e9
+    assert count_parameters(teacher) < 5e6 and count_multiply_adds(teacher) < 0.6e9
+    for network in (student, teacher):
+        output = network(torch.rand(1, 3, 128, 128))
+        assert output.visual_tokens.shape == (1, 256, 128) and output.keypoint_tokens.shape == (1, 16, 128)

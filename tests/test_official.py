@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 import checkpoint
+from checkpoint import published_teacher
+from common import BadInput
 from hrnet import HRNet
-from inputs import BadInput
-from official import published_teacher
 
 
 def published(real_data, title):
@@ -69,15 +69,15 @@ def tokenpose_forward(weights, images):
 def test_tokenpose_b_gives_tokenposes_heatmaps(real_data, tmp_path):
     weights = published(real_data, "tokenpose_b")
     torch.save({"state_dict": {"module." + name: tensor for name, tensor in weights.items()}, "epoch": 3}, tmp_path / "b.pth")
-    teacher, facts = checkpoint.load(tmp_path / "b.pth")
-    assert facts["used"].endswith(f"all {len(weights)} weights used, 0 left over")
+    teacher, metadata = checkpoint.load(tmp_path / "b.pth")
+    assert metadata["used"].endswith(f"all {len(weights)} weights used, 0 left over")
     images = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(1))
     expected, found = tokenpose_forward(weights, images), teacher(images).prediction
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-3)
     assert torch.equal(teacher.head.heatmaps(found), found.clamp(0, 1))       # values, not logits
 
-    checkpoint.save(tmp_path / "ours.pt", teacher, facts)                     # and it survives as a checkpoint of ours
+    checkpoint.save(tmp_path / "ours.pt", teacher, metadata)                     # and it survives as a checkpoint of ours
     again, _ = checkpoint.load(tmp_path / "ours.pt")
     assert torch.equal(again(images).prediction, found)
 

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,15 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from costs import PAPER
+from evaluate import PAPER
 from synthetic import draw_people
 
 ROOT = Path(__file__).resolve().parents[1]
 PEOPLE = 4
 TEACHER_EPOCHS = 20          # of one step
-
-if not os.environ.get("LONG_TESTS"):
-    pytest.skip("33 networks of the paper's size take 18 minutes: set LONG_TESTS=1", allow_module_level=True)
 
 
 def write_folder(folder):
@@ -48,19 +44,22 @@ def run(script, *arguments, cwd):
     return done.stdout
 
 
+@pytest.mark.long
 def test_every_row_of_the_paper(tmp_path):
-    clone = tmp_path / "clone"                   # experiments.py writes beside itself
+    clone = tmp_path / "clone"                   # sweep.py writes into its own repository
     clone.mkdir()
     for file in ROOT.glob("*.py"):
         shutil.copy(file, clone)
+    shutil.copytree(ROOT / "studies", clone / "studies")
     write_folder(tmp_path / "dry")
     flags = "--batch-size", PEOPLE, "--augmentation", "upright"
     run(clone / "train.py", "--data", "dry", "--preset", "paper", "--amp", "--train-teacher", *flags,
-        "--epochs", TEACHER_EPOCHS, "--out", "runs/experiments/dry-teacher", cwd=tmp_path)
-    said = run(clone / "experiments.py", "paper", "--data", "dry", "--", *flags, "--epochs", 2, cwd=tmp_path)
+        "--epochs", TEACHER_EPOCHS, cwd=tmp_path)
+    (tmp_path / "runs/teacher-paper-dry/result.json").unlink()                   # of other epochs than the sweep's
+    said = run(clone / "studies/paper.py", "--data", "dry", "--", *flags, "--epochs", 2, cwd=tmp_path)
     results = {file.stem: json.loads(file.read_text()) for file in (clone / "results").glob("dry-*.json")}
     names = {f"dry-{'-'.join(row[:3])}-{side}" for row in PAPER for side in ("alone", "distilled")}
-    assert set(results) == names | {"dry-teacher"} and "next: python tables.py" in said
+    assert set(results) == names | {"dry-teacher"} and "next: python studies/tables.py" in said
     for name, result in results.items():
         assert len(result["log"]) >= 2 and result["log"][-1]["pckh@0.5"] >= 0, name
         assert ("keypoint_tokens" in result["log"][0]) == name.endswith("distilled")

@@ -1,6 +1,5 @@
 """Pictures are drawn from what is there, and what is missing is said in one line."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import call, run
 from pictures import response
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,28 +31,30 @@ def test_response_is_that_of_the_whole_spectrum():
         np.testing.assert_allclose(seen, expected, rtol=1e-6)
 
 
-def run(*arguments, cwd, without=()):
-    code = f"import sys; sys.argv = ['pictures.py', *{[str(a) for a in arguments]!r}]; sys.path.insert(0, {str(ROOT)!r})\n"
-    code += "".join(f"sys.modules[{name!r}] = None\n" for name in without)
-    code += "import runpy; runpy.run_path(" + repr(str(ROOT / "pictures.py")) + ", run_name='__main__')"
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
-
-
-def test_without_matplotlib_one_line(tmp_path):
-    done = run("curves", "--out", tmp_path, cwd=tmp_path, without=["matplotlib"])
+def test_without_matplotlib_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = call("studies/pictures.py", "curves", "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: matplotlib is not installed: python -m pip install -r requirements-extra.txt\n"
 
 
 def test_predictions_need_no_matplotlib(tmp_path):
-    done = run("predictions", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path, without=["matplotlib"])
+    """In a process, or what another test has imported would be there."""
+    done = run("studies/pictures.py", "predictions", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path, without=["matplotlib"])
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "predictions-drawn.jpg").size == (6 * 160, 3 * 160)
 
 
 def test_filters(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-extra.txt)")
-    done = run("filters", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path)
+    done = call("studies/pictures.py", "filters", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "filters.png").stat().st_size > 5000, done.stderr
-    done = run("filters", "--checkpoint", ROOT / "weights/teacher-tiny-drawn.pt", "--out", tmp_path, cwd=tmp_path)
+    done = call("studies/pictures.py", "filters", "--checkpoint", ROOT / "weights/teacher-tiny-drawn.pt", "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and "holds no filters to look at" in done.stderr
+
+
+def test_the_strip_of_the_readme(tmp_path):
+    done = call("studies/pictures.py", "strip", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    width, height = Image.open(tmp_path / "strip.jpg").size
+    assert width > 2 * height > 0

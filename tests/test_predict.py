@@ -1,8 +1,6 @@
 """Any picture a person may have, boxes, outputs, and one clear line for what cannot be read."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from common import BadInput
+from commands import call, refused, run
 from crops import FLIP
-from draw import draw_skeleton
-from inputs import BadInput
 from models import build_student
-from predict import Records, box_matrix, find, list_pictures, name_outputs, read_boxes, read_picture
+from predict import (BETA, CUTOFF, OneEuro, Records, box_matrix, draw_skeleton, find, list_images, name_outputs, read_boxes,
+                     read_image)
 
 ROOT = Path(__file__).resolve().parents[1]
 random = np.random.default_rng(0)
@@ -34,22 +33,22 @@ def test_every_kind_of_picture_becomes_rgb(picture, tmp_path):
              "la.png": picture.convert("LA"), "float.tif": Image.fromarray(np.asarray(picture.convert("L")).astype(np.float32))}
     for name, image in kinds.items():
         image.save(tmp_path / name)
-        found, scale = read_picture(tmp_path / name)
+        found, scale = read_image(tmp_path / name)
         assert found.mode == "RGB" and found.size == (90, 60) and scale == 1, name
         expected = picture if name[:3] in ("pla", "pal", "cmy", "alp") else picture.convert("L").convert("RGB")
         ratio = 255 / np.asarray(expected).max() if name == "float.tif" else 1          # floats are stretched to white
         assert np.abs(np.asarray(found, float) - ratio * np.asarray(expected, float)).mean() < 6, name
     Image.new("RGBA", (4, 4), (255, 255, 255, 0)).save(tmp_path / "clear.png")
-    assert np.asarray(read_picture(tmp_path / "clear.png")[0]).max() == 0
+    assert np.asarray(read_image(tmp_path / "clear.png")[0]).max() == 0
     picture.quantize(8).save(tmp_path / "moving.gif", save_all=True, append_images=[Image.new("P", (90, 60))] * 2)
-    assert read_picture(tmp_path / "moving.gif")[0].size == (90, 60)
+    assert read_image(tmp_path / "moving.gif")[0].size == (90, 60)
 
 
 def test_exif_orientation_is_honoured(picture, tmp_path):
     exif = picture.getexif()
     exif[274] = 6                                    # turned by 90 degrees: a camera held upright
     picture.save(tmp_path / "up.jpg", exif=exif, quality=95)
-    found, _ = read_picture(tmp_path / "up.jpg")
+    found, _ = read_image(tmp_path / "up.jpg")
     assert found.size == (60, 90)
     turned = np.asarray(picture.transpose(Image.Transpose.ROTATE_270), float)
     assert np.abs(np.asarray(found, float) - turned).mean() < 3
@@ -57,11 +56,11 @@ def test_exif_orientation_is_honoured(picture, tmp_path):
 
 def test_huge_jpegs_are_decoded_small_and_joints_come_back_large(tmp_path):
     Image.new("RGB", (9000, 6000), (90, 120, 60)).save(tmp_path / "huge.jpg")
-    found, scale = read_picture(tmp_path / "huge.jpg")
+    found, scale = read_image(tmp_path / "huge.jpg")
     assert found.size == (4500, 3000) and scale == 0.5
     Image.new("1", (20001, 10000)).save(tmp_path / "bomb.png")
     with pytest.raises(BadInput, match="20001 x 10000 pixels, more than 200 million"):
-        read_picture(tmp_path / "bomb.png")
+        read_image(tmp_path / "bomb.png")
 
 
 def test_unreadable_files_are_named(picture, tmp_path):
@@ -69,17 +68,17 @@ def test_unreadable_files_are_named(picture, tmp_path):
     whole = (tmp_path / "whole.jpg").read_bytes()
     for name, content in (("cut.jpg", whole[:len(whole) // 2]), ("text.jpg", b"hello"), ("empty.png", b"")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(BadInput, match=f"{name} cannot be read as a picture"):
-            read_picture(tmp_path / name)
+        with pytest.raises(BadInput, match=f"{name} cannot be read as an image"):
+            read_image(tmp_path / name)
     with pytest.raises(BadInput, match="none.jpg cannot be read"):
-        read_picture(tmp_path / "none.jpg")
+        read_image(tmp_path / "none.jpg")
 
 
 def test_no_two_pictures_share_an_output(tmp_path):
     for name in ("a/x.jpg", "b/x.jpg", "a/x.png", "a/deep/y.jpg", "a/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    listed = list_pictures([tmp_path / "a", tmp_path / "b", tmp_path / "a/x.jpg"])
+    listed = list_images([tmp_path / "a", tmp_path / "b", tmp_path / "a/x.jpg"])
     assert [str(output) for _, output in listed] == ["deep/y-pose.jpg", "x-pose.jpg", "x-2-pose.jpg", "x-3-pose.jpg",
                                                      "x-4-pose.jpg"]
 
@@ -88,7 +87,7 @@ def test_no_two_pictures_share_an_output(tmp_path):
     (tmp_path / "a/out").mkdir()
     (tmp_path / "a/out/other.jpg").touch()
     for out, count in ((tmp_path, 4), (tmp_path / "a", 4), (tmp_path / "a/out", 3), (None, 4)):
-        assert len(list_pictures([tmp_path / "a"], out)) == count, out
+        assert len(list_images([tmp_path / "a"], out)) == count, out
     clips = [Path("clip.mp4"), Path("elsewhere/clip.avi")]
     assert list(map(str, name_outputs([Path(clip.name) for clip in clips], "-pose.mp4"))) == ["clip-pose.mp4", "clip-2-pose.mp4"]
 
@@ -155,23 +154,52 @@ def test_unsure_joints_are_faint():
     assert 0 < unsure.max() < sure.max() and sure[10, 10].min() == 255
 
 
+def test_the_threshold_decides_which_joints_are_faint():
+    joints, seen, confidence = np.tile([[10.0, 10.0]], (16, 1)), np.ones(16, bool), np.full(16, 0.4)
+    faint, strong = (np.asarray(draw_skeleton(Image.new("RGB", (20, 20)), joints, seen, confidence=confidence,
+                                              threshold=threshold)).max() for threshold in (0.41, 0.4))
+    assert faint < strong == 255
+
+
+def test_one_step_of_smoothing_by_hand():
+    """dt = 1 / (2 pi): weight 1 / (1 + 1 / f) for a cut-off of f Hz; from 0 to 1 at rest the speed becomes half of 2 pi."""
+    smooth, dt = OneEuro(), 1 / (2 * np.pi)
+    assert smooth(np.zeros(1), dt) == 0
+    f = CUTOFF + BETA * np.pi
+    assert smooth(np.ones(1), dt) == pytest.approx(1 / (1 + 1 / f))
+    speed = np.pi + 0.5 * (2 * np.pi * (1 - 1 / (1 + 1 / f)) - np.pi)              # stands still at 1: the filter goes on
+    f2, x = CUTOFF + BETA * speed, 1 / (1 + 1 / f)
+    assert smooth(np.ones(1), dt) == pytest.approx(x + (1 - x) / (1 + 1 / f2))
+
+
+def test_a_noisy_sine_comes_out_smoother_and_nearer():
+    """30 frames a second; a joint swings by 0.2 box sides every 3 seconds and is seen with a deviation of 0.02."""
+    t = np.arange(300) / 30
+    true = 0.2 * np.sin(2 * np.pi * t / 3)
+    noisy = true + 0.02 * np.random.default_rng(0).standard_normal(300)
+    smooth = OneEuro()
+    found = np.array([smooth(x, 1 / 30) for x in noisy])
+    assert np.abs(np.diff(found)).mean() < 0.6 * np.abs(np.diff(noisy)).mean()
+    assert ((found - true) ** 2).mean() < 0.7 * ((noisy - true) ** 2).mean()
+    still = OneEuro()
+    assert np.std([still(x, 1 / 30) for x in noisy - true][60:]) < 0.5 * 0.02
+
+
 def test_the_command(picture, tmp_path):
     (tmp_path / "my photos").mkdir()
     picture.save(tmp_path / "my photos/é.jpg")
     (tmp_path / "my photos/text.jpg").write_text("hello")
     weights = ROOT / "weights/teacher-tiny-drawn.pt"
-    done = subprocess.run([sys.executable, ROOT / "predict.py", "my photos", "--json", "joints.json", "--checkpoint", weights,
-                           "--device", "cpu"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and "1 of 2 pictures" in done.stdout
+    done = run("predict.py", "my photos", "--json", "joints.json", "--checkpoint", weights, "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 2 and "1 of 2 images" in done.stdout
     line, = done.stderr.strip().splitlines()
-    assert line.startswith("error: my photos/text.jpg cannot be read as a picture")
+    assert line.startswith("error: my photos/text.jpg cannot be read as an image")
     assert Image.open(tmp_path / "predictions/é-pose.jpg").size == (90, 60)
     found = json.loads((tmp_path / "joints.json").read_text())
     assert len(found["pictures"][0]["people"][0]["joints"]) == 16
-    for arguments, message in (([], "name pictures"), (["my photos", "--boxes", "joints.json"], "--boxes joints.json"),
+    for arguments, message in (([], "name images"), (["my photos", "--boxes", "joints.json"], "--boxes joints.json"),
                                (["my photos", "--box", "1", "2", "0", "3"], "size above 0"),
                                (["my photos/é.jpg", "--box", "900", "2", "9", "9"], "é.jpg has nothing in the box"),
+                               (["my photos/é.jpg", "--smooth"], "--smooth is for videos"), (["x.jpg", "--threshold", "2"], "between 0 and 1"),
                                (["nowhere.mp4"], "there is no video nowhere.mp4")):
-        done = subprocess.run([sys.executable, ROOT / "predict.py", *arguments, "--checkpoint", weights],
-                              capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        refused(call("predict.py", *arguments, "--checkpoint", weights, cwd=tmp_path), message)

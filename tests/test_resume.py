@@ -6,28 +6,26 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 import checkpoint
+import commands
+from commands import HELD_OUT, call
 
-ROOT = Path(__file__).resolve().parents[1]
 LONG = bool(os.environ.get("LONG_TESTS"))
-KILLS = 20 if LONG else 3
-SHORT = ["--student", "cc", "--filter", "gs", "--drawings", "192", "--batch-size", "16", "--device", "cpu"]
+KILLS, EPOCHS = (20, 100) if LONG else (3, 8)
+SHORT = ["--student", "cc", "--filter", "gs", "--drawings", 192 if LONG else 96, "--batch-size", 16, "--device", "cpu"]
 
 
-def start(*arguments, cwd, launcher=()):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *launcher, ROOT / "train.py", *map(str, arguments)], cwd=cwd, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+def start(*arguments, held_out=None if LONG else HELD_OUT, **how):
+    return commands.start("train.py", *arguments, held_out=held_out, env={**os.environ, "OMP_NUM_THREADS": "1"}, **how)
 
 
 def finished(process):
@@ -41,25 +39,23 @@ def outcome(folder):
     last = checkpoint.read(folder / "last.pt")
     log = [{name: value for name, value in json.loads(line).items() if name not in ("images_per_second", "input_alone")}
            for line in (folder / "log.jsonl").read_text().splitlines()]
-    return (checkpoint.checksum([last["model"], last["training"]["averaged"], last["training"]["optimisers"]]), log,
+    return (checkpoint.checksum([last["model"], last["training"]["ema"], last["training"]["optimisers"]]), log,
             json.loads((folder / "result.json").read_text())["scores"])
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    epochs = 100 if LONG else 12
-    finished(start(*SHORT, "--epochs", epochs, "--out", "run", cwd=folder))
-    return epochs, outcome(folder / "run")
+    finished(start(*SHORT, "--epochs", EPOCHS, "--out", "run", cwd=folder))
+    return folder / "run"
 
 
 def test_killed_at_any_moment_and_continued_to_the_bit(undisturbed, tmp_path):
     """SIGKILL, SIGTERM and Ctrl-C at random moments, starting up included."""
-    epochs, expected = undisturbed
     choice, kills, steps = random.Random(0), 0, []
     while True:
         resume = ["--resume"] * any((tmp_path / "run" / name).exists() for name in ("last.pt", "previous.pt"))
-        process = start(*SHORT, "--epochs", epochs, "--out", "run", *resume, cwd=tmp_path)
+        process = start(*SHORT, "--epochs", EPOCHS, "--out", "run", *resume, cwd=tmp_path, pool=kills == 0)
         if kills == KILLS:
             finished(process)
             break
@@ -82,39 +78,38 @@ def test_killed_at_any_moment_and_continued_to_the_bit(undisturbed, tmp_path):
         kills += 1
         steps += [said.rsplit("stopped at ", 1)[1].split(";")[0]] if "stopped at " in said else []
     assert kills == KILLS or (kills and not LONG), f"the run was over after {kills} kills: train longer"
-    assert outcome(tmp_path / "run") == expected
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
     if LONG:
         assert any(not at.endswith("step 0") for at in steps), steps
 
 
 def test_a_damaged_last_checkpoint_falls_back(undisturbed, tmp_path):
-    epochs, expected = undisturbed
-    finished(start(*SHORT, "--epochs", epochs, "--out", "run", cwd=tmp_path))
+    shutil.copytree(undisturbed, tmp_path / "run")
     last = tmp_path / "run/last.pt"
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 255
     last.write_bytes(content)
-    said = finished(start(*SHORT, "--epochs", epochs, "--out", "run", "--resume", cwd=tmp_path))
-    assert "going on from run/previous.pt" in said
-    assert outcome(tmp_path / "run") == expected
+    said = finished(start(*SHORT, "--epochs", EPOCHS, "--out", "run", "--resume", cwd=tmp_path))
+    assert "resuming from run/previous.pt" in said
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
-def free_port():
+def torchrun():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+        port = free.getsockname()[1]
+    return ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", port]
 
 
-def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+def test_two_processes_are_one_experiment(tmp_path):
     """torchrun with gloo, and --accumulate: the loss curve of one process with all of the batch, and PCKh to the digit."""
-    common = ["--student", "cc", "--filter", "gs", "--drawings", "192", "--device", "cpu", "--epochs", "2"]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    ways = {"whole": ([], ["--batch-size", 16]), "accumulated": ([], ["--batch-size", 8, "--accumulate", 2]),
-            "two": (torchrun, ["--batch-size", 8])}
-    logs, scores = {}, {}
-    for name, (launcher, flags) in ways.items():
-        finished(start(*common, *flags, "--out", name, cwd=tmp_path, launcher=map(str, launcher)))
-        logs[name] = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+    common = ["--student", "cc", "--filter", "gs", "--drawings", 96, "--device", "cpu", "--epochs", 2]
+    finished(start(*common, "--batch-size", 16, "--out", "two", cwd=tmp_path, launcher=torchrun(), held_out=HELD_OUT))
+    for name, flags in (("whole", ["--batch-size", 16]), ("accumulated", ["--batch-size", 16, "--accumulate", 2])):
+        done = call("train.py", *common, *flags, "--out", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    logs = {name: [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+            for name in ("whole", "accumulated", "two")}
     for name in ("accumulated", "two"):
         for one, other in zip(logs["whole"], logs[name], strict=True):
             for term in ("task", "keypoint_tokens", "visual_tokens", "heatmap", "confidence", "loss"):
@@ -123,20 +118,17 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
                 rel = 1e-2 if term == "confidence" else 1e-3
                 assert other[term] == pytest.approx(one[term], rel=rel), (name, term)
 
-    checkpoint_file = tmp_path / "two/best.pt"
-    done = subprocess.run([sys.executable, ROOT / "evaluate.py", "--checkpoint", checkpoint_file, "--json", "one.json"],
-                          cwd=tmp_path, capture_output=True, text=True)
+    done = call("evaluate.py", "--checkpoint", "two/best.pt", "--json", "one.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     alone = json.loads((tmp_path / "one.json").read_text())["pckh@0.5"]["mean"]
     assert alone == max(line.get("pckh@0.5", 0) for line in logs["two"])        # scored by two processes
 
 
 def test_one_lost_process_ends_all(tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    process = start(*SHORT, "--epochs", "500", "--out", "run", cwd=tmp_path, launcher=torchrun)
+    process = start(*SHORT, "--epochs", 500, "--out", "run", cwd=tmp_path, launcher=torchrun())
     deadline = time.monotonic() + 120
     while not (tmp_path / "run/last.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.5)
+        time.sleep(0.1)
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
     said, errors = process.communicate(timeout=120)
@@ -145,7 +137,7 @@ def test_one_lost_process_ends_all(tmp_path):
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
-    from inputs import BadInput
+    from common import BadInput
     from models import build_student
     torch.manual_seed(0)
     model = build_student("cc", "gs", preset="tiny")

@@ -3,23 +3,29 @@
 import time
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-import costs
+import evaluate
 import speed
-from inference import for_inference
+from commands import call, refused
+from common import fast_bfloat16
+from evaluate import take_turns
+from export import for_inference
 from models import build_student
+
+native = pytest.mark.skipif(not fast_bfloat16("cpu"), reason="this CPU has no native bfloat16")
 
 
 def timing(filter, form, batch, fps, precision="float32", row="reg-none"):
     return speed.Timing(row, filter, form, precision, batch, fps, fps - 1, fps + 1, 0.5, 1e-6, 0)
 
 
-TIMINGS = [timing("gs", "plain", 1, 10), timing("gs", "ready", 1, 20), timing("gs", "plain", 16, 30), timing("gs", "ready", 16, 80),
-           timing("gs", "ready", 64, 90), timing("attention", "plain", 1, 5), timing("attention", "plain", 16, 9),
-           timing("attention", "ready", 1, 10), timing("attention", "compiled", 16, 45)]
+TIMINGS = [timing("gs", "plain", 1, 10), timing("gs", "optimised", 1, 20), timing("gs", "plain", 16, 30), timing("gs", "optimised", 16, 80),
+           timing("gs", "optimised", 64, 90), timing("attention", "plain", 1, 5), timing("attention", "plain", 16, 9),
+           timing("attention", "optimised", 1, 10), timing("attention", "compiled", 16, 45)]
 
 
 def test_ratios_worked_by_hand():
@@ -32,27 +38,76 @@ def test_ratios_worked_by_hand():
 def test_a_line_for_each_form_with_its_best_batch():
     lines = speed.speed_lines(TIMINGS).splitlines()
     assert len(lines) == 1 + 5
-    line, = (line for line in lines if "gs        ready" in line)
+    line, = (line for line in lines if "gs        optimised" in line)
     assert "20.0" in line and " 64 " in line and "90.0" in line and "80.0" not in line and "50%" in line
 
 
-def test_every_form_is_timed_and_checked(monkeypatch):
-    monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "tiny"))
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """The compiler takes a minute, and is tested in test_inference.py."""
     monkeypatch.setattr(speed, "for_inference", lambda model, dtype, compiled=False: for_inference(model, dtype))
+
+
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=native)])
+def test_every_form_is_timed_and_checked(fast, monkeypatch, mini, uncompiled):
+    monkeypatch.setattr(speed, "fast_bfloat16", lambda device: fast)
+    names = {"float32", "bfloat16"} if fast else {"float32"}
+    monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "mini"))
     monkeypatch.setitem(speed.LARGE["cpu"], "none", (3,))
     for name, value in (("ROUNDS", 2), ("RUNS", 1), ("LEAST", 0)):
-        monkeypatch.setattr(costs, name, value)
+        monkeypatch.setattr(evaluate, name, value)
     monkeypatch.setitem(speed.MATRIX, "cpu", 64)
     timings, rates = speed.measure_speed(["reg-none"])
-    assert len(timings) == 3 * len(speed.FORMS) * 2 * 2 and set(rates) == set(speed.PRECISIONS)
+    assert len(timings) == 3 * len(speed.FORMS) * len(names) * 2 and set(rates) == {t.precision for t in timings} == names
     for t in timings:
-        assert t.low <= t.fps <= t.high and t.fps > 0 and t.share > 0
+        assert t.low <= t.fps <= t.high and t.fps > 0 and t.fraction > 0
         assert t.off < (0.1 if t.precision == "bfloat16" else 1e-4), t
+
+
+def test_turns_end_with_their_budget(monkeypatch):
+    """Runs of a second on a clock of our own: a turn is an untimed run and a timed one; none begins when time is up."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now))
+
+    def run():
+        clock.now += 1
+
+    assert take_turns([run] * 3, budget=6.5) == [[1, 1], [1], [1]] and clock.now == 8         # 6.5 and less than two runs
+    assert take_turns([run] * 3, budget=3) == [[1], [1], []]
+    assert take_turns([run] * 3, budget=0) == [[], [], []]
+    assert take_turns([run] * 3, budget=1000) == [[1] * evaluate.ROUNDS * evaluate.RUNS] * 3
+
+
+def test_nothing_is_compiled_when_time_is_up(monkeypatch, capsys):
+    monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "tiny"))
+    monkeypatch.setattr(speed, "PAPER", [row for row in speed.PAPER if row[:3] == ("cc", "gs", "none")])
+    monkeypatch.setattr(speed, "precisions", lambda device: {"float32": torch.float32})
+    monkeypatch.setattr(speed, "FEWEST_SECONDS", 0.5)
+    monkeypatch.setitem(speed.LARGE["cpu"], "none", ())
+    monkeypatch.setitem(speed.MATRIX, "cpu", 64)
+    timings, _ = speed.measure_speed(["cc-none"], budget=0)
+    assert [t.form for t in timings] == ["plain", "optimised"]
+    assert "gs compiled float32, batch 1, is left out: the time is over" in capsys.readouterr().out
+
+
+def test_results_of_earlier_words_load():
+    timing, = speed.read_timings({"timings": [dict(row="reg-none", filter="gs", form="ready", precision="float32", batch=1,
+                                                   fps=3, low=2, high=4, share=0.5, off=0, memory=0)]})
+    assert timing.form == "optimised" and timing.fraction == 0.5
+
+
+def test_the_machine_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "A CPU", "avx2": True, "avx512_f": False})
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    line = speed.machine_line("cpu", {"float32": 150e9})
+    assert line == (f"A CPU, {torch.get_num_threads()} threads, avx2, ONEDNN_MAX_CPU_ISA=AVX2; products of large matrices: "
+                    "150 billion operations a second in float32")
 
 
 def test_all_take_turns(monkeypatch):
     """Each runs in every round, once untimed and at least RUNS times timed, within its own context."""
-    monkeypatch.setattr(costs, "LEAST", 0.02)
+    monkeypatch.setattr(evaluate, "LEAST", 0.02)
     order, within = [], []
 
     def run(name):
@@ -66,19 +121,19 @@ def test_all_take_turns(monkeypatch):
         yield
         within.clear()
 
-    times = costs.take_turns([(partial(run, name), partial(context, name)) for name in "ab"])
-    assert order[:2] == ["A", "a"] and [name for name in order if name.isupper()] == ["A", "B"] * costs.ROUNDS
-    assert [order.count(name) for name in "ab"] == [len(found) + costs.ROUNDS for found in times]
-    assert all(len(found) >= costs.ROUNDS * costs.RUNS and sum(found) >= costs.ROUNDS * costs.LEAST for found in times)
+    times = evaluate.take_turns([(partial(run, name), partial(context, name)) for name in "ab"])
+    assert order[:2] == ["A", "a"] and [name for name in order if name.isupper()] == ["A", "B"] * evaluate.ROUNDS
+    assert [order.count(name) for name in "ab"] == [len(found) + evaluate.ROUNDS for found in times]
+    assert all(len(found) >= evaluate.ROUNDS * evaluate.RUNS and sum(found) >= evaluate.ROUNDS * evaluate.LEAST for found in times)
 
 
 @pytest.mark.parametrize("filter", ("gs", "attention"))
-def test_each_form_is_what_it_says_when_its_turn_comes(filter):
+def test_each_form_is_what_it_says_when_its_turn_comes(filter, mini, uncompiled):
     """All are made before the first is timed: FFTs and softmax, in both precisions, where it is plain and there alone."""
-    model = build_student("reg", filter, "none", "tiny").eval()
+    model = build_student("reg", filter, "none", "mini").eval()
     with torch.inference_mode():
-        found = [each for each in speed.contenders({filter: model}, torch.rand(1, 3, 64, 64), "cpu") if each.form != "compiled"]
-        assert {(each.form, each.precision) for each in found} == {(f, p) for f in ("plain", "ready") for p in speed.PRECISIONS}
+        found = [each for each in speed.contenders({filter: model}, torch.rand(1, 3, 32, 32), "cpu") if each.form != "compiled"]
+        assert {(each.form, each.precision) for each in found} == {(f, p) for f in ("plain", "optimised") for p in speed.precisions("cpu")}
         for each in found:
             with each.context(), torch.profiler.profile() as profile:
                 each.run()
@@ -86,7 +141,7 @@ def test_each_form_is_what_it_says_when_its_turn_comes(filter):
             assert ("fft_rfft2" in names or "aten::softmax" in names) == (each.form == "plain"), each
 
 
-def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys):
+def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys, mini):
     def no_compiler(model, dtype, compiled=False):
         if not compiled:
             return for_inference(model, dtype)
@@ -95,55 +150,52 @@ def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys):
             raise RuntimeError("InvalidCxxCompiler: no working C++ compiler")
         return fails
 
-    monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "tiny"))
+    monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "mini"))
     monkeypatch.setattr(speed, "for_inference", no_compiler)
     monkeypatch.setattr(speed, "PAPER", [row for row in speed.PAPER if row[:3] == ("cc", "gs", "none")])
     monkeypatch.setitem(speed.LARGE["cpu"], "none", (2,))
     monkeypatch.setitem(speed.MATRIX, "cpu", 64)
-    monkeypatch.setattr(costs, "LEAST", 0)
+    monkeypatch.setattr(evaluate, "LEAST", 0)
     timings, _ = speed.measure_speed(["cc-none"])
-    assert {t.form for t in timings} == {"plain", "ready"}
+    assert {t.form for t in timings} == {"plain", "optimised"}
     assert "cannot be compiled here: InvalidCxxCompiler" in capsys.readouterr().out
 
 
-def test_plain_is_the_definition():
+def test_plain_is_the_definition(mini):
     """Inside, no fused attention and no DFT matrices: the operations that run are FFTs, or products and a softmax."""
     for filter, expected in (("gs", "fft_rfft2"), ("gd", "fft_rfft2"), ("attention", "softmax")):
-        model, called = build_student("reg", filter, "none", "tiny").eval(), set()
+        model, called = build_student("reg", filter, "none", "mini").eval(), set()
 
         class Watch(torch.overrides.TorchFunctionMode):
             def __torch_function__(self, function, types, args=(), kwargs=None):
-                called.add(getattr(function, "__name__", ""))
+                called.add(getattr(function, "__name__", ""))  # noqa: B023
                 return function(*args, **(kwargs or {}))
 
         with torch.inference_mode(), speed.plainly(model), torch.profiler.profile() as profile, Watch():
-            model(torch.rand(1, 3, 64, 64))
+            model(torch.rand(1, 3, 32, 32))
         names = called | {event.key.split("::")[-1] for event in profile.key_averages()}
         assert any(expected in name for name in names), (filter, sorted(names))
         assert not any("flash" in name for name in names)
 
 
 def test_training_speed():
-    found = speed.training_speed(dict.fromkeys(speed.PRECISIONS, 1e11), people=40)
+    found = speed.training_speed(dict.fromkeys(speed.PRECISIONS, 1e11), count=40)
     assert found["batch"] == 32 and found["input"] > found["step"] > 0
-    forward = 2 * costs.count_multiply_adds(build_student("cc", "gd", "none", "tiny"))
-    assert found["share"] == pytest.approx(found["step"] * 3 * forward / 1e11)            # backward is twice as much
+    forward = 2 * evaluate.count_multiply_adds(build_student("cc", "gd", "none", "tiny"))
+    assert found["fraction"] == pytest.approx(found["step"] * 3 * forward / 1e11)            # backward is twice as much
 
 
-def test_unknown_rows_are_refused():
-    import subprocess
-    import sys
-    done = subprocess.run([sys.executable, speed.__file__.replace("speed.py", "evaluate.py"), "--speed", "reg-w33"],
-                          capture_output=True, text=True)
-    assert done.returncode == 2 and "choose from reg-none, reg-w32" in done.stderr
+def test_unknown_rows_are_refused(tmp_path):
+    refused(call("studies/speed.py", "reg-w33", cwd=tmp_path), "choose from reg-none, reg-w32")
 
 
+@native
 @pytest.mark.parametrize("filter", ["gs", "gd"])
-def test_the_definition_runs_in_bfloat16(filter):
-    model = build_student("reg", filter, "none", "tiny").eval()
+def test_the_definition_runs_in_bfloat16(filter, mini):
+    model = build_student("reg", filter, "none", "mini").eval()
     with torch.inference_mode():
         ready = for_inference(model, torch.bfloat16)
-        images = torch.rand(2, 3, 64, 64)
+        images = torch.rand(2, 3, 32, 32)
         fast = ready(images).visual_tokens.float()
         with speed.plainly(ready):
             assert (ready(images).visual_tokens.float() - fast).abs().max() < 0.05 * fast.abs().max()

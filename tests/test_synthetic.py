@@ -3,16 +3,20 @@
     python -m pytest tests/test_synthetic.py
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-import skeleton
 import synthetic
-from skeleton import (HEAD_TOP, L_HIP, L_KNEE, L_SHOULDER, PELVIS, R_HIP, R_KNEE, R_SHOULDER, SIDES, THORAX, UPPER_NECK,
-                      pose)
-from synthetic import draw_people, draw_person, view
+from synthetic import (HEAD_TOP, L_HIP, L_KNEE, L_SHOULDER, PELVIS, R_HIP, R_KNEE, R_SHOULDER, SIDES, THORAX,
+                       UPPER_NECK, draw_people, draw_person, pose, view)
 
 SEED = 7
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def test_a_drawing_depends_on_seed_and_index_only(people):
         assert same([field[n] for field in again], [field[40 + n] for field in people])
     assert same(draw_person(SEED, 5), draw_person(SEED, 5))
     for other in (draw_person(SEED, 6), draw_person(SEED + 1, 5)):
-        assert not np.array_equal(other.picture, people.pictures[5])
+        assert not np.array_equal(other.image, people.images[5])
         assert not np.array_equal(other.joints, people.joints[5])
 
 
@@ -43,24 +47,33 @@ def test_the_number_of_workers_changes_nothing(people, monkeypatch):
     assert same(draw_people(70, SEED, workers=2), [field[:70] for field in people])
 
 
+def test_a_script_without_a_main_guard_ends(tmp_path):
+    """The library starts no process by itself: one would run this script again."""
+    (tmp_path / "script.py").write_text("from synthetic import drawn_people\nprint('began')\n"
+                                        "print(len(drawn_people('valid', 1000, 16)))\n")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.stdout.split() == ["began", "1000"], done.stderr
+
+
 @pytest.mark.parametrize("size", (48, 64, 101))
 def test_shapes_types_and_ranges(size):
     P = round(1.5 * size)
     drawings = draw_people(4, SEED, size, workers=1)
-    assert drawings._fields == ("pictures", "joints", "visible", "center", "scale", "head_box")
+    assert drawings._fields == ("images", "joints", "visible", "center", "scale", "head_box")
     assert [field.shape for field in drawings] == [(4, P, P, 3), (4, 16, 2), (4, 16), (4, 2), (4,), (4, 4)]
     types = [np.uint8, np.float32, bool, np.float32, np.float32, np.float32]
     assert [field.dtype for field in drawings] == types
     drawing = draw_person(SEED, 0, size)
-    assert type(drawing.scale) is float and drawing.picture.flags.c_contiguous
+    assert type(drawing.scale) is float and drawing.image.flags.c_contiguous
     assert [np.asarray(field).dtype for field in drawing] == types[:4] + [float] + types[5:]
-    assert drawings.pictures.std(axis=(1, 2)).min() > 2                    # no blank picture
+    assert drawings.images.std(axis=(1, 2)).min() > 2                    # no blank picture
     share = 250 * drawings.scale / size
     assert (share > 0.84).all() and (share < 1.12).all()
 
 
 def test_a_joint_outside_the_picture_is_not_visible(monkeypatch):
-    monkeypatch.setattr(synthetic, "PLACE", 0.9)                           # shoves people out of the picture
+    monkeypatch.setattr(synthetic, "OFFSET", 0.9)                           # shoves people out of the picture
     drawings = draw_people(40, SEED, workers=1)
     inside = ((drawings.joints >= -0.5) & (drawings.joints < 95.5)).all(-1)
     assert np.array_equal(drawings.visible, inside)
@@ -84,15 +97,15 @@ def test_drawings_show_faces_in_front_and_hair_behind(monkeypatch):
     """In drawings of bare-headed people with dark skin and white hair, heads are dark from the front only."""
     monkeypatch.setattr(synthetic, "SKIN", [(60, 40, 30)])
     monkeypatch.setattr(synthetic, "HAIR", [(255, 255, 255)])
-    monkeypatch.setattr(skeleton, "ARMS", skeleton.ARMS[:1])             # hands off the face
-    monkeypatch.setattr(skeleton, "LEGS", skeleton.LEGS[:1])
+    monkeypatch.setattr(synthetic, "ARMS", synthetic.ARMS[:1])             # hands off the face
+    monkeypatch.setattr(synthetic, "LEGS", synthetic.LEGS[:1])
     monkeypatch.setitem(synthetic.WARDROBE, "hat", 0)
     brightness = {}
     for azimuth in (0, 180):
         monkeypatch.setattr(synthetic, "view", lambda *angles, azimuth=azimuth: view(azimuth, 0, 0))
         drawings = draw_people(40, SEED, workers=1)
         faces = np.rint(drawings.joints[:, [UPPER_NECK, HEAD_TOP]].mean(1)).astype(int)
-        brightness[azimuth] = np.mean([p[y, x].mean() for p, (x, y) in zip(drawings.pictures, faces)])
+        brightness[azimuth] = np.mean([p[y, x].mean() for p, (x, y) in zip(drawings.images, faces)])
         right_of_left = drawings.joints[:, R_SHOULDER, 0] > drawings.joints[:, L_SHOULDER, 0]
         assert right_of_left.all() if azimuth else not right_of_left.any()
     assert brightness[180] > 2 * brightness[0]
@@ -155,8 +168,8 @@ def test_size_scales_the_same_scene():
         assert np.allclose(large.center, 2 * small.center + 0.5, atol=1e-2)
         assert np.allclose(large.head_box, 2 * small.head_box + 0.5, atol=1e-2)
         assert large.scale == pytest.approx(2 * small.scale)
-        halved = large.picture.reshape(96, 2, 96, 2, 3).mean((1, 3))
-        assert np.abs(halved - small.picture).mean() < 8                   # noise alone makes 5 or so
+        halved = large.image.reshape(96, 2, 96, 2, 3).mean((1, 3))
+        assert np.abs(halved - small.image).mean() < 8                   # noise alone makes 5 or so
 
 
 def test_joints_lie_on_the_person(monkeypatch):
@@ -167,7 +180,7 @@ def test_joints_lie_on_the_person(monkeypatch):
         monkeypatch.setattr(synthetic, "clutter", lambda P, light, rng, grey=grey: (
             np.full((3, P, P), grey, np.float32), np.full((P, P), -np.inf, np.float32)))
         drawings = draw_people(100, SEED, workers=1)
-        pictures.append(drawings.pictures.astype(int))
+        pictures.append(drawings.images.astype(int))
     covered = 1 - (pictures[1] - pictures[0]).mean(-1) / 255               # (100, P, P) share of the pixel
     x, y = np.rint(drawings.joints).astype(int).transpose(2, 0, 1)         # (100, 16) each
     at_joints = covered[np.arange(100)[:, None], y, x]                     # (100, 16)

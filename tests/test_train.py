@@ -8,30 +8,32 @@ from torch import nn
 
 import checkpoint
 import train
-from inputs import BadInput
+from common import BadInput, Distributed
+from crops import store
+from export import for_inference
 from models import build_student, build_teacher
-from muon import Muon, orthogonal
-from recipe import AVERAGED, average, build_optimisers, rate_share
+from synthetic import drawn_people
+from train import EMA_FRACTION, Muon, build_optimisers, orthogonal, rate_factor, update_ema
 
 
 def test_rate_rises_and_falls_by_tenths():
-    shares = [rate_share(step, 300) for step in range(300)]
-    assert shares[:3] == pytest.approx([1 / 30, 2 / 30, 3 / 30]) and shares[29] == shares[199] == 1
-    assert shares[200] == shares[259] == pytest.approx(0.1) and shares[260] == shares[299] == pytest.approx(0.01)
+    factors = [rate_factor(step, 300) for step in range(300)]
+    assert factors[:3] == pytest.approx([1 / 30, 2 / 30, 3 / 30]) and factors[29] == factors[199] == 1
+    assert factors[200] == factors[259] == pytest.approx(0.1) and factors[260] == factors[299] == pytest.approx(0.01)
 
 
 def test_running_mean_of_weights():
-    """A plain mean at first; later over a share of the steps; counters are left alone."""
+    """A plain mean at first; later over a fraction of the steps; counters are left alone."""
     model = nn.BatchNorm1d(1)
-    averaged = copy.deepcopy(model)
+    ema = copy.deepcopy(model)
     for step, value in enumerate((1.0, 2.0, 6.0)):
         nn.init.constant_(model.weight, value)
         model.num_batches_tracked += 1
-        average(averaged, model, step, 10 ** 6)
-    assert averaged.weight.item() == pytest.approx(3) and averaged.num_batches_tracked == 0
+        update_ema(ema, model, step, 10 ** 6)
+    assert ema.weight.item() == pytest.approx(3) and ema.num_batches_tracked == 0
     nn.init.constant_(model.weight, 103.0)
-    average(averaged, model, 10 ** 6, 10 ** 6)
-    assert averaged.weight.item() == pytest.approx(3 + 100 / (AVERAGED * 10 ** 6))
+    update_ema(ema, model, 10 ** 6, 10 ** 6)
+    assert ema.weight.item() == pytest.approx(3 + 100 / (EMA_FRACTION * 10 ** 6))
 
 
 @pytest.mark.parametrize("build", [lambda: build_student("cc", "gd", preset="tiny"), lambda: build_teacher("tiny")])
@@ -84,7 +86,41 @@ def test_orthogonal_updates():
 
 def test_two_processes_do_not_train_into_one_folder(tmp_path):
     pytest.importorskip("fcntl")
-    train.hold(tmp_path / "run")
+    train.lock_folder(tmp_path / "run")
     with pytest.raises(BadInput, match="another process trains into"):
-        train.hold(tmp_path / "run")
-    train.hold(tmp_path / "another")
+        train.lock_folder(tmp_path / "run")
+    train.lock_folder(tmp_path / "another")
+
+
+@pytest.mark.parametrize("flags, processes, parts", [
+    (["--batch-size", "10", "--accumulate", "4"], 1, "1 processes x 4 accumulated parts: make it a multiple of 4"),
+    (["--batch-size", "32"], 3, "3 processes x 1 accumulated parts: make it a multiple of 3"),
+    (["--batch-size", "12", "--accumulate", "2"], 4, "4 processes x 2 accumulated parts: make it a multiple of 8")])
+def test_a_batch_that_does_not_divide_is_refused(monkeypatch, tmp_path, flags, processes, parts):
+    monkeypatch.setattr("sys.argv", ["train.py", *flags, "--out", str(tmp_path / "run")])
+    monkeypatch.setattr(train, "init_distributed", lambda device: Distributed(0, processes, "cpu"))
+    monkeypatch.setattr(train, "train", None)                                    # not reached
+    with pytest.raises(BadInput, match=f"does not divide into {parts}"):
+        train.main()
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_amp_needs_native_bfloat16(monkeypatch, capsys, native):
+    """Without it one line says so, and nothing that trains or teaches computes in bfloat16."""
+    monkeypatch.setattr("sys.argv", ["train.py", "--amp", "--device", "cpu"])
+    monkeypatch.setattr(train, "fast_bfloat16", lambda device: native)
+    monkeypatch.setattr(train, "for_inference", lambda model, dtype: seen.append(dtype) or for_inference(model))
+    seen, chosen = [], []
+
+    def prepare(args, distributed):
+        chosen.append(args)
+        samples = drawn_people("valid", 8, 64)
+        data = samples, store(samples, 64)
+        train.load_teacher(args, data, data, 64)
+
+    monkeypatch.setattr(train, "train", prepare)
+    train.main()
+    assert chosen[0].amp and train.use_bfloat16(chosen[0], "cpu") == native      # the flag itself is kept
+    assert seen == [torch.bfloat16 if native else torch.float32]
+    line = "--amp: this CPU has no native bfloat16, computing in float32\n"
+    assert (line in capsys.readouterr().out) != native

@@ -1,12 +1,13 @@
-"""Which loss should the heatmap teacher learn with? Same network, pictures and steps for each.
+"""Losses for the heatmap teacher compared: same network, images and steps for each.
 
-    python benchmarks/teacher_loss.py --steps 600            # about half an hour on two cores
+    python studies/teacher_loss.py --steps 600            # about half an hour on two cores
 
     mse   mean squared error between the output and the Gaussian heatmap (HRNet, TokenPose)
     bce   binary cross-entropy, every cell of the heatmap a probability of its own
     ce    cross-entropy over positions, the heatmap as one distribution: what distill.heatmap_task does
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,14 +15,13 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from augmentation import AUGMENTATIONS  # noqa: E402
-from crops import heatmaps, make_batch, store  # noqa: E402
-from distill import heatmap_task, over_visible  # noqa: E402
-from evaluate import evaluate  # noqa: E402
-from inputs import CommandLine, main_with_clear_errors  # noqa: E402
-from models import build_teacher  # noqa: E402
-from synthetic import drawn_people  # noqa: E402
-from recipe import rate_share  # noqa: E402
+from common import CommandLine, fast_bfloat16, main_with_clear_errors
+from crops import AUGMENTATIONS, heatmaps, make_batch, store
+from distill import heatmap_task, over_visible
+from evaluate import evaluate
+from models import build_teacher
+from synthetic import drawn_people
+from train import rate_fraction
 
 BATCH, RATE, PEOPLE = 32, 1e-3, 8000
 
@@ -33,7 +33,8 @@ def mse(logits, batch, head):
 
 def bce(logits, batch, head):
     target = heatmaps(batch.xy, head.sigma, head.size)
-    return over_visible(F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1)), batch.visible)
+    found = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return over_visible(found.mean((-2, -1)), batch.visible)
 
 
 def ce(logits, batch, head):
@@ -45,7 +46,7 @@ def main():
     parser.add_argument("--steps", type=int, default=600, help=f"of {BATCH} people each (default: 600)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
     args = parser.parse_args()
-    train, valid = drawn_people("teacher", PEOPLE, 64), drawn_people("valid", 500, 64)
+    train, valid = drawn_people("teacher", PEOPLE, 64, os.cpu_count()), drawn_people("valid", 500, 64)
     for loss in (mse, bce, ce):
         torch.manual_seed(args.seed)
         model = build_teacher("tiny").to(memory_format=torch.channels_last)
@@ -53,18 +54,21 @@ def main():
         optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=RATE)
         random = torch.Generator().manual_seed(args.seed)
         for step in range(args.steps):
-            optimiser.param_groups[0]["lr"] = RATE * rate_share(step, args.steps)
+            optimiser.param_groups[0]["lr"] = RATE * rate_fraction(step, args.steps)
             rows = torch.randint(len(train), (BATCH,), generator=random).numpy()
-            batch = make_batch(train, crops, rows, model.size, variation=AUGMENTATIONS["upright"].draw(PEOPLE, random))
-            with torch.autocast("cpu", torch.bfloat16):
+            params = AUGMENTATIONS["upright"].draw(PEOPLE, random)
+            batch = make_batch(train, crops, rows, model.size, params=params)
+            with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
                 logits = model(batch.images).prediction
             value = loss(logits, batch, model.head)
             optimiser.zero_grad()
             value.backward()
             optimiser.step()
-        # The highest cell is the same before and after any rising activation, so one decoding serves all three.
+        # The highest cell is the same before and after any rising activation, so one decoding serves all
+        # three.
         found = evaluate(model, valid, valid_crops)
-        print(f"{loss.__name__:4} PCKh@0.5 {found['pckh@0.5']['mean']:6.2f}  PCKh@0.1 {found['pckh@0.1']['mean']:5.2f}  "
+        half, tenth = (scores["mean"] for scores in found.values())
+        print(f"{loss.__name__:4} PCKh@0.5 {half:6.2f}  PCKh@0.1 {tenth:5.2f}  "
               f"loss of the last step {value.item():.4f}", flush=True)
 
 

@@ -1,24 +1,28 @@
 """One filter layer of the paper's size alone: the definition through FFTs against products with DFT matrices.
 
-    python benchmarks/mixer.py                   # a minute on two cores
+    python studies/mixer.py                   # a minute on two cores
 
-The grid is 16 x 17, 192 channels. Medians, milliseconds a batch; 'times' is over the definition in float32.
+The grid is 16 x 17, 192 channels. Medians in milliseconds a batch; 'times' is the speed over the definition
+in float32. Only precisions that the device computes natively are measured.
 """
 
 import statistics
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from costs import take_turns  # noqa: E402
-from gfl import GlobalDynamicFilter, StaticFilter, by_definition  # noqa: E402
-from inference import COMPILE  # noqa: E402
-from inputs import CommandLine, check_device, default_device, main_with_clear_errors  # noqa: E402
+from common import CommandLine, check_device, default_device, main_with_clear_errors
+from evaluate import describe_device, take_turns
+from export import COMPILE
+from gfl import GlobalDynamicFilter, StaticFilter, by_definition
+from speed import precisions
 
 GRID, DIM = (16, 17), 192
+FORMS = "definition", "products", "compiled"
 
 
 @torch.inference_mode()
@@ -29,6 +33,7 @@ def main():
     args = parser.parse_args()
     check_device(args.device)
     kind = torch.device(args.device).type
+    print(describe_device(args.device))
     for name, build in (("GS", StaticFilter), ("GD", GlobalDynamicFilter)):
         torch.manual_seed(0)
         layer = build(GRID, DIM).to(args.device).requires_grad_(False)
@@ -36,17 +41,17 @@ def main():
         with by_definition(layer):
             truth = layer(x)
         first = None
-        for dtype in (torch.float32, torch.bfloat16):
+        for precision, dtype in precisions(args.device).items():
             mixer, tokens = build(GRID, DIM).to(args.device, dtype).requires_grad_(False), x.to(dtype)
             mixer.load_state_dict(layer.state_dict())
-            for form, context in (("definition", by_definition), ("products", nullcontext), ("compiled", nullcontext)):
+            for form, context in zip(FORMS, (by_definition, nullcontext, nullcontext)):
                 torch._dynamo.reset()
                 run = torch.compile(mixer, dynamic=False, **COMPILE[kind]) if form == "compiled" else mixer
                 with context(mixer):
                     off = (run(tokens).float() - truth).abs().max() / truth.abs().max()
-                    took = statistics.median(take_turns([lambda: run(tokens)], kind)[0])
+                    took = statistics.median(take_turns([partial(run, tokens)], kind)[0])
                 first = first or took
-                print(f"{name}  {str(dtype).removeprefix('torch.'):9} {form:10} {1e3 * took:7.2f} ms  {first / took:5.2f} times  "
+                print(f"{name}  {precision:9} {form:10} {1e3 * took:7.2f} ms  {first / took:5.2f} times  "
                       f"off by {off:.0e} of the largest", flush=True)
 
 

@@ -1,0 +1,76 @@
+"""Is the dynamic filter dynamic? What M(X) of each block does over images, and what it is worth.
+
+    python studies/dynamic.py weights/student-cc-gd-drawn.pt
+    python studies/dynamic.py FILE --data DATA
+
+    deviation   of M over images: the mean over channels and basis filters of the standard deviation of their weights
+    dead        fraction of M's hidden units that are 0 for every image
+    entropy     of the weights of a channel, in units of log F: 1 is an even mixture, 0 a single basis filter
+    frozen      PCKh@0.5 with M replaced, in every block, by its mean over images
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import checkpoint
+from common import BadInput, CommandLine, main_with_clear_errors
+from crops import store
+from evaluate import evaluate, validation_samples
+from gfl import BASIS_FILTERS, DynamicFilter
+
+
+def watch(model, run):
+    """run() while M is watched -> for each block the weights M (N, F, E) and hidden units (N, hidden) of all N images."""
+    filters = [module for module in model.modules() if isinstance(module, DynamicFilter)]
+    seen = [([], []) for _ in filters]
+    hooks = [layer.register_forward_hook(lambda _, inputs, output, keep=keep: keep.append(output.detach()))
+             for dynamic, pair in zip(filters, seen, strict=True)
+             for layer, keep in zip((dynamic.M2, dynamic.M1), pair, strict=True)]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return [(torch.cat(logits).unflatten(-1, (BASIS_FILTERS, -1)).softmax(1), torch.cat(hidden).relu())
+            for logits, hidden in seen]
+
+
+def liveliness(M, hidden):
+    """-> {deviation, dead, entropy} of one block, as the module's docstring says."""
+    entropy = -torch.xlogy(M, M).sum(1).mean() / torch.tensor(BASIS_FILTERS).log()
+    return dict(deviation=float(M.std(0).mean()), dead=float((hidden == 0).all(0).float().mean()), entropy=float(entropy))
+
+
+def freeze(model, means):
+    """Replace M of every block by a constant (F, E), in place."""
+    filters = [module for module in model.modules() if isinstance(module, DynamicFilter)]
+    for dynamic, mean in zip(filters, means, strict=True):
+        dynamic.mixture = lambda x, mean=mean: mean.expand(len(x), -1, -1)
+
+
+def main():
+    parser = CommandLine(__doc__)
+    parser.add_argument("checkpoint", type=Path, nargs="+", help="gd students")
+    parser.add_argument("--data", default="drawn", help="folder in MPII's layout (default: synthetic people)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
+    args = parser.parse_args()
+    for path in args.checkpoint:
+        model, _ = checkpoint.load(path)
+        if model.config.get("filter") != "gd":
+            raise BadInput(f"{path} is {checkpoint.describe(model.config)}, without dynamic filters: name a gd student")
+        samples = validation_samples(args.data, model.size, os.cpu_count())
+        crops = store(samples, model.size, None if args.data == "drawn" else args.cache)
+        scores = {}
+        blocks = watch(model, lambda: scores.update(live=evaluate(model, samples, crops)))          # noqa: B023
+        for number, block in enumerate(blocks, 1):
+            print(f"block {number}: " + "  ".join(f"{name} {value:.3f}" for name, value in liveliness(*block).items()))
+        freeze(model, [M.mean(0) for M, _ in blocks])
+        scores["frozen"] = evaluate(model, samples, crops)
+        live, frozen = (scores[name]["pckh@0.5"]["mean"] for name in ("live", "frozen"))
+        print(f"{path}: PCKh@0.5 {live:.2f}, with M frozen at its mean {frozen:.2f}")
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)

@@ -1,0 +1,47 @@
+"""The runs behind the tables `paper` and `hours`: the paper's 16 students on MPII, alone and distilled.
+
+    python studies/paper.py --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth  # days, on all GPUs
+    python studies/paper.py --data MPII -- --epochs 100 --batch-size 256     # shorter, in larger steps
+
+Runs are in the folders that train.py chooses by itself: a row that was trained by its own command is taken as
+done. sweep.py says how runs are skipped, stopped and resumed.
+"""
+
+import sys
+from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import main_with_clear_errors
+from evaluate import PAPER
+from sweep import main
+
+
+def paper_runs(data, weights=()):
+    """{name: flags of train.py}: the teacher, students without a backbone, cc gs with HRNet-W32, the rest.
+
+    weights: published files of HRNet-W32 and -W48, or none.
+    """
+    folder = data.resolve().name
+    begin = {backbone: {"backbone-weights": file} for backbone, file in zip(("w32", "w48"), weights)}
+    common = {"data": data, "preset": "paper", "amp": True}
+    teacher = Path("runs") / f"teacher-paper-{folder}"
+    runs = {f"{folder.lower()}-teacher": {**common, "train-teacher": True, **begin.get("w48", {}),
+                                          "out": teacher}}
+    worth = {("cc", "gs", "none"): 0, ("cc", "gs", "w32"): 2}
+    rows = sorted((row[:3] for row in PAPER), key=lambda row: worth.get(row, 1 if row[2] == "none" else 3))
+    for (student, filter, backbone), distill in product(rows, (True, False)):
+        name = f"{student}-{filter}-{backbone}"
+        runs[f"{folder.lower()}-{name}-{'distilled' if distill else 'alone'}"] = {
+            **common, "student": student, "filter": filter, "backbone": backbone, **begin.get(backbone, {}),
+            **({"teacher": teacher / "best.pt"} if distill else {"no-distill": True}),
+            "out": Path("runs") / f"{name}-paper-{folder}{'' if distill else '-no-distill'}"}
+    return runs
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(lambda: main(
+        __doc__, lambda args: paper_runs(args.data, args.backbone_weights),
+        ("--data", dict(type=Path, required=True, help="folder of photos in MPII's layout")),
+        ("--backbone-weights", dict(type=Path, nargs=2, default=(), metavar=("W32", "W48"),
+                                    help="published HRNet weights to start from (default: random)"))))

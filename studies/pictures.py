@@ -1,0 +1,237 @@
+"""Pictures for people who would rather look than read; matplotlib is needed (requirements-extra.txt).
+
+    python studies/pictures.py curves                           # PCKh by epoch, with and without the teacher
+    python studies/pictures.py filters --checkpoint GS.pt GD.pt  # frequency response of the filters
+    python studies/pictures.py predictions --checkpoint FILE [--data DATA]  # best, median and worst samples
+    python studies/pictures.py strip --checkpoint FILE  # good and typical predictions on drawings
+    python studies/pictures.py samples --data DATA [--split train]  # some samples with joints
+    python studies/pictures.py drawings [--count 48 --seed 0 --size 64]  # drawings, and their rate
+
+Each writes one file into --out (default: docs/, pictures of --data into predictions/, as they may not be ours
+to give).
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import checkpoint
+from common import BadInput, CommandLine, main_with_clear_errors
+from crops import crop_matrix, cut, make_batch, store, transform
+from data_mpii import load_samples
+from evaluate import SCORED, predict, validation_samples
+from gfl import GlobalDynamicFilter, StaticFilter
+from models import FILTERS, STUDENTS
+from predict import WHITE, contact_sheet, draw_skeleton
+from sweep import SEEDS, name_of, result
+from synthetic import SERIES, draw_people, draw_person
+
+RATIO = 0.5                  # of two people's filters: colours end at 2 to this power
+SHOWN, SIZE = 24, 192        # samples of a data set, side of their crops
+STRIP, TILE = 8, 160         # people in each row of the strip, side of their pictures
+LARGER, TIGHTER = 4, 0.85    # the strip's drawings: pixels a side over the network's, shown part of the crop
+COLUMNS = 6                  # people in each row of the predictions: best, middling, worst
+
+
+def pyplot():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise BadInput("matplotlib is not installed: "
+                       "python -m pip install -r requirements-extra.txt") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    return plt
+
+
+def curves(args):
+    """PCKh@0.5 by epoch: a thin line a seed, with the teacher and without, a panel for each student."""
+    plt = pyplot()
+    figure, panels = plt.subplots(len(STUDENTS), len(FILTERS), figsize=(10, 5.5), sharex=True, sharey=True)
+    for student, row in zip(STUDENTS, panels):
+        for filter, panel in zip(FILTERS, row):
+            for distill, colour in ((True, "tab:blue"), (False, "tab:orange")):
+                found = (result(f"drawn-{name_of(student, filter, distill, seed)}") for seed in SEEDS)
+                for log in ([line for line in run["log"] if "pckh@0.5" in line] for run in found if run):
+                    panel.plot([line["epoch"] for line in log], [line["pckh@0.5"] for line in log], colour,
+                               lw=1, label="distilled" if distill else "labels alone")
+            panel.set_title(f"{student} {filter}", fontsize=10)
+            panel.grid(alpha=0.3)
+    labels = dict(zip(*reversed(panels[0][0].get_legend_handles_labels())))
+    panels[0][0].legend(labels.values(), labels.keys(), fontsize=8)
+    figure.supxlabel("epoch")
+    figure.supylabel("PCKh@0.5 on 1,000 held-out drawings")
+    figure.tight_layout()
+    figure.savefig(args.out / "curves.png", dpi=110)
+    return args.out / "curves.png"
+
+
+def response(real, imag):
+    """Half a spectrum's filter (H, F, D) -> its mean magnitude, whole, frequency 0 in the middle."""
+    half = torch.hypot(real, imag).mean(-1)                                    # (H, F)
+    H, F = half.shape
+    mirror = half[(-torch.arange(H)) % H][:, 1:].flip(1)                       # |K(-u, -f)| = |K(u, f)|
+    return torch.cat([torch.roll(mirror, H // 2, 0), torch.roll(half, H // 2, 0)], 1)
+
+
+@torch.inference_mode()
+def filters(args):
+    """Static filters of each network; for GD the dynamic filter for one person and its ratio to another's."""
+    plt = pyplot()
+    rows = []
+    for path in args.checkpoint:
+        model, _ = checkpoint.load(path)
+        people = validation_samples(args.data or "drawn", model.size).first(2)
+        batch = make_batch(people, store(people, model.size), np.arange(2), model.size)
+        title = checkpoint.describe(model.config)
+        static = [m for m in model.modules() if isinstance(m, StaticFilter)]
+        if not static:
+            raise BadInput(f"{path} ({title}) holds no filters to look at: name a gs or gd student")
+        rows.append((f"{title}\nstatic", [response(m.K_real, m.K_imag) for m in static], None))
+        dynamic = [m.dynamic for m in model.modules() if isinstance(m, GlobalDynamicFilter)]
+        mixtures = []
+        hooks = [m.register_forward_pre_hook(lambda m, x, kept=mixtures: kept.append(m.mixture(x[0])))
+                 for m in dynamic]
+        model(batch.images)
+        for hook in hooks:
+            hook.remove()
+        if dynamic:
+            one, other = ([response(m.K_real @ M[n], m.K_imag @ M[n]) for m, M in zip(dynamic, mixtures)]
+                          for n in range(2))
+            pictures = batch.images.permute(0, 2, 3, 1)
+            rows.append(("dynamic,\nthis person", one, pictures[0]))
+            rows.append(("this person's\nover the other's", [b / a for a, b in zip(one, other)], pictures[1]))
+    columns = 1 + max(len(maps) for _, maps, _ in rows)
+    figure, panels = plt.subplots(len(rows), columns, figsize=(1.5 * columns, 1.6 * len(rows)), squeeze=False)
+    for (title, maps, picture), row in zip(rows, panels):
+        for panel in row:
+            panel.axis("off")
+        if picture is not None:
+            row[0].imshow(picture)
+        row[0].set_title(title, fontsize=8)
+        for n, (panel, seen) in enumerate(zip(row[1:], maps)):
+            if "over" in title:      # a ratio: white where both are the same
+                panel.imshow(seen.log2(), cmap="RdBu_r", vmin=-RATIO, vmax=RATIO)
+            else:
+                panel.imshow(seen.log(), cmap="magma")
+            panel.set_title(f"layer {n + 1}", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(args.out / "filters.png", dpi=110)
+    return args.out / "filters.png"
+
+
+def strip(args):
+    """Two rows of drawings with predictions: the best of the held-out ones, and some around the median.
+
+    The network sees crops of its own size; they are drawn once more, larger, for people to look at.
+    """
+    model, _ = checkpoint.load(args.checkpoint[0])
+    people = validation_samples("drawn", model.size, os.cpu_count())
+    joints, confidence = predict(model, people, store(people, model.size))
+    order = by_error(people, joints)
+    middle = (len(order) - STRIP) // 2
+    sheet = Image.new("RGB", (STRIP * TILE, 2 * TILE))
+    for n, i in enumerate([*order[:STRIP], *order[middle:middle + STRIP]]):
+        drawing = draw_person(SERIES["valid"], int(i), LARGER * model.size)
+        center = LARGER * people.center[i:i + 1] + (LARGER - 1) / 2
+        side = TIGHTER * LARGER * people.side[i:i + 1]
+        matrix = crop_matrix(center, side, 2 * TILE)
+        crop = Image.fromarray(cut(Image.fromarray(drawing.image), matrix[0], 2 * TILE))
+        found = transform(matrix, torch.from_numpy(LARGER * joints[i:i + 1] + (LARGER - 1) / 2))[0].numpy()
+        draw_skeleton(crop, found, np.ones(len(found), bool), width=5, confidence=confidence[i])
+        crop = crop.resize((TILE, TILE), Image.Resampling.LANCZOS)
+        sheet.paste(crop, (n % STRIP * TILE, n // STRIP * TILE))
+    sheet.save(args.out / "strip.jpg", quality=88)
+    return args.out / "strip.jpg"
+
+
+def by_error(people, joints):
+    """Rows of people by the mean error of their scored joints, the best first; people without labels left out."""
+    error = np.linalg.norm(joints - people.joints, axis=-1) / people.head_size[:, None]
+    error = np.where(people.visible, error, np.nan)[:, SCORED]
+    scored = np.flatnonzero(~np.isnan(error).all(1))
+    return scored[np.argsort(np.nanmean(error[scored], axis=1))]
+
+
+def predictions(args):
+    """Held-out samples by mean error: best, median and worst, a row each; labels are white."""
+    model, _ = checkpoint.load(args.checkpoint[0])
+    people = validation_samples(args.data or "drawn", model.size, os.cpu_count())
+    stored = store(people, model.size, args.cache if args.data else None)
+    joints, _ = predict(model, people, stored)
+    order = by_error(people, joints)
+    middle = (len(order) - COLUMNS) // 2
+    chosen = np.concatenate([order[:COLUMNS], order[middle:middle + COLUMNS], order[-COLUMNS:]])
+    batch = make_batch(people, stored, chosen, model.size)
+    crops = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
+    labels, found = (transform(batch.matrix, torch.from_numpy(xy[chosen])) for xy in (people.joints, joints))
+    visible = people.visible[chosen]
+    name = f"predictions-{args.data.resolve().name if args.data else 'drawn'}.jpg"
+    sheet = contact_sheet(crops, (labels, visible, WHITE), (found, np.ones_like(visible)), columns=COLUMNS,
+                          side=160)
+    sheet.save(args.out / name, quality=85)
+    return args.out / name
+
+
+def samples(args):
+    """Some crops of a split in MPII's layout, with their joints."""
+    people = load_samples(args.data, args.split)
+    print(f"{people.name}: {len(people):,} people in {len(set(people.files)):,} pictures, "
+          f"{people.visible.mean():.1%} of the joints labelled" + (f"; {people.note}" if people.note else ""))
+    shown = np.unique(np.linspace(0, len(people) - 1, SHOWN).astype(int))
+    matrix = crop_matrix(people.center[shown], people.side[shown], SIZE)
+    crops = np.stack([cut(people.image(i), one, SIZE) for i, one in zip(shown, matrix)])
+    file = args.out / f"samples-{args.data.resolve().name}-{args.split}.png"
+    joints = transform(matrix, torch.from_numpy(people.joints[shown]))
+    contact_sheet(crops, (joints, people.visible[shown])).save(file)
+    return file
+
+
+def drawings(args):
+    """Drawn people with their joints."""
+    if args.count < 1 or args.size < 16 or args.seed < 0:
+        raise BadInput("--count must be at least 1, --size 16 and --seed 0")
+    began = time.perf_counter()
+    drawn = draw_people(args.count, args.seed, args.size, workers=1)
+    print(f"{args.count / (time.perf_counter() - began):.0f} drawings a second on one core")
+    margin = (drawn.images.shape[1] - args.size) // 2
+    inner = drawn.images[:, margin:-margin, margin:-margin]
+    sheet = contact_sheet(inner, (drawn.joints - margin, drawn.visible), columns=8, side=256)
+    sheet.save(args.out / "drawings.png")
+    return args.out / "drawings.png"
+
+
+PICTURES = {make.__name__: make for make in (curves, filters, predictions, strip, samples, drawings)}
+
+
+def main():
+    parser = CommandLine(__doc__)
+    parser.add_argument("what", choices=tuple(PICTURES))
+    parser.add_argument("--checkpoint", type=Path, nargs="+", help="networks to look at")
+    parser.add_argument("--data", type=Path, help="folder in MPII's layout (default: drawn people)")
+    parser.add_argument("--split", choices=("train", "valid"), default="valid", help="(default: valid)")
+    parser.add_argument("--count", type=int, default=48, help="how many drawings (default: 48)")
+    parser.add_argument("--seed", type=int, default=0, help="which series of drawings (default: 0)")
+    parser.add_argument("--size", type=int, default=64, help="side of its crop in pixels (default: 64)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/crops"),
+                        help="folder for cut crops (default: runs/crops)")
+    parser.add_argument("--out", type=Path, help="folder (default: docs/, with --data predictions/)")
+    args = parser.parse_args()
+    private = args.data or args.what == "drawings"
+    args.out = args.out or (Path("predictions") if private else Path(__file__).resolve().parents[1] / "docs")
+    if args.what == "samples" and not args.data:
+        raise BadInput("samples need --data: a folder in MPII's layout")
+    if args.what in ("filters", "predictions", "strip") and not args.checkpoint:
+        raise BadInput(f"{args.what} need --checkpoint: which network to look at")
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(PICTURES[args.what](args))
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)

@@ -1,0 +1,176 @@
+"""Several runs of train.py, one after another or side by side: what drawn.py, photos.py and paper.py share.
+
+A run is a name and the flags of train.py, {"student": "cc", "epochs": 16, "amp": True}. When it is done, its
+result (arguments, scores by joint, the log of its epochs) is in results/NAME.json and it is skipped; a run
+that was stopped (Ctrl-C, SIGTERM, --stop-after) is resumed from its last checkpoint. A student waits for the
+teacher that it names. tables.py makes the tables.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import BadInput, CommandLine, terminate
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"           # in the repository
+RUNS = Path("runs") / "experiments"
+SEEDS = (0, 1, 2)
+COMPARED = "epochs", "batch-size", "views", "augmentation", "lr"  # flags that a result must agree with
+PATHS = "data", "init", "teacher", "out", "cache", "backbone_weights"
+POLL = 0.5                           # seconds between two looks at the processes
+
+
+def name_of(student, filter, distill, seed):
+    return f"{student}-{filter}-{'distilled' if distill else 'alone'}-{seed}"
+
+
+def result(name):
+    """The content of results/NAME.json; None where there is none."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def folder(name, flags):
+    """The folder of a run: its flag `out`, or runs/experiments/NAME."""
+    return Path(flags.get("out", RUNS / name))
+
+
+def collect(name, flags):
+    """Copy the result of a finished run to results/, without the folders in paths -> is there a result?
+
+    Raises BadInput where it was made with other flags than these.
+    """
+    kept, made = RESULTS / f"{name}.json", folder(name, flags) / "result.json"
+    if not kept.exists() and made.exists():
+        found = json.loads(made.read_text())
+        for key in PATHS:
+            if found["arguments"].get(key):
+                found["arguments"][key] = Path(found["arguments"][key]).name
+        RESULTS.mkdir(exist_ok=True)
+        kept.with_suffix(".partial").write_text(json.dumps(found, indent=1) + "\n")
+        os.replace(kept.with_suffix(".partial"), kept)
+        print(f"{name}: PCKh@0.5 {found['scores']['pckh@0.5']['mean']:.2f}", flush=True)
+    known = (result(name) or {}).get("arguments", {})
+    for key in COMPARED:
+        was = known.get(key.replace("-", "_"))
+        if key in flags and was is not None and str(was) != str(flags[key]):
+            raise BadInput(f"{kept} was made with --{key} {was}, now it is {flags[key]}: move that file and "
+                           f"{folder(name, flags)} away, or give the same flags")
+    return kept.exists()
+
+
+def command_line(flags):
+    """{"amp": True, "epochs": 2, "terms": ["a", "b"]} -> ["--amp", "--epochs", "2", "--terms", "a", "b"]."""
+    words = []
+    for key, value in flags.items():
+        values = [] if value is True else value if isinstance(value, (list, tuple)) else [value]
+        words += [f"--{key}", *values]
+    return list(map(str, words))
+
+
+def read_flags(words):
+    """The inverse of `command_line`, with strings for numbers."""
+    flags = {}
+    for word in words:
+        if word.startswith("--"):
+            flags[key := word[2:]] = True
+        elif flags:
+            many = [] if flags[key] is True else flags[key] if isinstance(flags[key], list) else [flags[key]]
+            flags[key] = [*many, word] if many else word
+        else:
+            raise BadInput(f"what follows -- are flags of train.py, not {word}")
+    return flags
+
+
+def start(name, flags, slot, jobs, until):
+    """Start one run on GPU number `slot`, or on its part of the cores, or resume it -> the process."""
+    out, env = folder(name, flags), dict(os.environ)
+    out.mkdir(parents=True, exist_ok=True)
+    ending = {"stop-after": (until - time.monotonic()) / 60} if until < math.inf else {}
+    resume = {"resume": True} if any((out / state).exists() for state in ("last.pt", "previous.pt")) else {}
+    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    if gpus := torch.cuda.device_count():
+        visible = env.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        env["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
+    print(f"{name}: {'resumed' if resume else 'started'}, its output is in {out / 'output.txt'}", flush=True)
+    command = [sys.executable, ROOT / "train.py", *command_line({**flags, **resume, **ending, "out": out})]
+    with open(out / "output.txt", "a") as output:      # a session of its own: `sweep` passes a Ctrl-C on
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env,
+                                start_new_session=True)
+
+
+def sweep(runs, jobs=1, stop_after=math.inf):
+    """Run what has no result, in order, `jobs` at a time, for stop_after minutes; runs: {name: flags}.
+
+    A run that fails is reported and the others go on; BadInput at the end.
+    """
+    until = time.monotonic() + 60 * stop_after
+    waiting = {name: flags for name, flags in runs.items() if not collect(name, flags)}
+    running, slots, failed = {}, list(range(jobs)), []
+
+    def is_ready(flags):             # its teacher is not among the runs, or is done
+        teacher = str(flags.get("teacher"))
+        return all(result(name) for name in runs if str(folder(name, runs[name]) / "best.pt") == teacher)
+
+    try:
+        while True:
+            for name in [name for name, flags in waiting.items() if is_ready(flags)]:
+                if slots and time.monotonic() < until:
+                    slot = slots.pop(0)
+                    running[start(name, waiting.pop(name), slot, jobs, until)] = name, slot
+            if not running:
+                break
+            time.sleep(POLL)
+            for child in [child for child in running if child.poll() is not None]:
+                name, slot = running.pop(child)
+                slots.append(slot)
+                if child.returncode:
+                    failed.append(name)
+                    print(f"error: {name} ended with status {child.returncode}: "
+                          f"{folder(name, runs[name]) / 'output.txt'} says why", file=sys.stderr, flush=True)
+                elif not collect(name, runs[name]):
+                    print(f"{name}: stopped, to be resumed", flush=True)
+    finally:
+        for child in running:
+            child.terminate()        # train.py saves and ends
+        for child in running:
+            child.wait()
+        if missing := [name for name in runs if not result(name)]:
+            print(f"{len(missing)} of {len(runs)} runs are missing, {missing[0]} the first: "
+                  f"the same command resumes them")
+    if failed:
+        raise BadInput(f"{len(failed)} runs failed: {', '.join(failed)}")
+    if not missing:
+        print("next: python studies/tables.py")
+
+
+def main(description, make_runs, *arguments):
+    """The command of a script: make_runs(args) -> runs; arguments: (flag, options) for the parser.
+
+    Words behind -- are flags that go to every train.py.
+    """
+    parser = CommandLine(description)
+    for flag, options in arguments:
+        parser.add_argument(flag, **options)
+    gpus = torch.cuda.device_count()
+    parser.add_argument("--jobs", type=int, default=max(1, gpus),
+                        help="runs at a time, each on a GPU or a part of the cores (default: GPUs, or 1)")
+    parser.add_argument("--stop-after", type=float, default=math.inf, metavar="MINUTES",
+                        help="save and end after this time")
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:end])
+    if args.jobs < 1 or not args.stop_after > 0:
+        raise BadInput(f"--jobs {args.jobs} and --stop-after {args.stop_after:g} must be above 0")
+    signal.signal(getattr(signal, "SIGHUP", signal.SIGTERM), terminate)               # a terminal that closes
+    ours, extra = make_runs(args), read_flags(words[end + 1:])
+    sweep({name: {**flags, **extra} for name, flags in ours.items()}, args.jobs, args.stop_after)

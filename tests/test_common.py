@@ -1,0 +1,32 @@
+"""What a device computes fast, asked in one place."""
+
+import pytest
+import torch
+
+import common
+from train import orthogonal
+
+
+@pytest.mark.parametrize("units, limit, fast", [(False, None, False), (True, None, True), (True, "AVX2", False),
+                                                (True, "AVX512_CORE", False), (True, "AVX512_CORE_BF16", True),
+                                                (True, "default", True)])
+def test_native_bfloat16(monkeypatch, units, limit, fast):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert common.fast_bfloat16("cpu") is fast
+
+
+def test_muon_multiplies_in_float32_on_a_cpu():
+    seen = set()
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.update(part.dtype for part in args if isinstance(part, torch.Tensor))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        orthogonal(torch.randn(2, 8, 16))
+    assert seen == {torch.float32}
