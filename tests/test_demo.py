@@ -553,6 +553,7 @@ def test_phone(browser, address):
     left, top, width, height = page.view()
     assert width > 300 and top + height < 844
     page.js("track.click()")
+    page.wait("box.textContent === 'whole image'")
     for kind, *finger in (("Start", .2, .2), ("Move", .5, .5), ("Move", .7, .8), ("End",)):
         page.call("Input.dispatchTouchEvent", type=f"touch{kind}", touchPoints=[
             {"x": left + finger[0] * width, "y": top + finger[1] * height}] if finger else [])
