@@ -50,6 +50,16 @@ def freeze(model, means):
         dynamic.mixture = lambda x, mean=mean: mean.expand(len(x), -1, -1)
 
 
+def liveliness_and_loss(model, samples, crops):
+    """{'blocks': a liveliness each, 'live': PCKh@0.5, 'frozen': with M frozen at its mean}; freezes the model."""
+    scores = {}
+    blocks = watch(model, lambda: scores.update(live=evaluate(model, samples, crops)))
+    freeze(model, [M.mean(0) for M, _ in blocks])
+    scores["frozen"] = evaluate(model, samples, crops)
+    return dict(blocks=[liveliness(*block) for block in blocks],
+                **{name: values["pckh@0.5"]["mean"] for name, values in scores.items()})
+
+
 def main():
     parser = CommandLine(__doc__)
     parser.add_argument("checkpoint", type=Path, nargs="+", help="gd students")
@@ -62,14 +72,10 @@ def main():
             raise BadInput(f"{path} is {checkpoint.describe(model.config)}, without dynamic filters: name a gd student")
         samples = validation_samples(args.data, model.size, os.cpu_count())
         crops = store(samples, model.size, None if args.data == "drawn" else args.cache)
-        scores = {}
-        blocks = watch(model, lambda: scores.update(live=evaluate(model, samples, crops)))          # noqa: B023
-        for number, block in enumerate(blocks, 1):
-            print(f"block {number}: " + "  ".join(f"{name} {value:.3f}" for name, value in liveliness(*block).items()))
-        freeze(model, [M.mean(0) for M, _ in blocks])
-        scores["frozen"] = evaluate(model, samples, crops)
-        live, frozen = (scores[name]["pckh@0.5"]["mean"] for name in ("live", "frozen"))
-        print(f"{path}: PCKh@0.5 {live:.2f}, with M frozen at its mean {frozen:.2f}")
+        found = liveliness_and_loss(model, samples, crops)
+        for number, block in enumerate(found["blocks"], 1):
+            print(f"block {number}: " + "  ".join(f"{name} {value:.3f}" for name, value in block.items()))
+        print(f"{path}: PCKh@0.5 {found['live']:.2f}, with M frozen at its mean {found['frozen']:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Several runs of train.py, one after another or side by side: what drawn.py, photos.py and paper.py share.
 
-A run is a name and the flags of train.py, {"student": "cc", "epochs": 16, "amp": True}. When it is done, its
+A run is a name and the flags of train.py, {"student": "cc", "epochs": 16, "amp": True}; its flag `changes` are
+those of changed.py. When it is done, its
 result (arguments, scores by joint, the log of its epochs) is in results/NAME.json and it is skipped; a run
 that was stopped (Ctrl-C, SIGTERM, --stop-after) is resumed from its last checkpoint. A student waits for the
 teacher that it names. tables.py makes the tables.
@@ -102,7 +103,10 @@ def start(name, flags, slot, jobs, until):
         visible = env.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         env["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
     print(f"{name}: {'resumed' if resume else 'started'}, its output is in {out / 'output.txt'}", flush=True)
-    command = [sys.executable, ROOT / "train.py", *command_line({**flags, **resume, **ending, "out": out})]
+    script, flags = [ROOT / "train.py"], dict(flags)
+    if changes := flags.pop("changes", []):
+        script = [ROOT / "studies" / "changed.py", *changes, "--"]
+    command = [sys.executable, *script, *command_line({**flags, **resume, **ending, "out": out})]
     with open(out / "output.txt", "a") as output:      # a session of its own: `sweep` passes a Ctrl-C on
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env,
                                 start_new_session=True)

@@ -1,0 +1,218 @@
+"""train.py with something changed: the rivals of what the repository does, for parts.py.
+
+    python studies/changed.py in-series -- --student cc --filter gd --epochs 8
+    python studies/changed.py train.MUON_RATE=10 distill.WEIGHTS.cc.heatmap=3 -- --student cc --filter gs
+
+In front of --: names of CHANGES, and NAME=VALUE of constants in a module. Behind it: flags of train.py. When the
+run is done, its result.json also says how good the confidences are and, for gd, what its M does over images.
+"""
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import checkpoint
+import distill
+import gfl
+import models
+import train
+from common import BadInput, main_with_clear_errors
+from confidence import calibration
+from dynamic import liveliness_and_loss
+from evaluate import predict
+
+CHANGES = {}
+
+
+def change(function):
+    """Register a change under the function's name."""
+    CHANGES[function.__name__.replace("_", "-")] = function
+    return function
+
+
+# ------------------------------------------------------------------------------- the dynamic filter
+
+def mixture_of(statistic):
+    """Replace what M sees; statistic: (filter, x (B, H, W, D), z (B, D) standardised mean) -> (B, D)."""
+    def mixture(self, x):
+        z = nn.functional.batch_norm(x.mean(dim=(1, 2)), self.mean, self.variance,
+                                     training=self.training and len(x) > 1)
+        logits = self.M2(self.M1(statistic(x, z)).relu().square())
+        return logits.unflatten(-1, (gfl.BASIS_FILTERS, -1)).softmax(dim=1)
+    gfl.DynamicFilter.mixture = mixture
+
+
+@change
+def constant():
+    """M sees ones: the static control with the same parameters."""
+    mixture_of(lambda x, z: torch.ones_like(z))
+
+
+@change
+def plain_mean():
+    """M sees the mean of the tokens, as in DFFormer."""
+    mixture_of(lambda x, z: x.mean(dim=(1, 2)))
+
+
+@change
+def half():
+    """M sees 0.5 + z instead of 1 + z."""
+    mixture_of(lambda x, z: 0.5 + z)
+
+
+@change
+def z_alone():
+    """M sees z instead of 1 + z."""
+    mixture_of(lambda x, z: z)
+
+
+@change
+def in_series():
+    """The dynamic filter behind the static one, instead of beside it."""
+    gfl.GlobalDynamicFilter.forward = lambda self, x: self.dynamic(self.static(x))
+
+
+# ------------------------------------------------------------------------------- attention
+
+class SeparateMatrices(nn.Module):
+    """Three matrices for q, k and v: Muon makes each orthogonal by itself."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        return torch.cat([part(x) for part in self.parts], dim=-1)
+
+
+@change
+def separate_qkv():
+    """Muon sees q, k and v as three matrices."""
+    def build(*args, **kwargs):
+        model = build_student(*args, **kwargs)
+        for module in model.modules():
+            if isinstance(module, models.Attention):
+                module.qkv = SeparateMatrices(module.out.in_features)
+        return model
+    build_student = train.build_student
+    train.build_student = checkpoint.build_student = build
+
+
+@change
+def adam_attention():
+    """Adam for the matrices of attention, Muon for those of the MLP."""
+    train.ADAM_ALONE += (".qkv.weight", ".out.weight")
+
+
+def heads(count):
+    """Attention heads of the student."""
+    def build(student, filter, backbone, preset):
+        before = models.PRESETS[preset]
+        models.PRESETS[preset] = replace(before, heads=count)
+        model = build_student(student, filter, backbone, preset)
+        models.PRESETS[preset] = before
+        return model
+    build_student = train.build_student
+    train.build_student = checkpoint.build_student = build
+
+
+CHANGES |= {"two-heads": lambda: heads(2), "eight-heads": lambda: heads(8)}
+
+
+@change
+def weight_decay():
+    """Muon's matrices shrink by rate * 0.1 a step."""
+    class Decaying(train.Muon):
+        @torch.no_grad()
+        def step(self):
+            for group in self.param_groups:
+                for W in group["params"]:
+                    W.mul_(1 - 0.1 * group["lr"])
+            super().step()
+    train.Muon = Decaying
+
+
+@change
+def long_warm_up():
+    """Warm-up over three tenths of the training instead of one."""
+    before = train.rate_factor
+    train.rate_factor = lambda step, steps: before(step, steps) * min(1, (step + 1) / (0.3 * steps))
+
+
+# ------------------------------------------------------------------------------- the loss
+
+@change
+def raw_tokens():
+    """The teacher's tokens as they are, not standardised (DistilPose)."""
+    distill.TokenScale.__call__ = lambda self, tokens: tokens
+
+
+def sharpened(power):
+    """The teacher's heatmaps to a power: above 1 sharper, below 1 softer."""
+    before = distill.teacher_targets
+    def targets(teacher, images):
+        found = before(teacher, images)
+        return found._replace(heatmaps=found.heatmaps ** power)
+    distill.teacher_targets = targets
+
+
+CHANGES |= {"sharp-heatmaps": lambda: sharpened(2), "soft-heatmaps": lambda: sharpened(0.5)}
+
+
+# ------------------------------------------------------------------------------- the command
+
+def assign(word):
+    """'train.MUON_RATE=10', 'distill.WEIGHTS.cc.heatmap=3': set a constant of a module."""
+    path, value = word.split("=")
+    module, *names, last = path.split(".")
+    holder = import_module(module)
+    for name in names:
+        holder = holder[name] if isinstance(holder, dict) else getattr(holder, name)
+    known = holder if isinstance(holder, dict) else vars(holder)
+    if last not in known:
+        raise BadInput(f"{word}: there is no {path}")
+    known[last] = type(known[last])(json.loads(value))
+
+
+def measure(args, valid):
+    """What result.json says beside the scores: calibration, and M's liveliness by block with PCKh frozen."""
+    model, _ = checkpoint.load(args.out / "best.pt")
+    found = dict(confidence=calibration(*predict(model, *valid), valid[0]))
+    if args.filter == "gd":
+        found["dynamic"] = liveliness_and_loss(copy.deepcopy(model), *valid)
+    return found
+
+
+def main():
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    for word in words[:end]:
+        if "=" in word:
+            assign(word)
+        elif word in CHANGES:
+            CHANGES[word]()
+        else:
+            raise BadInput(f"{word} is neither NAME=VALUE nor one of {', '.join(CHANGES)}")
+    write_result = train.write_result
+
+    def write_more(args, valid):
+        write_result(args, valid)
+        file = args.out / "result.json"
+        result = json.loads(file.read_text())
+        result["arguments"]["changes"] = words[:end]
+        train.write_json(file, result | measure(args, valid))
+
+    train.write_result = write_more
+    sys.argv[1:] = words[end + 1:]
+    train.main()
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)

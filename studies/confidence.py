@@ -1,0 +1,65 @@
+"""Is the confidence a confidence? How often a joint of confidence c is right, within half a head size.
+
+    python studies/confidence.py weights/student-cc-gd-drawn.pt
+    python studies/confidence.py FILE --data DATA --flip-test
+
+    ece     expected calibration error: mean over joints of |fraction right - mean confidence| of their bin
+    auroc   probability that a joint that is right has a higher confidence than one that is wrong; 0.5: chance
+    curve   for each bin of confidences: their mean, the fraction that is right, the number of joints
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import rankdata
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import checkpoint
+from common import CommandLine, main_with_clear_errors
+from crops import store
+from evaluate import SCORED, predict, validation_samples
+
+BINS = 10                # of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", 2017
+WITHIN = 0.5             # head sizes
+
+
+def calibration(joints, confidences, samples):
+    """-> {'ece', 'auroc', 'curve': [[mean confidence, fraction right, joints], ...]} of predictions.
+
+    joints (N, 16, 2) in pixels of the images, confidences (N, 16) in [0, 1]. Labelled joints of the mean count.
+    """
+    error = np.linalg.norm(joints - samples.joints, axis=-1) / samples.head_size[:, None]     # (N, 16)
+    counted = samples.visible & np.isin(np.arange(16), SCORED)
+    right, confidence = error[counted] <= WITHIN, confidences[counted].astype(float)         # (J,) each
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    curve = [[float(confidence[bins == b].mean()), float(right[bins == b].mean()), int((bins == b).sum())]
+             for b in range(BINS) if (bins == b).any()]
+    ece = sum(count * abs(fraction - mean) for mean, fraction, count in curve) / len(right)
+    positive, negative = right.sum(), (~right).sum()
+    # Mann and Whitney: AUROC = (sum of the ranks of the right ones - its least value) / pairs
+    ranks = rankdata(confidence)[right].sum() - positive * (positive + 1) / 2
+    return dict(ece=float(ece), auroc=float(ranks / max(positive * negative, 1)), curve=curve)
+
+
+def main():
+    parser = CommandLine(__doc__)
+    parser.add_argument("checkpoint", type=Path, nargs="+")
+    parser.add_argument("--data", default="drawn", help="folder in MPII's layout (default: synthetic people)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/crops"),
+                        help="folder for cut crops (default: runs/crops)")
+    parser.add_argument("--flip-test", action="store_true", help="average the predictions of mirror images")
+    args = parser.parse_args()
+    for path in args.checkpoint:
+        model, _ = checkpoint.load(path)
+        samples = validation_samples(args.data, model.size, os.cpu_count())
+        crops = store(samples, model.size, None if args.data == "drawn" else args.cache)
+        found = calibration(*predict(model, samples, crops, flip_test=args.flip_test), samples)
+        print(f"{path}: ece {found['ece']:.3f}, auroc {found['auroc']:.3f}")
+        for mean, fraction, count in found["curve"]:
+            print(f"confidence {mean:.2f}: {fraction:.2f} right of {count:,} joints")
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)
