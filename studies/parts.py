@@ -60,7 +60,7 @@ CELLS = {
 
 def parts_runs(groups=tuple(CELLS), seeds=SEEDS):
     """{name: flags of train.py and changes}."""
-    return {f"parts-{cell}-{seed}": {**flags, "epochs": EPOCHS, "seed": seed, **({"changes": changes} if changes else {})}
+    return {f"parts-{cell}-{seed}": {**flags, "epochs": EPOCHS, "seed": seed, "changes": changes}
             for seed in seeds for group in groups for cell, (flags, changes) in CELLS[group].items()}
 
 

@@ -104,8 +104,8 @@ def start(name, flags, slot, jobs, until):
         env["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
     print(f"{name}: {'resumed' if resume else 'started'}, its output is in {out / 'output.txt'}", flush=True)
     script, flags = [ROOT / "train.py"], dict(flags)
-    if changes := flags.pop("changes", []):
-        script = [ROOT / "studies" / "changed.py", *changes, "--"]
+    if "changes" in flags:
+        script = [ROOT / "studies" / "changed.py", *flags.pop("changes"), "--"]
     command = [sys.executable, *script, *command_line({**flags, **resume, **ending, "out": out})]
     with open(out / "output.txt", "a") as output:      # a session of its own: `sweep` passes a Ctrl-C on
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env,
