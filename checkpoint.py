@@ -177,17 +177,16 @@ def start_from(model, path):
 
     The position embedding is not learned and depends on the input size: the model keeps its own.
     """
-    content = read(path)
-    here, there = (dict(config, preset="") for config in (model.config, content["config"]))
-    weights = {name: tensor for name, tensor in content["model"].items() if name != "encoder.position"}
-    own = model.state_dict()
-    mismatches = [name for name in own if name not in ("encoder.position", *weights)]
-    mismatches += [name for name in weights if name not in own or own[name].shape != weights[name].shape]
+    other, metadata = load(path)
+    here, there = (dict(network.config, preset="") for network in (model, other))
+    weights, own = other.state_dict(), model.state_dict()
+    del weights["encoder.position"]
+    mismatches = [name for name in weights if name not in own or own[name].shape != weights[name].shape]
     if here != there or mismatches:
-        raise BadInput(f"{path} is {describe(content['config'])} and cannot start {describe(model.config)}"
+        raise BadInput(f"{path} is {describe(other.config)} and cannot start {describe(model.config)}"
                        + (f": {mismatches[0]} has another shape" if mismatches and here == there else ""))
     model.load_state_dict(weights, strict=False)
-    return f"starting from {path}: {describe(content['config'])}, {content['metadata'].get('data')}"
+    return f"starting from {path}: {describe(other.config)}, {metadata.get('data')}"
 
 
 def load_backbone(backbone, path):

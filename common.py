@@ -124,8 +124,8 @@ def main_with_clear_errors(main):
 # ------------------------------------------------------------------------------- several processes
 
 # `torchrun --nproc-per-node N train.py ...`: every process holds the whole network and the whole data set and
-# takes its part of each step's samples. Gradients are ema by PyTorch's DistributedDataParallel. The first
-# process alone writes files and prints.
+# takes its part of each step's samples. Gradients are averaged by PyTorch's DistributedDataParallel. The
+# first process alone writes files and prints.
 
 @dataclass(frozen=True)
 class Distributed:
@@ -189,7 +189,7 @@ class Distributed:
 
 
 def init_distributed(device):
-    """The Distributed that torchrun's environment describes, or a distributed of one."""
+    """The Distributed that torchrun's environment describes, or that of one process."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         return Distributed(0, 1, device)

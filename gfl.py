@@ -31,8 +31,8 @@ from torch import nn
 FILTER_STD = 0.02        # filters start as normal noise of this deviation (GFNet, DFFormer)
 BASIS_FILTERS = 4        # F, how many basis filters a dynamic filter mixes (DFFormer)
 EXPANSION = 2            # width of the dynamic filter's pointwise layers over D (DFFormer)
-EPS = 1e-5               # added to a variance, as in batch norm
 REWEIGHTING = 0.25       # width of the MLP M's hidden layer over D (DFFormer)
+EPS = 1e-5               # added to the variance of the tokens' mean, as in batch norm
 
 
 # ------------------------------------------------------------------------------- the definition, in NumPy
@@ -44,9 +44,9 @@ def global_filter_numpy(x, K):
     per input. Returns real token grids (B, H, W, D).
     """
     H, W = x.shape[1:3]
-    spectrum = np.fft.rfft2(x, axes=(1, 2), norm="ortho")    # T(X)  (B, H, W//2+1, D)
-    filtered = K * spectrum                                                    # G(X) = K (.) T(X)
-    return np.fft.irfft2(filtered, s=(H, W), axes=(1, 2), norm="ortho")        # X' = T^-1(G(X))  (B, H, W, D)
+    spectrum = np.fft.rfft2(x, axes=(1, 2), norm="ortho")              # T(X)  (B, H, W//2+1, D)
+    filtered = K * spectrum                                            # G(X) = K (.) T(X)
+    return np.fft.irfft2(filtered, s=(H, W), axes=(1, 2), norm="ortho")  # X' = T^-1(G(X))  (B, H, W, D)
 
 
 # ------------------------------------------------------------------------------- the definition, in PyTorch
@@ -61,9 +61,9 @@ def global_filter(x, K):
     if tuple(K.shape[-3:-1]) != (H, W // 2 + 1):
         raise wrong_grid(K.shape, H, W)
     real = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    spectrum = torch.fft.rfft2(real, dim=(1, 2), norm="ortho")    # T(X)  (B, H, W//2+1, D)
-    filtered = K * spectrum                                                    # G(X) = K (.) T(X)
-    out = torch.fft.irfft2(filtered, s=(H, W), dim=(1, 2), norm="ortho")       # X' = T^-1(G(X))  (B, H, W, D)
+    spectrum = torch.fft.rfft2(real, dim=(1, 2), norm="ortho")           # T(X)  (B, H, W//2+1, D)
+    filtered = K * spectrum                                            # G(X) = K (.) T(X)
+    out = torch.fft.irfft2(filtered, s=(H, W), dim=(1, 2), norm="ortho")  # X' = T^-1(G(X))  (B, H, W, D)
     return out.to(x.dtype)
 
 
@@ -115,7 +115,7 @@ def multiply(T, K_real, K_imag):
 class FilterSpectrum(torch.autograd.Function):
     """G = K (.) T with its gradients:  dT = conj(K) (.) dG,  dK = conj(T) (.) dG.
 
-    Shapes as in `multiply`. Written out, they read the spectrum fewer times than autograd's own.
+    Shapes as in `multiply`. Written out, the gradients read the spectrum fewer times than autograd's.
     """
 
     @staticmethod
@@ -250,9 +250,8 @@ class DynamicFilter(nn.Module):
         """M(X) of token grids (B, H, W, D): weights (B, F, E) that sum to 1 over the F basis filters."""
         # z = (mean of the tokens - its mean over images) / deviation            (B, D)
         z = nn.functional.batch_norm(x.mean(dim=(1, 2)), self.mean, self.variance,
-                                     training=self.training and len(x) > 1)
-        # StarReLU without scale and bias: the tables' parameter counts have room for one such pair, that of
-        # `act`
+                                     training=self.training and len(x) > 1, eps=EPS)
+        # StarReLU without scale and bias: the tables' parameter counts have room for one pair, that of `act`
         logits = self.M2(self.M1(1 + z).relu().square())                       # (B, F * E)
         return logits.unflatten(-1, (BASIS_FILTERS, -1)).softmax(dim=1)        # (B, F, E)
 

@@ -37,7 +37,7 @@ from common import (BadInput, CommandLine, check_device, default_device, fast_bf
 from crops import AUGMENTATIONS, make_batch, store, transform
 from data_mpii import load_samples
 from distill import TERMS, WEIGHTS, TeacherTargets, distillation_loss, task_loss, total
-from evaluate import evaluate, mean_pose_score, predict, print_score, validation_samples
+from evaluate import evaluate, mean_pose_score, predict, print_score, validation_samples, write_json
 from export import for_inference
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
 from predict import WHITE, contact_sheet
@@ -571,10 +571,6 @@ def plain(args):
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
-def write_json(path, content):
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def write_result(args, valid):
     """Score the best epoch by joint, with and without flip test; write result.json and predictions.png."""
     model, metadata = checkpoint.load(args.out / "best.pt", args.device)
@@ -644,16 +640,16 @@ def parse_arguments():
              f"view in every epoch (default: {VIEWS['drawn']} for synthetic people, {VIEWS['photos']} for "
              f"photos and tiny students; else 0)")
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=int, help="passes over the samples (default: 16 tiny, 300 paper)")
-    add("--batch-size", type=int, help="samples of a step, over all processes and parts (default: 32 tiny, "
-                                       "64 paper)")
+    add("--epochs", type=int, help="passes over the samples (default: 16 tiny, 100 small, 300 paper)")
+    add("--batch-size", type=int, help="samples of a step, over all processes and parts (default: 32 tiny "
+                                       "and small, 64 paper)")
     add("--accumulate", type=int, default=1, metavar="N",
         help="compute each step in N parts: the same batch in less memory (default: 1)")
     add("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3); Muon's is {MUON_RATE} "
                                  f"times that")
     add("--optimiser", choices=("adam", "muon"),
-        help="adam, or muon for matrices of the encoder and adam for the rest (default: muon tiny, adam "
-             "paper)")
+        help="adam, or muon for matrices of the encoder and adam for the rest (default: muon tiny "
+             "and small, adam paper)")
     add("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
     add("--device", default=default_device(),
         help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
