@@ -25,15 +25,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_mpii import (
-    BOX_ENLARGEMENT,
-    CENTER_SHIFT,
-    HEAD_SIZE_OF_DIAGONAL,
-    HEAD_SIZE_PER_SCALE,
-    PIXELS_PER_SCALE,
-    Samples,
-    box,
-)
+from data_mpii import (BOX_ENLARGEMENT, CENTER_SHIFT, HEAD_SIZE_OF_DIAGONAL, HEAD_SIZE_PER_SCALE,
+                       PIXELS_PER_SCALE, Samples, box)
 
 SERIES = {"train": 0, "valid": 1, "teacher": 2}        # seeds: no person is in two splits
 

@@ -3,8 +3,8 @@
     python studies/changed.py in-series -- --student cc --filter gd --epochs 8
     python studies/changed.py train.MUON_RATE=10 distill.WEIGHTS.cc.heatmap=3 -- --student cc --filter gs
 
-In front of --: names of CHANGES, and NAME=VALUE of constants in a module. Behind it: flags of train.py. When the
-run is done, its result.json also says how good the confidences are and, for gd, what its M does over images.
+In front of --: names of CHANGES, and NAME=VALUE of constants in a module. Behind it: flags of train.py. When
+the run is done, its result.json also says how good the confidences are and, for gd, what M does over images.
 """
 
 import copy

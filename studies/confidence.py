@@ -28,7 +28,8 @@ WITHIN = 0.5             # head sizes
 def calibration(joints, confidences, samples):
     """-> {'ece', 'auroc', 'curve': [[mean confidence, fraction right, joints], ...]} of predictions.
 
-    joints (N, 16, 2) in pixels of the images, confidences (N, 16) in [0, 1]. Labelled joints of the mean count.
+    joints (N, 16, 2) in pixels of the images, confidences (N, 16) in [0, 1]. Labelled joints that PCKh's mean
+    counts are counted here.
     """
     error = np.linalg.norm(joints - samples.joints, axis=-1) / samples.head_size[:, None]     # (N, 16)
     counted = samples.visible & np.isin(np.arange(16), SCORED)

@@ -3,7 +3,7 @@
     python studies/dynamic.py weights/student-cc-gd-drawn.pt
     python studies/dynamic.py FILE --data DATA
 
-    deviation   of M over images: the mean over channels and basis filters of the standard deviation of their weights
+    deviation   of M over images: standard deviation of each weight, mean over channels and basis filters
     dead        fraction of M's hidden units that are 0 for every image
     entropy     of the weights of a channel, in units of log F: 1 is an even mixture, 0 a single basis filter
     frozen      PCKh@0.5 with M replaced, in every block, by its mean over images
@@ -24,7 +24,7 @@ from gfl import BASIS_FILTERS, DynamicFilter
 
 
 def watch(model, run):
-    """run() while M is watched -> for each block the weights M (N, F, E) and hidden units (N, hidden) of all N images."""
+    """run() while M is watched -> M (N, F, E) and hidden units (N, hidden) of all N images, by block."""
     filters = [module for module in model.modules() if isinstance(module, DynamicFilter)]
     seen = [([], []) for _ in filters]
     hooks = [layer.register_forward_hook(lambda _, inputs, output, keep=keep: keep.append(output.detach()))
@@ -40,7 +40,8 @@ def watch(model, run):
 def liveliness(M, hidden):
     """-> {deviation, dead, entropy} of one block, as the module's docstring says."""
     entropy = -torch.xlogy(M, M).sum(1).mean() / torch.tensor(BASIS_FILTERS).log()
-    return dict(deviation=float(M.std(0).mean()), dead=float((hidden == 0).all(0).float().mean()), entropy=float(entropy))
+    dead = (hidden == 0).all(0).float().mean()
+    return dict(deviation=float(M.std(0).mean()), dead=float(dead), entropy=float(entropy))
 
 
 def freeze(model, means):
@@ -51,7 +52,7 @@ def freeze(model, means):
 
 
 def liveliness_and_loss(model, samples, crops):
-    """{'blocks': a liveliness each, 'live': PCKh@0.5, 'frozen': with M frozen at its mean}; freezes the model."""
+    """{'blocks': a liveliness each, 'live': PCKh@0.5, 'frozen': with M at its mean}; leaves M frozen."""
     scores = {}
     blocks = watch(model, lambda: scores.update(live=evaluate(model, samples, crops)))
     freeze(model, [M.mean(0) for M, _ in blocks])
@@ -64,12 +65,14 @@ def main():
     parser = CommandLine(__doc__)
     parser.add_argument("checkpoint", type=Path, nargs="+", help="gd students")
     parser.add_argument("--data", default="drawn", help="folder in MPII's layout (default: synthetic people)")
-    parser.add_argument("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/crops"),
+                        help="folder for cut crops (default: runs/crops)")
     args = parser.parse_args()
     for path in args.checkpoint:
         model, _ = checkpoint.load(path)
         if model.config.get("filter") != "gd":
-            raise BadInput(f"{path} is {checkpoint.describe(model.config)}, without dynamic filters: name a gd student")
+            raise BadInput(f"{path} is {checkpoint.describe(model.config)}, without dynamic filters: name a "
+                           f"gd student")
         samples = validation_samples(args.data, model.size, os.cpu_count())
         crops = store(samples, model.size, None if args.data == "drawn" else args.cache)
         found = liveliness_and_loss(model, samples, crops)

@@ -9,8 +9,8 @@
     terms       each term of the loss beside labels, for cc gs and reg gs
     tokens      the teacher's tokens standardised, or raw as in DistilPose
 
-sweep.py says how runs are skipped, stopped and resumed, changed.py what the changes are. What stands behind --
-goes to every train.py.
+sweep.py says how runs are skipped, stopped and resumed, changed.py what the changes are. What stands behind
+-- goes to every train.py.
 """
 
 import sys
@@ -22,6 +22,7 @@ from distill import TERMS
 from sweep import SEEDS, main
 
 EPOCHS = 8               # of 125 steps; scored at 4 and 8
+GS = {"student": "cc", "filter": "gs"}
 GD = {"student": "cc", "filter": "gd"}
 ALONE = {"no-distill": True}
 RAW = ["raw-tokens"]
@@ -29,7 +30,8 @@ RAW = ["raw-tokens"]
 
 def weights(student, keypoint, visual):
     """Changes that set a1 and a2."""
-    return [f"distill.WEIGHTS.{student}.keypoint_tokens={keypoint}", f"distill.WEIGHTS.{student}.visual_tokens={visual}"]
+    return [f"distill.WEIGHTS.{student}.keypoint_tokens={keypoint}",
+            f"distill.WEIGHTS.{student}.visual_tokens={visual}"]
 
 
 # group -> {cell: (flags, changes)}; the same cell may stand in several groups
@@ -50,11 +52,11 @@ CELLS = {
         "attention-alone-adam": ({"student": "cc", "filter": "attention", "optimiser": "adam", **ALONE}, [])},
     "terms": {f"{student}-gs-{name}": ({"student": student, "filter": "gs", **flags}, [])
               for student in ("cc", "reg")
-              for name, flags in (("alone", ALONE), *((term, {"terms": [term]}) for term in TERMS), ("all", {}))},
-    "tokens": {"cc-gs-raw-as-distilpose": ({"student": "cc", "filter": "gs"}, [*RAW, *weights("cc", 5e-4, 5e-4)]),
-               **{f"cc-gs-raw-{a}": ({"student": "cc", "filter": "gs"}, [*RAW, *weights("cc", a, a / 3)])
-                  for a in (0.1, 0.3, 1, 3)},
-               "cc-gs-all": ({"student": "cc", "filter": "gs"}, [])},
+              for name, flags in (("alone", ALONE), *((term, {"terms": [term]}) for term in TERMS),
+                                  ("all", {}))},
+    "tokens": {"cc-gs-raw-as-distilpose": (GS, [*RAW, *weights("cc", 5e-4, 5e-4)]),
+               **{f"cc-gs-raw-{a}": (GS, [*RAW, *weights("cc", a, a / 3)]) for a in (0.1, 0.3, 1, 3)},
+               "cc-gs-all": (GS, [])},
 }
 
 

@@ -152,7 +152,7 @@ def strip(args):
 
 
 def by_error(people, joints):
-    """Rows of people by the mean error of their scored joints, the best first; people without labels left out."""
+    """Rows of people by the mean error of their scored joints, best first; those without labels left out."""
     error = np.linalg.norm(joints - people.joints, axis=-1) / people.head_size[:, None]
     error = np.where(people.visible, error, np.nan)[:, SCORED]
     scored = np.flatnonzero(~np.isnan(error).all(1))

@@ -1,10 +1,9 @@
 """Several runs of train.py, one after another or side by side: what drawn.py, photos.py and paper.py share.
 
-A run is a name and the flags of train.py, {"student": "cc", "epochs": 16, "amp": True}; its flag `changes` are
-those of changed.py. When it is done, its
-result (arguments, scores by joint, the log of its epochs) is in results/NAME.json and it is skipped; a run
-that was stopped (Ctrl-C, SIGTERM, --stop-after) is resumed from its last checkpoint. A student waits for the
-teacher that it names. tables.py makes the tables.
+A run is a name and the flags of train.py, {"student": "cc", "epochs": 16, "amp": True}; `changes` among them
+are those of changed.py. When it is done, its result (arguments, scores by joint, the log of its epochs) is in
+results/NAME.json and it is skipped; a run that was stopped (Ctrl-C, SIGTERM, --stop-after) is resumed from
+its last checkpoint. A student waits for the teacher that it names. tables.py makes the tables.
 """
 
 import json

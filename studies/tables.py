@@ -8,6 +8,7 @@ A blank cell has not been run.
 
 import statistics
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from train import RECIPES
 
 HEADS = {"reg": "regression", "cc": "SimCC"}
 MIXERS = {"gs": "static filter (GS)", "gd": "dynamic filter (GD)", "attention": "attention"}
-TITLES = {(student, filter): f"{HEADS[student]}, {MIXERS[filter]}" for student, filter in product(HEADS, MIXERS)}
+TITLES = {(student, filter): f"{HEADS[student]}, {MIXERS[filter]}"
+          for student, filter in product(HEADS, MIXERS)}
 MPII_PEOPLE = 22246      # of its training split
 RATE = 1e14         # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
 
@@ -69,15 +71,17 @@ def headline_table():
     """The README's: six students on drawings and on photos, alone and with the teacher."""
     rows = []
     for student, filter in product(STUDENTS, FILTERS):
-        cells = [mean_and_spread(scores([f"{data}-{name_of(student, filter, distill, seed)}" for seed in seeds], 0.5))
+        names = partial(name_of, student, filter)
+        cells = [mean_and_spread(scores([f"{data}-{names(distill, seed)}" for seed in seeds], 0.5))
                  for data, seeds in (("drawn", SEEDS), ("photos", (0,))) for distill in (False, True)]
         title = TITLES.get((student, filter), f"{student} {filter}")
         rows.append([title, *cells, paper_scores(student, filter)])
-    return table(["student", "drawings, alone", "distilled", "photos, alone", "distilled", "the paper, MPII"], rows)
+    return table(["student", "drawings, alone", "distilled", "photos, alone", "distilled", "the paper, MPII"],
+                 rows)
 
 
 def paper_scores(student, filter):
-    """'40.07 → 65.3': PCKh@0.5 of a student without backbone, alone and distilled, in the paper; blank if not in it."""
+    """'40.07 → 65.3': PCKh@0.5 in the paper of a student without backbone, alone and distilled; or blank."""
     return next((f"{row[3]:g} → {row[4]:g}" for row in PAPER if row[:3] == (student, filter, "none")), "")
 
 

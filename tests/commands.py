@@ -1,7 +1,8 @@
 """The commands as tests call them, with a hundred drawings to score on instead of a thousand.
 
-`start` and `run` make processes: where starting, stopping, memory or exit status is what is tested. `call` runs the same main()
-in this process, in a tenth of the time: where it is what a command says and writes. As a script, what a process starts with:
+`start` and `run` make processes: where starting, stopping, memory or exit status is what is tested. `call`
+runs the same main() in this process, in a tenth of the time: where it is what a command says and writes. As a
+script, what a process starts with:
 
     python tests/commands.py train.py --epochs 1
 """
@@ -32,11 +33,19 @@ class Done(NamedTuple):
 
 
 def start(script, *arguments, launcher=(), held_out=HELD_OUT, pool=False, without=(), **how):
-    """A process that runs a script of the repository. launcher: what stands before the script. held_out=None: as users run it."""
+    """A process that runs a script of the repository. launcher: what stands before the script. held_out=None:
+    as users run it.
+    """
     begin = [ROOT / "tests/commands.py", script] if held_out else [ROOT / script]
     environment = {**how.pop("env", os.environ), WITHOUT: " ".join(without), **({POOL: "1"} if pool else {})}
-    return subprocess.Popen([sys.executable, *map(str, (*launcher, *begin, *arguments))], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env=environment, **how)
+    return subprocess.Popen(
+        [sys.executable, *map(str, (*launcher, *begin, *arguments))],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        **how,
+    )
 
 
 def run(script, *arguments, **how):
@@ -61,7 +70,12 @@ def call(script, *arguments, cwd):
         return common.lock(folder, wait)
 
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(errors), warnings.catch_warnings():
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(said),
+        redirect_stderr(errors),
+        warnings.catch_warnings(),
+    ):
         warnings.resetwarnings()                 # a process shows all kinds but these, on stderr
         for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", kind)
@@ -92,10 +106,12 @@ def refused(done, *parts):
 
 if __name__ == "__main__":
     sys.path[:1] = [str(ROOT), str(ROOT / "studies")]
-    sys.modules.update(dict.fromkeys(os.environ[WITHOUT].split()))             # what is None cannot be imported
+    sys.modules.update(dict.fromkeys(os.environ[WITHOUT].split()))  # what is None cannot be imported
     import synthetic
     drawn = synthetic.drawn_people
-    synthetic.drawn_people = lambda split, count, *how: drawn(split, min(count, HELD_OUT) if split == "valid" else count, *how)
+    synthetic.drawn_people = lambda split, count, *how: drawn(
+        split, min(count, HELD_OUT) if split == "valid" else count, *how
+    )
     if POOL in os.environ:
         synthetic.POOL_FROM = 1
     sys.argv = [str(ROOT / sys.argv[1]), *sys.argv[2:]]

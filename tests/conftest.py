@@ -1,4 +1,5 @@
-"""Real data for the tests: the folder named by POSE_DATA, with lspet/, mpii_sample/, mpii_annot/ and official_keys.json.
+"""Real data for the tests: the folder named by POSE_DATA, with lspet/, mpii_sample/, mpii_annot/ and
+official_keys.json.
 
 Tests that need it skip where the variable is unset; nothing of it is part of the repository.
 """
@@ -11,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
-# A shell starts what stands before & with SIGINT ignored, and so would be every process that a test starts and interrupts.
+# A shell ignores SIGINT in what it starts before &, and so would every process that a test starts and
+# interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# The compiler's cache does not tell one ATEN_CPU_CAPABILITY from another: kernels for AVX-512 gave NaN in a process limited to AVX2.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR",
-                      str(Path(tempfile.gettempdir()) / f"inductor-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}"))
+# The compiler's cache does not tell one ATEN_CPU_CAPABILITY from another: kernels for AVX-512 gave NaN in a
+# process limited to AVX2.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    str(Path(tempfile.gettempdir()) / f"inductor-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}"),
+)
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
 
@@ -31,8 +36,22 @@ def pytest_collection_modifyitems(items):
 def mini(monkeypatch):
     """A preset beside 'tiny' and 'paper', for tests of what is around a network: milliseconds a step."""
     from models import PRESETS, Preset
-    monkeypatch.setitem(PRESETS, "mini", Preset(size=32, dim=16, depth=2, heads=2, teacher_depth=2, teacher_width=4, simcc_sigma=2,
-                                                grid=4, heatmap=16))
+
+    monkeypatch.setitem(
+        PRESETS,
+        "mini",
+        Preset(
+            size=32,
+            dim=16,
+            depth=2,
+            heads=2,
+            teacher_depth=2,
+            teacher_width=4,
+            simcc_sigma=2,
+            grid=4,
+            heatmap=16,
+        ),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -37,4 +37,6 @@ def test_half_is_for_use(saved, tmp_path):
 def test_the_shipped_weights_have_the_checksums_that_are_stated():
     lines = (WEIGHTS / "README.md").read_text().partition("sha256:")[2].split("\n")
     stated = dict(reversed(line.split()) for line in lines if line)
-    assert stated == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in WEIGHTS.glob("*.pt")}
+    assert stated == {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in WEIGHTS.glob("*.pt")
+    }

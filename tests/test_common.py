@@ -7,9 +7,17 @@ import common
 from train import orthogonal
 
 
-@pytest.mark.parametrize("units, limit, fast", [(False, None, False), (True, None, True), (True, "AVX2", False),
-                                                (True, "AVX512_CORE", False), (True, "AVX512_CORE_BF16", True),
-                                                (True, "default", True)])
+@pytest.mark.parametrize(
+    "units, limit, fast",
+    [
+        (False, None, False),
+        (True, None, True),
+        (True, "AVX2", False),
+        (True, "AVX512_CORE", False),
+        (True, "AVX512_CORE_BF16", True),
+        (True, "default", True),
+    ],
+)
 def test_native_bfloat16(monkeypatch, units, limit, fast):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)

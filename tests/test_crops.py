@@ -8,8 +8,25 @@ import torch
 from PIL import Image
 
 import crops as crops_module
-from crops import (AUGMENTATIONS, FLIP, HIDDEN, TOKENPOSE, compose, coordinate_labels, crop_matrix, cut,
-                   gaussian, heatmaps, hide, invert, make_batch, store, stored_size, transform, warp)
+from crops import (
+    AUGMENTATIONS,
+    FLIP,
+    HIDDEN,
+    TOKENPOSE,
+    compose,
+    coordinate_labels,
+    crop_matrix,
+    cut,
+    gaussian,
+    heatmaps,
+    hide,
+    invert,
+    make_batch,
+    store,
+    stored_size,
+    transform,
+    warp,
+)
 from data_mpii import Samples
 from synthetic import drawn_people
 
@@ -23,7 +40,9 @@ def test_by_hand():
 
 
 def test_quarter_turn_and_mirror_by_hand():
-    """Turned counter-clockwise by 90 degrees, what was to the right is above; mirrored, what was right is left."""
+    """Turned counter-clockwise by 90 degrees, what was to the right is above; mirrored, what was right is
+    left.
+    """
     right = torch.tensor([[[70.0, 40.0]]])
     turned = transform(crop_matrix([[60.0, 40.0]], [100.0], 100, rotation=90.0), right)
     torch.testing.assert_close(turned, torch.tensor([[[49.5, 39.5]]], dtype=torch.float64))
@@ -34,13 +53,17 @@ def test_quarter_turn_and_mirror_by_hand():
 def random_matrix(count=50):
     generator = torch.Generator().manual_seed(0)
     rand = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)
-    return crop_matrix(1000 * rand(count, 2), 20 + 900 * rand(count), 256, 360 * rand(count), rand(count) < 0.5)
+    return crop_matrix(
+        1000 * rand(count, 2), 20 + 900 * rand(count), 256, 360 * rand(count), rand(count) < 0.5
+    )
 
 
 def test_there_and_back():
     matrix = random_matrix()
     points = 1000 * torch.rand(50, 16, 2, dtype=torch.float64)
-    torch.testing.assert_close(transform(invert(matrix), transform(matrix, points)), points, atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        transform(invert(matrix), transform(matrix, points)), points, atol=1e-9, rtol=0
+    )
     torch.testing.assert_close(transform(compose(invert(matrix), matrix), points), points, atol=1e-9, rtol=0)
 
 
@@ -57,7 +80,7 @@ def centre_of_mass(pixels):
     return np.array([(pixels * xs).sum(), (pixels * ys).sum()]) / pixels.sum()
 
 
-@pytest.mark.parametrize("side", [60.0, 130.0, 300.0, 700.0])       # enlarged, as it is, and shrunk with averaging
+@pytest.mark.parametrize("side", [60.0, 130.0, 300.0, 700.0])  # enlarged, as it is, and shrunk with averaging
 @pytest.mark.parametrize("rotation,flip", [(0.0, False), (30.0, False), (-50.0, True)])
 def test_pixels_go_where_points_go(side, rotation, flip):
     point = np.array([90.0, 105.0])
@@ -81,8 +104,15 @@ def people_with_spots(count=6):
     generator = np.random.default_rng(0)
     joints = generator.uniform(60, 140, (count, 16, 2)).astype(np.float32)
     pictures = [picture_of(points[:1]) for points in joints]         # joint 0 is the spot that can be seen
-    return Samples("spots", joints, np.ones((count, 16), bool), np.full((count, 2), 100, np.float32),
-                  generator.uniform(90, 130, count).astype(np.float32), np.ones(count, np.float32), lambda i: pictures[i])
+    return Samples(
+        "spots",
+        joints,
+        np.ones((count, 16), bool),
+        np.full((count, 2), 100, np.float32),
+        generator.uniform(90, 130, count).astype(np.float32),
+        np.ones(count, np.float32),
+        lambda i: pictures[i],
+    )
 
 
 def test_plain_batch_is_the_middle_of_the_stored_crop():
@@ -103,7 +133,7 @@ def test_augmented_joints_lie_where_the_picture_shows_them():
         flipped = torch.linalg.det(batch.matrix[:, :, :2]) < 0
         mirrored += int(flipped.sum())
         for image, xy, flip in zip(batch.images, batch.xy, flipped):
-            spot = xy[FLIP[0] if flip else 0] * 64 - 0.5             # in a mirror, joint 0 has become its partner
+            spot = xy[FLIP[0] if flip else 0] * 64 - 0.5  # in a mirror, joint 0 has become its partner
             if ((spot > 8) & (spot < 56)).all():
                 assert np.abs(centre_of_mass(image[0]) - spot.numpy()).max() < 0.1
     assert 8 < mirrored < 40
@@ -115,7 +145,9 @@ def test_augmentation_keeps_to_its_recipe():
     assert (rotation != 0).float().mean() == pytest.approx(0.6, abs=0.02)
     assert flip.float().mean() == pytest.approx(0.5, abs=0.02)
     turned = rotation[rotation != 0]
-    assert (turned.abs() < 30).float().mean() == pytest.approx(0.683, abs=0.02)      # one deviation of a normal angle
+    assert (turned.abs() < 30).float().mean() == pytest.approx(
+        0.683, abs=0.02
+    )  # one deviation of a normal angle
 
 
 def test_joints_outside_the_crop_are_not_asked_for():
@@ -132,7 +164,7 @@ def test_store_keeps_and_finds_crops(tmp_path):
     assert np.array_equal(store(people, 64, tmp_path), first)
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(TypeError):
-        store(people, 32, tmp_path)                                  # another size is another file, and a failure
+        store(people, 32, tmp_path)  # another size is another file, and a failure
     assert len(list(tmp_path.iterdir())) == 1                        # leaves nothing half-written
 
 
@@ -143,7 +175,7 @@ def test_flip_pairs_are_their_own_inverse():
 # ------------------------------------------------------------------------------- targets
 
 def test_gaussian_by_hand():
-    label = gaussian(torch.tensor([0.5]), 2.0, 5)                    # centre of cell 2; one sigma is two cells
+    label = gaussian(torch.tensor([0.5]), 2.0, 5)  # centre of cell 2; one sigma is two cells
     one, half = math.exp(-0.5), math.exp(-1 / 8)
     torch.testing.assert_close(label[0], torch.tensor([one, half, 1, half, one]))
 
@@ -168,7 +200,11 @@ def test_coordinate_labels_sum_to_one():
 
 def test_colours_vary_within_their_range_and_only_where_asked():
     gain, shift = AUGMENTATIONS["colour"].draw(10_000, torch.Generator().manual_seed(0))[3:5]
-    assert 0.75 <= gain.min() < 0.76 and 1.24 < gain.max() <= 1.25 and -0.125 <= shift.min() < -0.12 < 0.12 < shift.max()
+    assert (
+        0.75 <= gain.min() < 0.76
+        and 1.24 < gain.max() <= 1.25
+        and -0.125 <= shift.min() < -0.12 < 0.12 < shift.max()
+    )
     plain = TOKENPOSE.draw(100, torch.Generator().manual_seed(0))
     assert (plain.gain == 1).all() and (plain.shift == 0).all()
 
@@ -180,7 +216,7 @@ def test_half_of_the_people_lose_a_rectangle_where_asked():
     assert HIDDEN[0] <= sides[sides > 0].min() and sides.max() <= HIDDEN[1]
     assert not AUGMENTATIONS["colour"].draw(100, torch.Generator().manual_seed(0)).hidden[:, 2:].any()
     before = AUGMENTATIONS["colour"].draw(10_000, torch.Generator().manual_seed(0))
-    assert all(torch.equal(a, b) for a, b in zip(before[:5], params[:5]))                 # the rest is as without
+    assert all(torch.equal(a, b) for a, b in zip(before[:5], params[:5]))  # the rest is as without
 
 
 def test_a_hidden_rectangle_by_hand():
@@ -199,7 +235,9 @@ def test_parts_and_tensors_give_the_same_batch(monkeypatch):
     stored = store(people, 64)
     params = TOKENPOSE.draw(7, torch.Generator().manual_seed(0))
     whole = make_batch(people, stored, range(7), 64, params=params).images
-    assert torch.equal(make_batch(people, torch.from_numpy(stored), range(7), 64, params=params).images, whole)
+    assert torch.equal(
+        make_batch(people, torch.from_numpy(stored), range(7), 64, params=params).images, whole
+    )
     monkeypatch.setattr(crops_module, "CACHED", 1)                             # one at a time
     assert torch.equal(make_batch(people, stored, range(7), 64, params=params).images, whole)
 
@@ -209,7 +247,9 @@ def test_a_full_disk_is_told_before_anything_is_cut(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(crops_module.os, "posix_fallocate", full, raising=False)
-    with pytest.raises(OSError, match="lacks room for .* GB of crops .No space left on device.: name another folder"):
+    with pytest.raises(
+        OSError, match="lacks room for .* GB of crops .No space left on device.: name another folder"
+    ):
         store(drawn_people("valid", 3, 64), 64, tmp_path)
     assert not list(tmp_path.iterdir())
 

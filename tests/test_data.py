@@ -20,7 +20,8 @@ def test_real_labels(real_data, split, count):
     assert np.array_equal(people.visible, np.array([entry["joints_vis"] for entry in raw], bool))
     joints = np.array([entry["joints"] for entry in raw]) - 1
     apart = (np.abs(people.joints - joints).max(-1) > 0.01) & people.visible
-    # Ten validation people have joints off the picture: gt_valid.mat has a zero there, the json the mirrored number.
+    # Ten validation people have joints off the image: gt_valid.mat has a zero there, the json the mirrored
+    # number.
     assert apart.any(1).sum() == (10 if split == "valid" else 0)
     # 0.6 x the head box's diagonal is 25 x scale for nearly everyone
     scale = people.side / 250
@@ -52,8 +53,13 @@ def test_drawn_people_are_the_same_kind_of_record():
 
 # ------------------------------------------------------------------------------- made-up folders
 
-ENTRY = dict(image="a.jpg", joints=[[10.0 + k, 20.0] for k in range(16)], joints_vis=[1] * 16, center=[15.0, 20.0],
-             scale=0.2)
+ENTRY = dict(
+    image="a.jpg",
+    joints=[[10.0 + k, 20.0] for k in range(16)],
+    joints_vis=[1] * 16,
+    center=[15.0, 20.0],
+    scale=0.2,
+)
 
 
 def folder(tmp_path, *entries, split="train"):
@@ -66,7 +72,11 @@ def folder(tmp_path, *entries, split="train"):
 
 def test_json_counts_pixels_from_one(tmp_path):
     people = load_samples(folder(tmp_path, ENTRY), "train")
-    assert people.joints[0, 0].tolist() == [9, 19] and people.center[0].tolist() == [14, 22] and people.side[0] == 50
+    assert (
+        people.joints[0, 0].tolist() == [9, 19]
+        and people.center[0].tolist() == [14, 22]
+        and people.side[0] == 50
+    )
 
 
 def test_without_truth_the_head_size_is_estimated_and_said(tmp_path):
@@ -113,11 +123,15 @@ def test_bad_files(tmp_path):
     (tmp_path / "annot" / "gt_valid.mat").write_bytes(b"not a mat file")
     with pytest.raises(BadInput, match="is not MPII's validation truth"):
         load_samples(tmp_path, "valid")
-    savemat(tmp_path / "annot" / "gt_valid.mat", dict(pos_gt_src=np.ones((15, 2, 1)), jnt_missing=np.zeros((15, 1)),
-                                                      headboxes_src=np.ones((2, 2, 1))))
+    savemat(
+        tmp_path / "annot" / "gt_valid.mat",
+        dict(pos_gt_src=np.ones((15, 2, 1)), jnt_missing=np.zeros((15, 1)), headboxes_src=np.ones((2, 2, 1))),
+    )
     with pytest.raises(BadInput, match=r"\(15, 2, 1\)"):
         load_samples(tmp_path, "valid")
-    truth = dict(pos_gt_src=np.full((16, 2, 2), 5.0), jnt_missing=np.zeros((16, 2)), headboxes_src=np.zeros((2, 2, 2)))
+    truth = dict(
+        pos_gt_src=np.full((16, 2, 2), 5.0), jnt_missing=np.zeros((16, 2)), headboxes_src=np.zeros((2, 2, 2))
+    )
     savemat(tmp_path / "annot" / "gt_valid.mat", truth)
     with pytest.raises(BadInput, match="person 0 .* head box or joints are empty"):
         load_samples(tmp_path, "valid")
@@ -141,16 +155,27 @@ def test_an_unreadable_picture_is_named(tmp_path):
 # ------------------------------------------------------------------------------- MPII's release
 
 def release(tmp_path, pictures=40, first=None):
-    """A file like mpii_human_pose_v1_u12_1.mat: two people a picture, one of them without joints, a test picture.
+    """A file like mpii_human_pose_v1_u12_1.mat: two people a picture, one of them without joints, a test
+    picture.
 
     first: what is different about the first person, or the name of the first picture.
     """
     def person(k):
         points = np.array([(j, 10.0 + j + k, 30.0, 1.0) for j in range(15)],
                           dtype=[("id", "f8"), ("x", "f8"), ("y", "f8"), ("is_visible", "f8")])
-        return dict(x1=10.0, y1=5.0, x2=13.0, y2=9.0, scale=0.5, objpos=dict(x=20.0, y=30.0), annopoints=dict(point=points))
+        return dict(
+            x1=10.0,
+            y1=5.0,
+            x2=13.0,
+            y2=9.0,
+            scale=0.5,
+            objpos=dict(x=20.0, y=30.0),
+            annopoints=dict(point=points),
+        )
 
-    bare = dict(x1=1.0, y1=1.0, x2=2.0, y2=2.0, scale=np.array([]), objpos=np.array([]), annopoints=np.array([]))
+    bare = dict(
+        x1=1.0, y1=1.0, x2=2.0, y2=2.0, scale=np.array([]), objpos=np.array([]), annopoints=np.array([])
+    )
     kinds = ("x1", "y1", "x2", "y2", "scale", "objpos", "annopoints")
     annolist = np.zeros(pictures, dtype=[("image", "O"), ("annorect", "O")])
     (tmp_path / "images").mkdir(exist_ok=True)
@@ -165,7 +190,9 @@ def release(tmp_path, pictures=40, first=None):
         annolist[k] = (dict(name=changed.get("name", name)), rects)
     training = np.ones(pictures)
     training[-1] = 0
-    savemat(tmp_path / "mpii_human_pose_v1_u12_1.mat", dict(RELEASE=dict(annolist=annolist, img_train=training)))
+    savemat(
+        tmp_path / "mpii_human_pose_v1_u12_1.mat", dict(RELEASE=dict(annolist=annolist, img_train=training))
+    )
     return tmp_path
 
 
@@ -184,7 +211,10 @@ def test_mpiis_release(tmp_path):
         load_samples(root, "train", skip_bad=True)
 
 
-@pytest.mark.parametrize("change", [dict(scale=1e-50), dict(scale=1e30), dict(objpos=dict(x=1e20, y=3.0)), dict(name="../secret.jpg")])
+@pytest.mark.parametrize(
+    "change",
+    [dict(scale=1e-50), dict(scale=1e30), dict(objpos=dict(x=1e20, y=3.0)), dict(name="../secret.jpg")],
+)
 def test_a_release_is_checked_as_a_json_file_is(tmp_path, change):
     (tmp_path / "secret.jpg").touch()
     with pytest.raises(BadInput, match="mpii_human_pose_v1_u12_1.mat, entry 0: ") as caught:
@@ -194,12 +224,17 @@ def test_a_release_is_checked_as_a_json_file_is(tmp_path, change):
 
 
 def test_a_joint_without_a_place_counts_as_missing():
-    """Half a coordinate is none; NaN must not reach the losses, where it would survive multiplication by 0."""
+    """Half a coordinate is none; NaN must not reach the losses, where it would survive multiplication by 0.
+    """
     from types import SimpleNamespace as struct
     point = [struct(id=3, x=np.array([]), y=5.0), struct(id=4, x=7.0, y=8.0)]
     rect = struct(annopoints=struct(point=point), objpos=struct(x=1, y=2), scale=1, x1=0, y1=0, x2=3, y2=4)
     joints, visible, *_, head_size = read_person(rect)
-    assert visible.tolist() == [k == 4 for k in range(16)] and np.isfinite(joints).all() and head_size == pytest.approx(3)
+    assert (
+        visible.tolist() == [k == 4 for k in range(16)]
+        and np.isfinite(joints).all()
+        and head_size == pytest.approx(3)
+    )
     assert read_person(struct(**{**vars(rect), "x2": 0, "y2": 0})) is None
 
 

@@ -25,9 +25,8 @@ from PIL import Image
 import checkpoint
 from crops import cut
 from data_mpii import BOX_ENLARGEMENT
-from predict import LEFT, RIGHT
 from export import export_onnx
-from predict import WEIGHTS, box_matrix, find, read_image
+from predict import LEFT, RIGHT, WEIGHTS, box_matrix, find, read_image
 from synthetic import draw_person
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"

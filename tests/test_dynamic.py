@@ -17,19 +17,23 @@ from train import build_optimisers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "studies"))
 from dynamic import freeze, liveliness, watch  # noqa: E402
 
-# With Muon for M, and without the standardised mean, more than half of the first block's units are dead after 800.
+# With Muon for M, and without the standardised mean, more than half of the first block's units are dead
+# after 800.
 STEPS = 800 if os.environ.get("LONG_TESTS") else 150
 
 
 def test_liveliness_by_hand():
     """One channel that turns over and one that stands; three of four hidden units ever above 0."""
-    M = torch.tensor([[[1.0, 0.25], [0, 0.25], [0, 0.25], [0, 0.25]], [[0, 0.25], [1, 0.25], [0, 0.25], [0, 0.25]]])
+    M = torch.tensor(
+        [[[1.0, 0.25], [0, 0.25], [0, 0.25], [0, 0.25]], [[0, 0.25], [1, 0.25], [0, 0.25], [0, 0.25]]]
+    )
     found = liveliness(M, torch.tensor([[1.0, 0, 2, 0], [0, 0, 2, 3]]))
     assert found == dict(deviation=pytest.approx(2 * 0.5 ** 0.5 / 8), dead=0.25, entropy=pytest.approx(0.5))
 
 
 def test_m_lives_through_training():
-    """STEPS from labels alone: M still differs between images, in every block, and few of its units are dead."""
+    """STEPS from labels alone: M still differs between images, in every block, and few of its units are dead.
+    """
     torch.manual_seed(0)
     samples = drawn_people("train", 256, 64)
     crops = store(samples, 64)
@@ -50,4 +54,7 @@ def test_m_lives_through_training():
         for found in (liveliness(*block) for block in blocks):
             assert found["deviation"] > 0.02 and found["dead"] < 0.2, found
         freeze(model, [M.mean(0) for M, _ in blocks])
-        assert all(float(M.std(0).max()) < 1e-6 for M in [model.encoder.blocks[0].mixer.dynamic.mixture(torch.rand(2, 8, 10, 96))])
+        assert all(
+            float(M.std(0).max()) < 1e-6
+            for M in [model.encoder.blocks[0].mixer.dynamic.mixture(torch.rand(2, 8, 10, 96))]
+        )

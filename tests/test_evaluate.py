@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from commands import call
 
 import evaluate as module
-from commands import call
 from crops import FLIP, coordinate_labels, heatmaps, make_batch, store
 from evaluate import GROUPS, count_multiply_adds, evaluate, mean_pose_score, pckh, predict, score
 from models import CoordinateHead, HeatmapHead, Output, PoseNet, Regression, RegressionHead, build_student
 from synthetic import drawn_people
+
 
 def test_pckh_by_hand():
     """Two people, head size 10: the limit at 0.5 is 5 pixels, a hit at exactly 5."""
@@ -36,13 +37,30 @@ def test_a_joint_nobody_labelled_is_left_out():
     assert np.isnan(result["ankle"]) and result["mean"] == result["mean_unweighted"] == 100
 
 
-PUBLISHED = {"head": 95.80, "shoulder": 94.57, "elbow": 88.12, "wrist": 83.31, "hip": 86.24, "knee": 80.88,
-             "ankle": 77.44, "mean_unweighted": 86.76}       # hg_s2_b1 of bearpaw/pytorch-pose, MPII validation
+PUBLISHED = {
+    "head": 95.80,
+    "shoulder": 94.57,
+    "elbow": 88.12,
+    "wrist": 83.31,
+    "hip": 86.24,
+    "knee": 80.88,
+    "ankle": 77.44,
+    "mean_unweighted": 86.76,
+}  # hg_s2_b1 of bearpaw/pytorch-pose, MPII validation
 
 
 def test_published_predictions_give_their_published_pckh(real_data, tmp_path):
     file = real_data / "mpii_annot" / "preds" / "bearpaw-hg_s2_b1.mat"
-    done = call("evaluate.py", "--predictions", file, "--data", real_data / "mpii_annot", "--json", "figures.json", cwd=tmp_path)
+    done = call(
+        "evaluate.py",
+        "--predictions",
+        file,
+        "--data",
+        real_data / "mpii_annot",
+        "--json",
+        "figures.json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())["pckh@0.5"]
     for name, value in PUBLISHED.items():
@@ -62,8 +80,14 @@ def test_weighted_mean_is_hrnets(real_data, tmp_path, name, half, tenth):
 
 
 # Multiply-adds counted while the networks computed on a CPU.
-@pytest.mark.parametrize("row,expected", [(("reg", "gs", "none"), 773574468), (("cc", "gd", "w32"), 7522235852),
-                                          (("cc", "attention", "none"), 1585053696)])
+@pytest.mark.parametrize(
+    "row,expected",
+    [
+        (("reg", "gs", "none"), 773574468),
+        (("cc", "gd", "w32"), 7522235852),
+        (("cc", "attention", "none"), 1585053696),
+    ],
+)
 def test_operations_are_counted_without_computing(row, expected):
     model, devices = build_student(*row, preset="paper"), set()
     hook = torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: devices.update(
@@ -79,7 +103,9 @@ def test_rows_out_of_budget_are_blank(monkeypatch):
     rows = module.measure_costs(budget=0)
     assert len(rows) == 6 and not any(row["fps"] for row in rows)
     *_, line, last = module.cost_table(rows).splitlines()
-    assert line.split()[-1] == "1831" and len(line.split()) == 8 and last.startswith("6 networks were not timed")
+    assert (
+        line.split()[-1] == "1831" and len(line.split()) == 8 and last.startswith("6 networks were not timed")
+    )
     rows[0]["fps"] = 12.34
     table = module.cost_table(rows)
     assert "12.3     3325" in table and "5 networks were not timed" in table
@@ -91,7 +117,9 @@ def people():
 
 
 class Oracle(torch.nn.Module):
-    """Stands in for a network of a given head: it knows where each joint is in a crop, and in its mirror image."""
+    """Stands in for a network of a given head: it knows where each joint is in a crop, and in its mirror
+    image.
+    """
     size = 64
 
     def __init__(self, people, stored, head):
@@ -115,10 +143,18 @@ class Oracle(torch.nn.Module):
     decode = PoseNet.decode
 
 
-# how far off a decoding may be, in pixels of the picture: half a bin or half a cell (a person's box is two to three crops wide)
+# how far off a decoding may be, in pixels of the image: half a bin or half a cell (a person's box is two to
+# three crops wide)
 @pytest.mark.parametrize("flip_test", [False, True])
-@pytest.mark.parametrize("head,off", [(RegressionHead(8), 1e-3), (CoordinateHead(8, 128, 3), 2), (HeatmapHead(8, 64, 2), 2),
-                                      (HeatmapHead(8, 64, 2, values=True), 2)])
+@pytest.mark.parametrize(
+    "head,off",
+    [
+        (RegressionHead(8), 1e-3),
+        (CoordinateHead(8, 128, 3), 2),
+        (HeatmapHead(8, 64, 2), 2),
+        (HeatmapHead(8, 64, 2, values=True), 2),
+    ],
+)
 def test_perfect_predictions_are_found_with_and_without_flip_test(people, head, off, flip_test):
     stored = store(people, 64)
     joints, confidence = predict(Oracle(people, stored, head), people, stored, flip_test=flip_test)
@@ -130,7 +166,9 @@ def test_perfect_predictions_are_found_with_and_without_flip_test(people, head, 
 
 
 def test_flip_test_takes_the_better_peak_and_not_the_middle():
-    """Of two peaks that disagree the surer one wins; a mean of their positions would lie where nobody saw a joint."""
+    """Of two peaks that disagree the surer one wins; a mean of their positions would lie where nobody saw a
+    joint.
+    """
     head = CoordinateHead(8, 128, 3)
     sure, unsure = (torch.full((1, 16, 2), at) for at in (0.25, 0.75))
     said = coordinate_labels(sure, 3, 128)

@@ -40,7 +40,14 @@ def test_mean_spread_and_gain(results):
     for seed, value in enumerate((50, 52, 54)):
         results(f"drawn-cc-gd-distilled-{seed}", value, 5)
     results("drawn-cc-gd-alone-0", 40, 3)
-    assert cells(tables.drawn_table(), "cc", "gd")[:6] == ["40.0", "52.0 ± 2.0", "+12.0", "3.0", "5.0 ± 0.0", "+2.0"]
+    assert cells(tables.drawn_table(), "cc", "gd")[:6] == [
+        "40.0",
+        "52.0 ± 2.0",
+        "+12.0",
+        "3.0",
+        "5.0 ± 0.0",
+        "+2.0",
+    ]
 
 
 def test_blank_where_nothing_was_run(results):
@@ -64,7 +71,10 @@ def test_flags_behind_two_dashes_go_to_every_run(monkeypatch, tmp_path):
     given = {}
     monkeypatch.setattr(sweep, "sweep", lambda runs, jobs, stop_after: given.update(runs))
     monkeypatch.setattr(sweep.signal, "signal", lambda *_: None)
-    monkeypatch.setattr("sys.argv", ["paper.py", "--data", str(tmp_path), "--", "--epochs", "2", "--terms", "a", "b", "--compile"])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["paper.py", "--data", str(tmp_path), "--", "--epochs", "2", "--terms", "a", "b", "--compile"],
+    )
     sweep.main("", lambda args: paper.paper_runs(args.data), ("--data", dict(type=Path)))
     assert len(given) == 33
     for flags in given.values():
@@ -100,13 +110,18 @@ def test_done_is_not_run_again_and_failure_is_told(results, tmp_path, monkeypatc
     with pytest.raises(BadInput, match="1 runs failed: drawn-y"):
         sweep.sweep(dict.fromkeys(("drawn-x", "drawn-y"), {"no-such-flag": True}))
     assert "drawn-y ended with status 2: " in capsys.readouterr().err
-    assert "no-such-flag" in (tmp_path / "runs/drawn-y/output.txt").read_text() and not (tmp_path / "runs/drawn-x").exists()
+    assert (
+        "no-such-flag" in (tmp_path / "runs/drawn-y/output.txt").read_text()
+        and not (tmp_path / "runs/drawn-x").exists()
+    )
 
 
 def test_a_result_of_other_flags_is_not_taken_for_done(results, tmp_path):
     results("mpii-x", 1, 1, arguments=dict(epochs=300, batch_size=64))
     assert sweep.collect("mpii-x", {"epochs": "300", "batch-size": 64})
-    with pytest.raises(BadInput, match="mpii-x.json was made with --epochs 300, now it is 100: move that file"):
+    with pytest.raises(
+        BadInput, match="mpii-x.json was made with --epochs 300, now it is 100: move that file"
+    ):
         sweep.collect("mpii-x", {"data": "MPII", "epochs": 100})
 
 
@@ -114,7 +129,10 @@ def test_the_footnote_names_the_scored_epochs_of_each_seed(results):
     log = [{"epoch": epoch, "pckh@0.5": 1} if epoch % 2 == 0 else {"epoch": epoch} for epoch in range(1, 5)]
     for seed, lines in enumerate((log, log[2:], log[2:])):
         results(f"drawn-cc-gd-distilled-{seed}", 50, 5, log=lines)
-    assert "Scored at epochs 4, of which the best counts; but 1 of 1 runs of seed 0 at 2, 4." in tables.drawn_table()
+    assert (
+        "Scored at epochs 4, of which the best counts; but 1 of 1 runs of seed 0 at 2, 4."
+        in tables.drawn_table()
+    )
     results("drawn-cc-gd-distilled-0", 50, 5, log=log[2:])
     assert "Scored at" not in tables.drawn_table()
 
@@ -130,19 +148,29 @@ def test_both_sides_of_a_pair_differ_by_the_teacher_alone():
 def test_the_papers_rows_in_order_of_value():
     runs = paper.paper_runs(Path("somewhere/MPII"), (Path("w32.pth"), Path("w48.pth")))
     names = list(runs)
-    assert len(names) == 33 and names[0] == "mpii-teacher" and "w48.pth" in sweep.command_line(runs["mpii-teacher"])
+    assert (
+        len(names) == 33
+        and names[0] == "mpii-teacher"
+        and "w48.pth" in sweep.command_line(runs["mpii-teacher"])
+    )
     assert all("-none-" in name for name in names[1:13])
     assert names[13:15] == ["mpii-cc-gs-w32-distilled", "mpii-cc-gs-w32-alone"]
     for name, flags in runs.items():
         words = sweep.command_line(flags)
         for backbone in ("w32", "w48"):
-            assert (f"{backbone}.pth" in words) == (f"-{backbone}-" in name or (name, backbone) == ("mpii-teacher", "w48"))
-        assert ("--teacher" in words) == name.endswith("-distilled") and ("--no-distill" in words) == name.endswith("-alone")
+            assert (f"{backbone}.pth" in words) == (
+                f"-{backbone}-" in name or (name, backbone) == ("mpii-teacher", "w48")
+            )
+        assert ("--teacher" in words) == name.endswith("-distilled") and (
+            "--no-distill" in words
+        ) == name.endswith("-alone")
     assert not any("backbone-weights" in flags for flags in paper.paper_runs(Path("MPII")).values())
 
 
 def test_runs_are_in_the_folders_that_train_chooses(monkeypatch, tmp_path):
-    """One path for one network: the README's commands, train.py alone and the sweep share the teacher and each row."""
+    """One path for one network: the README's commands, train.py alone and the sweep share the teacher and
+    each row.
+    """
     (tmp_path / "MPII").mkdir()
     (tmp_path / "w48.pth").touch()
     monkeypatch.chdir(tmp_path)
@@ -175,9 +203,11 @@ def test_the_docs_have_a_command_for_every_row_of_the_paper(monkeypatch, tmp_pat
 FAKE_TRAIN = """
 import json, os, pathlib, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
-(out / "called.txt").open("a").write(" ".join(sys.argv[1:]) + " GPU " + os.environ.get("CUDA_VISIBLE_DEVICES", "none") + "\\n")
+called = " ".join(sys.argv[1:]) + " GPU " + os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+(out / "called.txt").open("a").write(called + "\\n")
 if "--quick" in sys.argv:
-    (out / "result.json").write_text(json.dumps({"arguments": {"data": "/home/me/lspet"}, "scores": {"pckh@0.5": {"mean": 1}}}))
+    found = {"arguments": {"data": "/home/me/lspet"}, "scores": {"pckh@0.5": {"mean": 1}}}
+    (out / "result.json").write_text(json.dumps(found))
 elif "--stop-after" not in sys.argv:
     (out / "last.pt").touch()
     time.sleep(60)

@@ -1,6 +1,7 @@
 """As ONNX: checked, run by ONNX Runtime, and compared with PyTorch on pictures.
 
-    LONG_TESTS=1 python -m pytest tests/test_export.py      # all 16 networks of the paper, whole, not four made shallow
+    LONG_TESTS=1 python -m pytest tests/test_export.py      # all 16 networks of the paper, whole, not four
+    made shallow
 """
 
 import os
@@ -17,7 +18,7 @@ from hrnet import Depths
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student
 
 LONG = bool(os.environ.get("LONG_TESTS"))
-ROWS = [row for row in product(STUDENTS, FILTERS, BACKBONES) if row[1:] != ("gd", "w48")]          # the paper's 16
+ROWS = [row for row in product(STUDENTS, FILTERS, BACKBONES) if row[1:] != ("gd", "w48")]  # the paper's 16
 SHORT = [("reg", "gs", "none"), ("cc", "gd", "none"), ("reg", "attention", "none"), ("cc", "gd", "w32")]
 
 
@@ -36,7 +37,9 @@ def random_crops(batch, size):
     return (255 * crops.permute(0, 2, 3, 1)).byte().numpy().copy()
 
 
-@pytest.mark.parametrize("row", [row if row in SHORT else pytest.param(row, marks=pytest.mark.long) for row in ROWS], ids="-".join)
+@pytest.mark.parametrize(
+    "row", [row if row in SHORT else pytest.param(row, marks=pytest.mark.long) for row in ROWS], ids="-".join
+)
 def test_onnx(row, tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx", reason="onnx is not installed (requirements-extra.txt)")
     pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
@@ -51,7 +54,11 @@ def test_onnx(row, tmp_path, monkeypatch):
         compare(model, run, random_crops(batch, 256))
     graph = onnx.load(tmp_path / "x.onnx")
     known = {item.key: item.value for item in graph.metadata_props}
-    assert known["input_size"] == "256" and known["source"] == "a test" and known["joints"].startswith("r-ankle, r-knee")
+    assert (
+        known["input_size"] == "256"
+        and known["source"] == "a test"
+        and known["joints"].startswith("r-ankle, r-knee")
+    )
     assert int(known["parameters"]) == sum(weights.numel() for weights in model.parameters())
     assert float(known["box_enlargement"]) == BOX_ENLARGEMENT
     assert {domain.domain for domain in graph.opset_import} <= {"", "ai.onnx"}, "standard operators only"

@@ -1,22 +1,44 @@
-"""Are the filters what the equations say? Oracles: NumPy's FFT, a convolution written in space, finite differences."""
+"""Are the filters what the equations say? Oracles: NumPy's FFT, a convolution written in space, finite
+differences.
+"""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from gfl import (BASIS_FILTERS, DynamicFilter, FilterSpectrum, GlobalDynamicFilter, GlobalFilter,
-                 StaticFilter, by_definition, dft_matrices, global_filter, global_filter_numpy)
+from gfl import (
+    BASIS_FILTERS,
+    DynamicFilter,
+    FilterSpectrum,
+    GlobalDynamicFilter,
+    GlobalFilter,
+    StaticFilter,
+    by_definition,
+    dft_matrices,
+    global_filter,
+    global_filter_numpy,
+)
 
 PAPER_GRID = (16, 17)
-SHAPES = [(1, *PAPER_GRID, 192), (2, 8, 10, 96), (3, 1, 1, 1), (2, 1, 7, 3), (2, 7, 1, 3), (1, 5, 9, 4), (2, 6, 4, 5)]
+SHAPES = [
+    (1, *PAPER_GRID, 192),
+    (2, 8, 10, 96),
+    (3, 1, 1, 1),
+    (2, 1, 7, 3),
+    (2, 7, 1, 3),
+    (1, 5, 9, 4),
+    (2, 6, 4, 5),
+]
 random = np.random.default_rng(0)
 SHAPES += [tuple(random.integers(1, high) for high in (4, 20, 20, 8)) for _ in range(25)]
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 def random_filter(H, W, D, dtype=torch.float64):
-    return torch.complex(torch.randn(H, W // 2 + 1, D, dtype=dtype), torch.randn(H, W // 2 + 1, D, dtype=dtype))
+    return torch.complex(
+        torch.randn(H, W // 2 + 1, D, dtype=dtype), torch.randn(H, W // 2 + 1, D, dtype=dtype)
+    )
 
 
 def matrix_filter(x, K):
@@ -47,14 +69,16 @@ def test_agrees_with_numpy(shape, dtype, form):
 @FORMS
 @pytest.mark.parametrize("shape", [(2, 5, 7, 3), (1, 4, 6, 2), (2, 3, 3, 1), (1, *PAPER_GRID, 2)])
 def test_is_a_depth_wise_circular_convolution(shape, form):
-    """out[i, j] = sum over m, n of kernel[m, n] * x[i - m, j - n], indices modulo the grid, channel by channel."""
+    """out[i, j] = sum over m, n of kernel[m, n] * x[i - m, j - n], indices modulo the grid, channel by
+    channel.
+    """
     B, H, W, D = shape
     kernel, x = random.standard_normal((H, W, D)), random.standard_normal(shape)
     expected = np.zeros(shape)
     for m in range(H):
         for n in range(W):
             expected += kernel[m, n] * np.roll(x, (m, n), axis=(1, 2))
-    spectrum = np.fft.rfft2(kernel, axes=(0, 1))      # the orthonormal transforms leave no factor in the product
+    spectrum = np.fft.rfft2(kernel, axes=(0, 1))  # the orthonormal transforms leave no factor in the product
     result = form(torch.from_numpy(x), torch.from_numpy(spectrum)).numpy()
     assert relative_error(result, expected) < 1e-12
 
@@ -143,7 +167,9 @@ def test_parameter_counts_of_the_paper():
 
 @pytest.mark.parametrize("layer", [StaticFilter, DynamicFilter, GlobalDynamicFilter])
 def test_layers_compute_their_definition_in_training_too(layer):
-    """Output and every gradient of the matrix form against the rfft2 form, which really is another computation."""
+    """Output and every gradient of the matrix form against the rfft2 form, which really is another
+    computation.
+    """
     torch.manual_seed(0)
     layer = layer(PAPER_GRID, 24)
     x = torch.randn(2, *PAPER_GRID, 24)
@@ -191,6 +217,13 @@ def test_gradients_of_the_filter_by_finite_differences(per_input):
     """dT = conj(K) dG and dK = conj(T) dG, written out in gfl.py, against differences of the forward pass."""
     random = torch.Generator().manual_seed(0)
     T = torch.randn(2, 3, 2, 2, 2, dtype=torch.float64, generator=random, requires_grad=True)
-    K = [torch.randn((2, 3, 2, 2) if per_input else (3, 2, 2), dtype=torch.float64, generator=random, requires_grad=True)
-         for _ in range(2)]
+    K = [
+        torch.randn(
+            (2, 3, 2, 2) if per_input else (3, 2, 2),
+            dtype=torch.float64,
+            generator=random,
+            requires_grad=True,
+        )
+        for _ in range(2)
+    ]
     assert torch.autograd.gradcheck(FilterSpectrum.apply, (T, *K))

@@ -39,7 +39,8 @@ def good(tmp_path_factory):
 
 
 def test_truncated_and_flipped_checkpoints(good, tmp_path):
-    """270 cut at a random place, 270 with 1 to 20 bits turned: refused, or read as exactly what was written."""
+    """270 cut at a random place, 270 with 1 to 20 bits turned: refused, or read as exactly what was written.
+    """
     whole, choice = good.read_bytes(), random.Random(0)
     expected, bad = checkpoint.checksum(checkpoint.read(good)), tmp_path / "bad.pt"
     unharmed = 0
@@ -69,7 +70,11 @@ def test_hostile_checkpoints(good, tmp_path):
 
     mark, file = tmp_path / "executed", tmp_path / "hostile.pt"
     content = checkpoint.read_safely(good)
-    for trap in (Runs(open, str(mark), "w"), Runs(eval, f"open({str(mark)!r}, 'w')"), Runs(exec, f"open({str(mark)!r}, 'w')")):
+    for trap in (
+        Runs(open, str(mark), "w"),
+        Runs(eval, f"open({str(mark)!r}, 'w')"),
+        Runs(exec, f"open({str(mark)!r}, 'w')"),
+    ):
         for where in ("format", "config", "metadata", "model", "training", "checksum"):
             torch.save(content | {where: trap}, file)
             with pytest.raises(BadInput, match="cannot be read safely") as caught:
@@ -91,11 +96,21 @@ def test_hostile_checkpoints(good, tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
 
-    for wrong in ({**content, "config": {"student": "teacher", "preset": "huge"}}, {**content, "config": []},
-                  {**content, "model": {}}, {**content, "model": [1, 2]}, {**content, "metadata": None}, [content], "text", 7,
-                  {**content, "model": {name: tensor[..., :1] for name, tensor in content["model"].items()}}):
+    for wrong in (
+        {**content, "config": {"student": "teacher", "preset": "huge"}},
+        {**content, "config": []},
+        {**content, "model": {}},
+        {**content, "model": [1, 2]},
+        {**content, "metadata": None},
+        [content],
+        "text",
+        7,
+        {**content, "model": {name: tensor[..., :1] for name, tensor in content["model"].items()}},
+    ):
         if isinstance(wrong, dict):
-            wrong["checksum"] = checkpoint.checksum({name: value for name, value in wrong.items() if name != "checksum"})
+            wrong["checksum"] = checkpoint.checksum(
+                {name: value for name, value in wrong.items() if name != "checksum"}
+            )
         torch.save(wrong, file)
         with pytest.raises(BadInput) as caught:
             checkpoint.load(file)
@@ -105,8 +120,12 @@ def test_hostile_checkpoints(good, tmp_path):
     without = {name: value for name, value in content.items() if name != "checksum"}
     endless = []
     endless.append(endless)
-    for wrong in (without, {**content, "training": torch.zeros(1).expand(10 ** 13)}, {**content, "training": endless},
-                  {**content, "training": torch.eye(3).to_sparse()}):
+    for wrong in (
+        without,
+        {**content, "training": torch.zeros(1).expand(10**13)},
+        {**content, "training": endless},
+        {**content, "training": torch.eye(3).to_sparse()},
+    ):
         torch.save(wrong, file)
         with pytest.raises(BadInput, match="hostile.pt is (damaged|not a checkpoint)") as caught:
             checkpoint.load(file)
@@ -115,7 +134,21 @@ def test_hostile_checkpoints(good, tmp_path):
 
 # ------------------------------------------------------------------------------- data
 
-BAD_NUMBERS = (float("nan"), float("inf"), -float("inf"), 1e300, -1e30, "12", "left", None, [], {}, True, [[1, 2]], 10 ** 400)
+BAD_NUMBERS = (
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    1e300,
+    -1e30,
+    "12",
+    "left",
+    None,
+    [],
+    {},
+    True,
+    [[1, 2]],
+    10**400,
+)
 
 
 def mutations(choice):
@@ -131,16 +164,37 @@ def mutations(choice):
             elif kind == 2 and "joints" in entry and entry["joints"]:
                 entry["joints"][choice.randrange(len(entry["joints"]))] = [choice.choice(BAD_NUMBERS), 3.0]
             elif kind == 3:
-                entry["center"] = choice.choice([[choice.choice(BAD_NUMBERS), 2.0], [1.0], [1.0, 2.0, 3.0], "here"])
+                entry["center"] = choice.choice(
+                    [[choice.choice(BAD_NUMBERS), 2.0], [1.0], [1.0, 2.0, 3.0], "here"]
+                )
             elif kind == 4:
                 entry["scale"] = choice.choice((*BAD_NUMBERS, -1, 0, -0.0))
             elif kind == 5:
-                entry["joints_vis"] = choice.choice(([0] * 16, [2] * 16, [1] * 15, ["yes"] * 16, 1, [float("nan")] * 16))
+                entry["joints_vis"] = choice.choice(
+                    ([0] * 16, [2] * 16, [1] * 15, ["yes"] * 16, 1, [float("nan")] * 16)
+                )
             elif kind == 6:
-                entry["image"] = choice.choice(("../../etc/passwd", "/etc/passwd", "b.jpg", "", ".", "a.jpg/../../x", 7, None,
-                                                "a\0.jpg", "x" * 5000, "link.jpg"))
+                entry["image"] = choice.choice(
+                    (
+                        "../../etc/passwd",
+                        "/etc/passwd",
+                        "b.jpg",
+                        "",
+                        ".",
+                        "a.jpg/../../x",
+                        7,
+                        None,
+                        "a\0.jpg",
+                        "x" * 5000,
+                        "link.jpg",
+                    )
+                )
             else:
-                entry = choice.choice((entry, [entry], "person", None, 3)) if not isinstance(entry, dict) else entry
+                entry = (
+                    choice.choice((entry, [entry], "person", None, 3))
+                    if not isinstance(entry, dict)
+                    else entry
+                )
         yield entry
 
 
@@ -153,21 +207,35 @@ def test_mutated_annotations(tmp_path):
         (root / "annot/train.json").write_text(json.dumps([ENTRY, entry]))
         try:
             people = load_samples(root, "train")
-            assert np.isfinite(people.joints).all() and (people.side > 0).all() and people.visible.any(1).all()
+            assert (
+                np.isfinite(people.joints).all() and (people.side > 0).all() and people.visible.any(1).all()
+            )
         except BadInput as error:
             assert "train.json, entry 1: " in str(error) and "\n" not in str(error)
             refused += 1
     assert refused > 280
 
 
-@pytest.mark.parametrize("change", [
-    dict(scale=1e-50), dict(scale="0.5"), dict(scale=True), dict(scale=[0.5]), dict(center=["12", 3.0]), dict(image="a\nb.jpg"),
-    dict(joints=[["12", 3.0]] * 16), dict(joints=[[float("nan"), 3.0]] * 16), dict(joints_vis=["1"] * 16), dict(image="sub/s.jpg")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(scale=1e-50),
+        dict(scale="0.5"),
+        dict(scale=True),
+        dict(scale=[0.5]),
+        dict(center=["12", 3.0]),
+        dict(image="a\nb.jpg"),
+        dict(joints=[["12", 3.0]] * 16),
+        dict(joints=[[float("nan"), 3.0]] * 16),
+        dict(joints_vis=["1"] * 16),
+        dict(image="sub/s.jpg"),
+    ],
+)
 def test_what_must_be_refused(change, tmp_path):
     root = folder(tmp_path, ENTRY, dict(ENTRY, **change))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/s.jpg").write_bytes((root / "images/a.jpg").read_bytes())
-    (root / "images/sub").symlink_to(tmp_path / "elsewhere")                   # a linked folder leads out, too
+    (root / "images/sub").symlink_to(tmp_path / "elsewhere")  # a linked folder leads out, too
     with pytest.raises(BadInput, match="train.json, entry 1: ") as caught:
         load_samples(root, "train")
     one_line(caught)
@@ -212,8 +280,10 @@ def test_damaged_pictures_are_skipped_only_where_asked(tmp_path):
     entries = [dict(ENTRY, scale=0.1 + n / 10000) for n in range(1200)]
     bad = [dict(ENTRY, image=f"bad{n}.jpg") for n in range(60)]
     (root / "annot/train.json").write_text(json.dumps(entries + bad))
-    people = load_samples(root, "train")                                        # strict: found when the crops are cut
-    with pytest.raises(BadInput, match="train, entry 1200: .*bad0.jpg cannot be read as an image .*200 million"):
+    people = load_samples(root, "train")  # strict: found when the crops are cut
+    with pytest.raises(
+        BadInput, match="train, entry 1200: .*bad0.jpg cannot be read as an image .*200 million"
+    ):
         store(people, 64)
     people = load_samples(root, "train", skip_bad=True)
     assert len(people) == 1200 and len(people.skipped) == 60 and all("bad" in line for line in people.skipped)
@@ -244,5 +314,5 @@ def test_a_truncated_or_foreign_crop_cache_is_cut_anew(tmp_path):
     for content in (whole[:len(whole) // 2], whole[:50], b"", b"something else", whole[:200] + bytes(10)):
         file.write_bytes(content)
         np.testing.assert_array_equal(store(people, 64, tmp_path / "cache"), first)
-    np.save(file, np.zeros((3, 3)))                                             # a good file of something else
+    np.save(file, np.zeros((3, 3)))  # a good file of something else
     np.testing.assert_array_equal(store(people, 64, tmp_path / "cache"), first)

@@ -21,8 +21,12 @@ def unsettled(model):
     """Batch norms that do something: statistics and scales off 0 and 1."""
     torch.manual_seed(0)
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
-        for tensor, low, high in ((norm.running_mean, -0.5, 0.5), (norm.running_var, 0.5, 2), (norm.weight, 0.5, 1.5),
-                                  (norm.bias, -0.5, 0.5)):
+        for tensor, low, high in (
+            (norm.running_mean, -0.5, 0.5),
+            (norm.running_var, 0.5, 2),
+            (norm.weight, 0.5, 1.5),
+            (norm.bias, -0.5, 0.5),
+        ):
             nn.init.uniform_(tensor, low, high)
     return model.eval()
 
@@ -40,10 +44,16 @@ def test_folded_batch_norms_change_nothing_but_rounding(build):
 
 
 def test_a_norm_is_folded_into_its_own_convolution():
-    """Worked by hand: a 1 x 1 convolution by 3, mean 2, variance 4, scale 5, bias 1: y = 5 (3 x - 2) / 2 + 1."""
+    """Worked by hand: a 1 x 1 convolution by 3, mean 2, variance 4, scale 5, bias 1: y = 5 (3 x - 2) / 2 + 1.
+    """
     pair = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0)).eval()
-    for tensor, value in ((pair[0].weight, 3), (pair[1].running_mean, 2), (pair[1].running_var, 4), (pair[1].weight, 5),
-                          (pair[1].bias, 1)):
+    for tensor, value in (
+        (pair[0].weight, 3),
+        (pair[1].running_mean, 2),
+        (pair[1].running_var, 4),
+        (pair[1].weight, 5),
+        (pair[1].bias, 1),
+    ):
         nn.init.constant_(tensor, value)
     fold_batch_norms(pair)
     assert pair(torch.full((1, 1, 1, 1), 7.0)).item() == pytest.approx(48.5)
@@ -61,9 +71,13 @@ def crops():
 def test_bfloat16_moves_few_joints(weights, crops):
     """Argmax between two like peaks may go either way; the others stay where they are."""
     model, _ = checkpoint.load(WEIGHTS / weights)
-    (found, sure), (expected, confidence) = (net.decode(net(crops)) for net in (for_inference(model, torch.bfloat16), model))
-    moved = (found - expected).norm(dim=-1)                                    # pixels of 64
-    assert moved.median() < 0.3 and (moved > 2).float().mean() < 0.05 and (sure - confidence).abs().mean() < 0.02
+    (found, sure), (expected, confidence) = (
+        net.decode(net(crops)) for net in (for_inference(model, torch.bfloat16), model)
+    )
+    moved = (found - expected).norm(dim=-1)  # pixels of 64
+    assert (
+        moved.median() < 0.3 and (moved > 2).float().mean() < 0.05 and (sure - confidence).abs().mean() < 0.02
+    )
     assert found.dtype == torch.float32
 
 

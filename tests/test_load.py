@@ -24,8 +24,21 @@ WEIGHTS = ROOT / "weights/student-cc-gd-drawn.pt"
 
 
 def predict(*arguments, sources=ROOT, **more):
-    return subprocess.Popen([sys.executable, sources / "predict.py", *map(str, arguments), "--checkpoint", WEIGHTS,
-                             "--device", "cpu"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            sources / "predict.py",
+            *map(str, arguments),
+            "--checkpoint",
+            WEIGHTS,
+            "--device",
+            "cpu",
+        ],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **more,
+    )
 
 
 def memory(process):
@@ -68,17 +81,42 @@ def test_memory_stays_flat(drawings, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_stays_flat_while_scoring(drawings, tmp_path):
-    """From the first crop that is cut to the last that is scored; labels, which are read before, take 5 kB a person."""
+    """From the first crop that is cut to the last that is scored; labels, which are read before, take 5 kB a
+    person.
+    """
     for folder in ("annot", "images"):
         (tmp_path / "data" / folder).mkdir(parents=True)
     for n in range(20):
         shutil.copy(drawings / f"{n}.jpg", tmp_path / "data/images")
-    entries = [dict(image=f"{n % 20}.jpg", joints=[[10.0 + k + n % 7, 20.0 + k] for k in range(16)], joints_vis=[1] * 16,
-                    center=[48.0, 48.0], scale=0.3 + n / 10 ** 6) for n in range(PICTURES)]
+    entries = [
+        dict(
+            image=f"{n % 20}.jpg",
+            joints=[[10.0 + k + n % 7, 20.0 + k] for k in range(16)],
+            joints_vis=[1] * 16,
+            center=[48.0, 48.0],
+            scale=0.3 + n / 10**6,
+        )
+        for n in range(PICTURES)
+    ]
     (tmp_path / "data/annot/valid.json").write_text(json.dumps(entries))
     cache = tmp_path / "cache"
-    process = subprocess.Popen([sys.executable, ROOT / "evaluate.py", "--checkpoint", WEIGHTS, "--data", tmp_path / "data", "--cache",
-                                cache, "--device", "cpu"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            ROOT / "evaluate.py",
+            "--checkpoint",
+            WEIGHTS,
+            "--data",
+            tmp_path / "data",
+            "--cache",
+            cache,
+            "--device",
+            "cpu",
+        ],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     seen = []
     while process.poll() is None:
         if cache.exists():
@@ -90,8 +128,12 @@ def test_memory_stays_flat_while_scoring(drawings, tmp_path):
     said, errors = process.communicate()
     assert process.returncode == 0 and f"PCKh on {PICTURES:,} people of data/valid" in said, errors
     early, late = max(seen[:2 * len(seen) // 5]), max(seen[2 * len(seen) // 5:])
-    print(f"{PICTURES} people scored: {early:.0f} MB in the first two fifths of the time, {late:.0f} MB after")
-    assert late < early + 120            # the network's first batch of 64 is in the late part where cutting takes longest
+    print(
+        f"{PICTURES} people scored: {early:.0f} MB in the first two fifths of the time, {late:.0f} MB after"
+    )
+    assert (
+        late < early + 120
+    )  # the network's first batch of 64 is in the late part where cutting takes longest
 
 
 CUT = """
@@ -117,18 +159,32 @@ def test_ten_processes_share_a_cache(tmp_path):
     entries = []
     for n, picture in enumerate(draw_people(40, 8, workers=1).images):
         Image.fromarray(picture).save(tmp_path / f"data/images/{n}.jpg")
-        entries.append(dict(image=f"{n}.jpg", joints=[[10.0 + k, 20.0] for k in range(16)], joints_vis=[1] * 16,
-                            center=[48.0, 48.0], scale=0.3))
+        entries.append(
+            dict(
+                image=f"{n}.jpg",
+                joints=[[10.0 + k, 20.0] for k in range(16)],
+                joints_vis=[1] * 16,
+                center=[48.0, 48.0],
+                scale=0.3,
+            )
+        )
     (tmp_path / "data/annot/train.json").write_text(json.dumps(entries))
-    done = subprocess.run([sys.executable, "-c", CUT.format(root=str(ROOT))], capture_output=True, text=True, cwd=tmp_path,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", CUT.format(root=str(ROOT))],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert len({int(np.load(tmp_path / f"sum-{n}.npy")) for n in range(10)}) == 1
     assert len(list((tmp_path / "cache").iterdir())) == 1                # one file, nothing half-written
 
 
 def test_a_clone_that_is_only_read(drawings, tmp_path):
-    """Names with spaces and letters beyond ASCII, no home, one core; nothing is written beside the sources."""
+    """Names with spaces and letters beyond ASCII, no home, one core; nothing is written beside the sources.
+    """
     place, clone = tmp_path / "Ein Ordner für Bilder", tmp_path / "clone"
     place.mkdir()
     clone.mkdir()
@@ -139,9 +195,22 @@ def test_a_clone_that_is_only_read(drawings, tmp_path):
     clone.chmod(0o555)
     before = {path: path.stat().st_mtime_ns for path in clone.rglob("*")}
     environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    one_core = (lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})) if hasattr(os, "sched_setaffinity") else None
-    process = predict(drawings, "--out", "Skizzen – neu", "--json", "é.json", cwd=place, env=environment, preexec_fn=one_core,
-                      sources=clone)
+    one_core = (
+        (lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}))
+        if hasattr(os, "sched_setaffinity")
+        else None
+    )
+    process = predict(
+        drawings,
+        "--out",
+        "Skizzen – neu",
+        "--json",
+        "é.json",
+        cwd=place,
+        env=environment,
+        preexec_fn=one_core,
+        sources=clone,
+    )
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert len(list((place / "Skizzen – neu").iterdir())) == 20 and (place / "é.json").exists()

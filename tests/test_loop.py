@@ -1,4 +1,6 @@
-"""The loop in this process: losses that are not finite, the same weights again, and what threads and processes may change."""
+"""The loop in this process: losses that are not finite, the same weights again, and what threads and
+processes may change.
+"""
 
 import argparse
 import copy
@@ -18,7 +20,6 @@ from distill import TERMS
 from models import build_student, build_teacher
 from synthetic import drawn_people
 from train import Stopped
-
 
 ONE = Distributed(0, 1, "cpu")
 
@@ -47,7 +48,9 @@ def tiny():
 
 
 def teacher():
-    """HRNet's place is taken by one convolution with its batch norm: checkpoints of HRNet's 930 tensors take a second to read."""
+    """HRNet's place is taken by one convolution with its batch norm: checkpoints of HRNet's 930 tensors take
+    a second to read.
+    """
     model = build_teacher("mini")
     model.backbone = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4, bias=False), nn.BatchNorm2d(4), nn.ReLU())
     return model
@@ -55,10 +58,32 @@ def teacher():
 
 def training(people, out, build=lambda: build_student("cc", "gs", preset="mini"), **changes):
     out.mkdir(exist_ok=True)
-    args = argparse.Namespace(**{**dict(
-        out=out, data="drawn", drawings=64, distill=False, terms=list(TERMS), views=0, batch_size=16, accumulate=1, lr=1e-3,
-        optimiser="muon", seed=0, amp=False, epochs=2, preset="tiny", student="cc", stop_after=None, augmentation="upright",
-        compile=False, deterministic=False), **changes})
+    args = argparse.Namespace(
+        **{
+            **dict(
+                out=out,
+                data="drawn",
+                drawings=64,
+                distill=False,
+                terms=list(TERMS),
+                views=0,
+                batch_size=16,
+                accumulate=1,
+                lr=1e-3,
+                optimiser="muon",
+                seed=0,
+                amp=False,
+                epochs=2,
+                preset="tiny",
+                student="cc",
+                stop_after=None,
+                augmentation="upright",
+                compile=False,
+                deterministic=False,
+            ),
+            **changes,
+        }
+    )
     train, valid, crops, valid_crops = people
     torch.manual_seed(args.seed)
     return Run(args, loop.initial_state(args, ONE, build(), train), (train, crops), (valid, valid_crops))
@@ -123,7 +148,9 @@ def test_what_is_not_finite_is_named_and_kept(people, tmp_path):
     run = training(people, tmp_path / "run")
     with torch.no_grad():
         run.model.head.x.weight[0, 0] = float("nan")
-    with pytest.raises(BadInput, match=r"not finite at epoch 1, step 1: task, loss \(.*not-finite.pt holds .*or lower --lr$"):
+    with pytest.raises(
+        BadInput, match=r"not finite at epoch 1, step 1: task, loss \(.*not-finite.pt holds .*or lower --lr$"
+    ):
         run.run()
     kept = torch.load(tmp_path / "run/not-finite.pt", weights_only=True)
     assert len(kept["rows"]) == 16 and kept["epoch"] == 0 and "head.x.weight" in kept["model"]
@@ -133,7 +160,9 @@ def test_what_is_not_finite_is_named_and_kept(people, tmp_path):
     before = copy.deepcopy(run.model.state_dict())
     with pytest.raises(BadInput, match="step 1: gradient"):
         run.run()
-    assert all(torch.equal(before[name], value) for name, value in run.model.state_dict().items())     # not spoiled
+    assert all(
+        torch.equal(before[name], value) for name, value in run.model.state_dict().items()
+    )  # not spoiled
 
 
 def test_a_run_knows_its_people_wherever_they_are(people, tmp_path):
@@ -176,12 +205,15 @@ def test_a_stop_is_heard_while_a_network_is_scored(people, tmp_path, monkeypatch
     with pytest.raises(Stopped):
         run.run(stop=lambda between_steps=False: bool(asked))
     progress = run.state.progress
-    assert progress.epoch == 1 and progress.step == 4                        # all steps of the second, which has no score yet
+    assert progress.epoch == 1 and progress.step == 4  # all steps of the second, which has no score yet
     monkeypatch.setattr(loop, "evaluate", scoring)
     run = training(people, tmp_path / "run")
     run.resume()
     assert torch.equal(weights(run), expected)
-    one, other = ([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "run"))
+    one, other = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "run")
+    )
     changing = {"images_per_second", "input_alone"}
     assert [{key: line[key] for key in line.keys() - changing} for line in one] == [
         {key: line[key] for key in line.keys() - changing} for line in other]
@@ -189,8 +221,12 @@ def test_a_stop_is_heard_while_a_network_is_scored(people, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("how", ["signal", "time is up"])
 def test_stopped_after_every_step_to_the_bit(people, tmp_path, monkeypatch, how):
-    """The teacher, whose batch norms count, in bfloat16 and in parts, partly hidden people: eight stops in two epochs of four."""
-    changes = dict(build=teacher, amp=True, accumulate=2, batch_size=4, augmentation="occlusion", optimiser="adam")
+    """The teacher, whose batch norms count, in bfloat16 and in parts, partly hidden people: eight stops in
+    two epochs of four.
+    """
+    changes = dict(
+        build=teacher, amp=True, accumulate=2, batch_size=4, augmentation="occlusion", optimiser="adam"
+    )
     people = people[0].first(16), people[1], people[2][:16], people[3]
     whole = training(people, tmp_path / "whole", **changes)
     expected, stops = weights(whole), 0
@@ -201,8 +237,10 @@ def test_stopped_after_every_step_to_the_bit(people, tmp_path, monkeypatch, how)
         if stops:
             run.resume()
         stop = loop.StopRequest(1 if how == "time is up" else None)
-        if how == "signal":                                  # it arrives within the step
-            monkeypatch.setattr(loop, "update_ema", lambda *what, stop=stop: (update(*what), stop.receive(15, None)))
+        if how == "signal":  # it arrives within the step
+            monkeypatch.setattr(
+                loop, "update_ema", lambda *what, stop=stop: (update(*what), stop.receive(15, None))
+            )
         try:
             run.run(stop=stop)
             break
@@ -257,7 +295,9 @@ def test_a_run_may_go_on_with_a_lower_rate(people, tmp_path):
     run = training(people, tmp_path, lr=1e-4)
     run.resume()
     run.run()
-    with pytest.raises(BadInput, match="was trained with --lr 0.0001, now it is 0.001: it may be lowered, not raised"):
+    with pytest.raises(
+        BadInput, match="was trained with --lr 0.0001, now it is 0.001: it may be lowered, not raised"
+    ):
         training(people, tmp_path, lr=1e-3).resume()
     rates = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(rates) == 2 and max(rates) <= 1e-4

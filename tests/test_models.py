@@ -11,9 +11,21 @@ import torch.nn.functional as F
 from crops import coordinate_labels, heatmaps
 from evaluate import PAPER, count_multiply_adds, count_parameters
 from hrnet import HRNet
-from models import (BACKBONES, FILTERS, STUDENTS, Attention, CoordinateHead, Encoder, HeatmapHead,
-                    Regression, RegressionHead, build_student, build_teacher, decode_heatmaps,
-                    sine_position_embedding)
+from models import (
+    BACKBONES,
+    FILTERS,
+    STUDENTS,
+    Attention,
+    CoordinateHead,
+    Encoder,
+    HeatmapHead,
+    Regression,
+    RegressionHead,
+    build_student,
+    build_teacher,
+    decode_heatmaps,
+    sine_position_embedding,
+)
 
 
 @pytest.mark.parametrize("row", PAPER, ids=lambda row: "-".join(row[:3]))
@@ -32,7 +44,7 @@ def test_multiply_adds_of_a_transform_by_hand():
     with torch.device("meta"):
         attention, gs = (build_student("cc", filter, "none", "tiny") for filter in ("attention", "gs"))
     D, N, depth = 96, 80, 4
-    products = 4 * D * D * N + 2 * N * N * D              # qkv and output projections; the two products of attention
+    products = 4 * D * D * N + 2 * N * N * D  # qkv and output projections; the two products of attention
     assert count_multiply_adds(attention) - count_multiply_adds(gs) == pytest.approx(
         depth * (products - 2.5 * N * math.log2(N) * D), rel=1e-6)
 
@@ -44,8 +56,12 @@ def test_hrnet_has_the_published_names_and_shapes(real_data, width, name):
     published = {key.removeprefix("pre_feature."): shape for key, shape in published.items()}
     ours = {key: list(value.shape) for key, value in HRNet(width).state_dict().items()}
     assert all(published[key] == shape for key, shape in ours.items())
-    if name == "tokenpose_b":          # its backbone ends where ours does: not one key more
-        theirs = [key for key in next(k for t, k in lists.items() if t.startswith(name)) if key.startswith("pre_feature.")]
+    if name == "tokenpose_b":  # its backbone ends where ours does: not one key more
+        theirs = [
+            key
+            for key in next(k for t, k in lists.items() if t.startswith(name))
+            if key.startswith("pre_feature.")
+        ]
         assert len(theirs) == len(ours)
 
 
@@ -71,7 +87,10 @@ def hrnet_by_names(weights, x):
         return (x + out).relu()
 
     def module(xs, name):
-        xs = [functools.reduce(lambda x, n: block(x, f"{name}.branches.{b}.{n}", 2), range(4), x) for b, x in enumerate(xs)]
+        xs = [
+            functools.reduce(lambda x, n: block(x, f"{name}.branches.{b}.{n}", 2), range(4), x)
+            for b, x in enumerate(xs)
+        ]
         fused = []
         for i in range(len(xs)):
             if f"{name}.fuse_layers.{i}.{1 if i == 0 else 0}.0.weight" not in weights and \
@@ -82,7 +101,11 @@ def hrnet_by_names(weights, x):
                 path = f"{name}.fuse_layers.{i}.{j}"
                 if j > i:
                     times = 2 ** (j - i)
-                    x = conv_bn(x, path + ".0", path + ".1").repeat_interleave(times, 2).repeat_interleave(times, 3)
+                    x = (
+                        conv_bn(x, path + ".0", path + ".1")
+                        .repeat_interleave(times, 2)
+                        .repeat_interleave(times, 3)
+                    )
                     total = total + x
                 for step in range(i - j):
                     x = conv_bn(x, f"{path}.{step}.0", f"{path}.{step}.1", stride=2)
@@ -112,7 +135,7 @@ def test_hrnet_does_what_its_names_say():
             torch.nn.init.uniform_(module.bias, -0.3, 0.3)
     x = torch.rand(2, 3, 64, 96)
     expected = hrnet_by_names(model.state_dict(), x)
-    assert expected.std() > 0.1 and (expected == 0).float().mean() < 0.9         # a map of zeros would prove nothing
+    assert expected.std() > 0.1 and (expected == 0).float().mean() < 0.9  # a map of zeros would prove nothing
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -173,7 +196,7 @@ def test_attention_does_not_see_padding():
 def test_position_embedding_tells_rows_and_columns():
     position = sine_position_embedding(4, 6, 16)
     assert position.shape == (4, 6, 16) and position.abs().max() <= 1
-    torch.testing.assert_close(position[1, 0, :8], position[1, 5, :8])       # the row half is constant along a row
+    torch.testing.assert_close(position[1, 0, :8], position[1, 5, :8])  # the row half is constant along a row
     torch.testing.assert_close(position[0, 2, 8:], position[3, 2, 8:])       # the column half along a column
     assert torch.cdist(position.view(24, 16), position.view(24, 16)).add(torch.eye(24)).min() > 0.1
     angle = 2 * math.pi * 3 / 4                                              # row 2 of 4, lowest frequency
@@ -192,7 +215,8 @@ def test_decoding_undoes_the_heatmap_label():
 
 
 def test_teachers_heatmap_of_a_perfect_answer_is_the_label():
-    """The head's output is the label itself, between 0 and 1 with a peak near 1, when the network is right."""
+    """The head's output is the label itself, between 0 and 1 with a peak near 1, when the network is right.
+    """
     head = HeatmapHead(8, 64, sigma=2.0)
     inner = torch.tensor([[[0.5, 0.4], [0.3, 0.6]]])
     label = heatmaps(inner, 2.0, 64)
@@ -201,7 +225,9 @@ def test_teachers_heatmap_of_a_perfect_answer_is_the_label():
 
 @pytest.mark.parametrize("sigma", [2.0, 1.5, 1.0])
 def test_a_teacher_sharper_than_its_label_is_decoded_as_well(sigma):
-    """Its clamped heatmap has several cells at 1; where the highest of them lies must not depend on their order."""
+    """Its clamped heatmap has several cells at 1; where the highest of them lies must not depend on their
+    order.
+    """
     head = HeatmapHead(8, 64, sigma=2.0)
     places = torch.rand(1, 200, 2, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
     found, confidence = head.decode(heatmaps(places, sigma, 64).clamp(min=1e-30).log())
@@ -240,7 +266,9 @@ def test_decoded_pixels_count_from_the_first_ones_centre():
 @pytest.mark.parametrize("filter", FILTERS)
 @pytest.mark.parametrize("student", STUDENTS)
 def test_every_student_learns_in_every_part(student, filter, backbone):
-    """One backward pass at the tiny preset gives each trainable parameter that its loss can reach a finite gradient."""
+    """One backward pass at the tiny preset gives each trainable parameter that its loss can reach a finite
+    gradient.
+    """
     torch.manual_seed(0)
     model = build_student(student, filter, backbone, "tiny")
     output = model(torch.rand(2, 3, 64, 64))
@@ -281,7 +309,12 @@ def test_heads_stay_in_float32_within_autocast(student):
 
 
 def test_unknown_names_are_refused():
-    for arguments in (("regression", "gs"), ("reg", "fft"), ("reg", "gs", "w18"), ("reg", "gs", "none", "huge")):
+    for arguments in (
+        ("regression", "gs"),
+        ("reg", "fft"),
+        ("reg", "gs", "w18"),
+        ("reg", "gs", "none", "huge"),
+    ):
         with pytest.raises(ValueError, match="is not one of"):
             build_student(*arguments)
 

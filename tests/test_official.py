@@ -30,21 +30,26 @@ def published(real_data, title):
 
 
 def tokenpose_forward(weights, images):
-    """TokenPose-B after its description, from its own names: keypoint tokens first, positions added before every layer.
+    """TokenPose-B after its description, from its own names: keypoint tokens first, positions added before
+    every layer.
 
     The backbone is HRNet's, tested by itself against its parameter names (test_models.py).
     """
-    w = {name.removeprefix("transformer."): tensor for name, tensor in weights.items() if name.startswith("transformer.")}
+    w = {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in weights.items()
+        if name.startswith("transformer.")
+    }
     backbone = HRNet(48).eval()
     backbone.load_state_dict({name.removeprefix("pre_feature."): tensor for name, tensor in weights.items()
                               if name.startswith("pre_feature.")})
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    features = backbone((images - mean[:, None, None]) / std[:, None, None])                     # (B, 48, 64, 64)
+    features = backbone((images - mean[:, None, None]) / std[:, None, None])  # (B, 48, 64, 64)
     B = len(features)
     patches = [features[:, :, 4 * i:4 * i + 4, 4 * j:4 * j + 4].permute(0, 2, 3, 1).reshape(B, -1)
                for i in range(16) for j in range(16)]
     visual = torch.stack(patches, 1) @ w["patch_to_embedding.weight"].T + w["patch_to_embedding.bias"]
-    x = torch.cat([w["keypoint_token"].expand(B, -1, -1), visual + w["pos_embedding"]], 1)       # (B, 272, 192)
+    x = torch.cat([w["keypoint_token"].expand(B, -1, -1), visual + w["pos_embedding"]], 1)  # (B, 272, 192)
     for layer in range(12):
         name = f"transformer.layers.{layer}."
         if layer:
@@ -55,7 +60,11 @@ def tokenpose_forward(weights, images):
         for h in range(8):
             part = slice(24 * h, 24 * h + 24)
             heads.append((q[..., part] @ k[..., part].transpose(1, 2) / 24 ** 0.5).softmax(-1) @ v[..., part])
-        x = x + torch.cat(heads, -1) @ w[name + "0.fn.fn.to_out.0.weight"].T + w[name + "0.fn.fn.to_out.0.bias"]
+        x = (
+            x
+            + torch.cat(heads, -1) @ w[name + "0.fn.fn.to_out.0.weight"].T
+            + w[name + "0.fn.fn.to_out.0.bias"]
+        )
         y = F.layer_norm(x, (192,), w[name + "1.fn.norm.weight"], w[name + "1.fn.norm.bias"])
         y = F.gelu(y @ w[name + "1.fn.fn.net.0.weight"].T + w[name + "1.fn.fn.net.0.bias"])
         x = x + y @ w[name + "1.fn.fn.net.3.weight"].T + w[name + "1.fn.fn.net.3.bias"]
@@ -68,25 +77,34 @@ def tokenpose_forward(weights, images):
 @torch.no_grad()
 def test_tokenpose_b_gives_tokenposes_heatmaps(real_data, tmp_path):
     weights = published(real_data, "tokenpose_b")
-    torch.save({"state_dict": {"module." + name: tensor for name, tensor in weights.items()}, "epoch": 3}, tmp_path / "b.pth")
+    torch.save(
+        {"state_dict": {"module." + name: tensor for name, tensor in weights.items()}, "epoch": 3},
+        tmp_path / "b.pth",
+    )
     teacher, metadata = checkpoint.load(tmp_path / "b.pth")
     assert metadata["used"].endswith(f"all {len(weights)} weights used, 0 left over")
     images = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(1))
     expected, found = tokenpose_forward(weights, images), teacher(images).prediction
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-3)
-    assert torch.equal(teacher.head.heatmaps(found), found.clamp(0, 1))       # values, not logits
+    assert torch.equal(teacher.head.heatmaps(found), found.clamp(0, 1))  # values, not logits
 
-    checkpoint.save(tmp_path / "ours.pt", teacher, metadata)                     # and it survives as a checkpoint of ours
+    checkpoint.save(tmp_path / "ours.pt", teacher, metadata)  # and it survives as a checkpoint of ours
     again, _ = checkpoint.load(tmp_path / "ours.pt")
     assert torch.equal(again(images).prediction, found)
 
 
 def test_distilposes_teacher_is_the_same_behind_other_names(real_data):
     weights = published(real_data, "tokenpose_b")
-    renamed = {name.replace("pre_feature.", "backbone.", 1) if name.startswith("pre_feature.")
-               else name.replace("transformer.", "keypoint_head.tokenpose.", 1): tensor for name, tensor in weights.items()}
-    one, other = (published_teacher({"state_dict": content}, "x")[0].state_dict() for content in (weights, renamed))
+    renamed = {
+        name.replace("pre_feature.", "backbone.", 1)
+        if name.startswith("pre_feature.")
+        else name.replace("transformer.", "keypoint_head.tokenpose.", 1): tensor
+        for name, tensor in weights.items()
+    }
+    one, other = (
+        published_teacher({"state_dict": content}, "x")[0].state_dict() for content in (weights, renamed)
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -94,12 +112,18 @@ def test_what_is_amiss_is_named(real_data, tmp_path):
     weights = published(real_data, "tokenpose_b")
     last = "transformer.transformer.layers.11.1.fn.fn.net.3.bias"
     for content, message in (
-            ({name: tensor for name, tensor in weights.items() if name != last}, "lacks 1 weights, encoder.blocks.11.mlp.2.bias"),
-            (weights | {last: torch.zeros(7)}, "has another shape of 1 weights, encoder.blocks.11.mlp.2.bias"),
-            (weights | {"transformer.surprise": torch.zeros(1)}, "holds unknown 1 weights, transformer.surprise"),
-            (published(real_data, "tokenpose_l"), "is a TokenPose-L, which stacks three transformers")):
+        (
+            {name: tensor for name, tensor in weights.items() if name != last},
+            "lacks 1 weights, encoder.blocks.11.mlp.2.bias",
+        ),
+        (weights | {last: torch.zeros(7)}, "has another shape of 1 weights, encoder.blocks.11.mlp.2.bias"),
+        (weights | {"transformer.surprise": torch.zeros(1)}, "holds unknown 1 weights, transformer.surprise"),
+        (published(real_data, "tokenpose_l"), "is a TokenPose-L, which stacks three transformers"),
+    ):
         with pytest.raises(BadInput, match=message):
             published_teacher(content, "x.pth")
     torch.save({"state_dict": weights, "perf": np.float64(90.1)}, tmp_path / "pickled.pth")
-    with pytest.raises(BadInput, match=r"pickled.pth cannot be read safely: it holds more than tensors \(numpy"):
+    with pytest.raises(
+        BadInput, match=r"pickled.pth cannot be read safely: it holds more than tensors \(numpy"
+    ):
         checkpoint.load(tmp_path / "pickled.pth")

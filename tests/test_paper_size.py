@@ -1,6 +1,8 @@
-"""Every run of the paper's tables at its full size, for some steps on a few drawn people: does each command work to its end?
+"""Every run of the paper's tables at its full size, for some steps on a few drawn people: does each command
+work to its end?
 
-    LONG_TESTS=1 python -m pytest tests/test_paper_size.py          # 33 runs of 256 x 256 networks: 18 minutes on two cores
+    LONG_TESTS=1 python -m pytest tests/test_paper_size.py          # 33 runs of 256 x 256 networks: 18
+    minutes on two cores
 """
 
 import json
@@ -23,23 +25,32 @@ TEACHER_EPOCHS = 20          # of one step
 def write_folder(folder):
     """Drawn people in MPII's layout, the same to learn from and to be scored on.
 
-    One more, to learn from, is far out of his box: nobody learns from him, but the mean pose moves away, and a teacher of 20
-    steps is still better than that, or no student would be allowed to learn from it.
+    One more, to learn from, is far out of his box: nobody learns from him, but the mean pose moves away, and
+    a teacher of 20 steps is still better than that, or no student would be allowed to learn from it.
     """
     (folder / "images").mkdir(parents=True), (folder / "annot").mkdir()
     drawn = draw_people(PEOPLE, 5, 256, workers=1)
     entries = []
     for n, (picture, joints, visible, center, scale, _) in enumerate(zip(*drawn)):
         Image.fromarray(picture).save(folder / f"images/{n}.png")
-        entries.append(dict(image=f"{n}.png", joints=(joints + 1).tolist(), joints_vis=visible.astype(int).tolist(),
-                            center=(center + 1).tolist(), scale=float(scale)))
+        entries.append(
+            dict(
+                image=f"{n}.png",
+                joints=(joints + 1).tolist(),
+                joints_vis=visible.astype(int).tolist(),
+                center=(center + 1).tolist(),
+                scale=float(scale),
+            )
+        )
     astray = dict(entries[0], center=[entries[0]["center"][0] + 10_000, entries[0]["center"][1]])
     (folder / "annot/train.json").write_text(json.dumps([*entries, astray]))
     (folder / "annot/valid.json").write_text(json.dumps(entries))
 
 
 def run(script, *arguments, cwd):
-    done = subprocess.run([sys.executable, script, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, script, *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout
 
@@ -55,7 +66,7 @@ def test_every_row_of_the_paper(tmp_path):
     flags = "--batch-size", PEOPLE, "--augmentation", "upright"
     run(clone / "train.py", "--data", "dry", "--preset", "paper", "--amp", "--train-teacher", *flags,
         "--epochs", TEACHER_EPOCHS, cwd=tmp_path)
-    (tmp_path / "runs/teacher-paper-dry/result.json").unlink()                   # of other epochs than the sweep's
+    (tmp_path / "runs/teacher-paper-dry/result.json").unlink()  # of other epochs than the sweep's
     said = run(clone / "studies/paper.py", "--data", "dry", "--", *flags, "--epochs", 2, cwd=tmp_path)
     results = {file.stem: json.loads(file.read_text()) for file in (clone / "results").glob("dry-*.json")}
     names = {f"dry-{'-'.join(row[:3])}-{side}" for row in PAPER for side in ("alone", "distilled")}

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import call, run
 from PIL import Image
 
-from commands import call, run
 from pictures import response
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ def test_response_is_that_of_the_whole_spectrum():
         half = np.fft.rfft2(kernel, axes=(0, 1))
         seen = response(torch.from_numpy(half.real), torch.from_numpy(half.imag)).numpy()
         whole = np.abs(np.fft.fft2(kernel, axes=(0, 1))).mean(-1)
-        if W % 2 == 0:                                     # the highest frequency stands for both of its sides
+        if W % 2 == 0:  # the highest frequency stands for both of its sides
             expected = np.fft.fftshift(whole, axes=0)
             expected = np.concatenate([expected[:, W // 2:], expected[:, :W // 2 + 1]], 1)
         else:
@@ -35,12 +35,23 @@ def test_without_matplotlib_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = call("studies/pictures.py", "curves", "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "error: matplotlib is not installed: python -m pip install -r requirements-extra.txt\n"
+    assert (
+        done.stderr == "error: matplotlib is not installed: python -m pip install -r requirements-extra.txt\n"
+    )
 
 
 def test_predictions_need_no_matplotlib(tmp_path):
     """In a process, or what another test has imported would be there."""
-    done = run("studies/pictures.py", "predictions", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path, without=["matplotlib"])
+    done = run(
+        "studies/pictures.py",
+        "predictions",
+        "--checkpoint",
+        STUDENT,
+        "--out",
+        tmp_path,
+        cwd=tmp_path,
+        without=["matplotlib"],
+    )
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "predictions-drawn.jpg").size == (6 * 160, 3 * 160)
 
@@ -49,7 +60,15 @@ def test_filters(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-extra.txt)")
     done = call("studies/pictures.py", "filters", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "filters.png").stat().st_size > 5000, done.stderr
-    done = call("studies/pictures.py", "filters", "--checkpoint", ROOT / "weights/teacher-tiny-drawn.pt", "--out", tmp_path, cwd=tmp_path)
+    done = call(
+        "studies/pictures.py",
+        "filters",
+        "--checkpoint",
+        ROOT / "weights/teacher-tiny-drawn.pt",
+        "--out",
+        tmp_path,
+        cwd=tmp_path,
+    )
     assert done.returncode == 2 and "holds no filters to look at" in done.stderr
 
 

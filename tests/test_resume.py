@@ -12,20 +12,33 @@ import socket
 import subprocess
 import time
 
+import commands
 import pytest
 import torch
+from commands import HELD_OUT, call
 
 import checkpoint
-import commands
-from commands import HELD_OUT, call
 
 LONG = bool(os.environ.get("LONG_TESTS"))
 KILLS, EPOCHS = (20, 100) if LONG else (3, 8)
-SHORT = ["--student", "cc", "--filter", "gs", "--drawings", 192 if LONG else 96, "--batch-size", 16, "--device", "cpu"]
+SHORT = [
+    "--student",
+    "cc",
+    "--filter",
+    "gs",
+    "--drawings",
+    192 if LONG else 96,
+    "--batch-size",
+    16,
+    "--device",
+    "cpu",
+]
 
 
 def start(*arguments, held_out=None if LONG else HELD_OUT, **how):
-    return commands.start("train.py", *arguments, held_out=held_out, env={**os.environ, "OMP_NUM_THREADS": "1"}, **how)
+    return commands.start(
+        "train.py", *arguments, held_out=held_out, env={**os.environ, "OMP_NUM_THREADS": "1"}, **how
+    )
 
 
 def finished(process):
@@ -37,10 +50,19 @@ def finished(process):
 def outcome(folder):
     """What must not depend on interruptions: weights, running mean, optimisers, log, scores; not seconds."""
     last = checkpoint.read(folder / "last.pt")
-    log = [{name: value for name, value in json.loads(line).items() if name not in ("images_per_second", "input_alone")}
-           for line in (folder / "log.jsonl").read_text().splitlines()]
-    return (checkpoint.checksum([last["model"], last["training"]["ema"], last["training"]["optimisers"]]), log,
-            json.loads((folder / "result.json").read_text())["scores"])
+    log = [
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if name not in ("images_per_second", "input_alone")
+        }
+        for line in (folder / "log.jsonl").read_text().splitlines()
+    ]
+    return (
+        checkpoint.checksum([last["model"], last["training"]["ema"], last["training"]["optimisers"]]),
+        log,
+        json.loads((folder / "result.json").read_text())["scores"],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +81,17 @@ def test_killed_at_any_moment_and_continued_to_the_bit(undisturbed, tmp_path):
         if kills == KILLS:
             finished(process)
             break
-        # now while it starts up, now in its training, however fast the machine: after an epoch more, or at once
+        # now while it starts up, now in its training, however fast the machine: after an epoch more, or at
+        # once
         log, lines = tmp_path / "run/log.jsonl", choice.choice([0, 1, 1])
         wanted = lines and (len(log.read_text().splitlines()) if log.exists() else 0) + lines
-        while process.poll() is None and wanted and not (log.exists() and len(log.read_text().splitlines()) >= wanted):
+        while (
+            process.poll() is None
+            and wanted
+            and not (log.exists() and len(log.read_text().splitlines()) >= wanted)
+        ):
             time.sleep(0.05)
-        time.sleep(choice.uniform(0, 4))         # asking the teacher in a new view takes a second or two of that
+        time.sleep(choice.uniform(0, 4))  # asking the teacher in a new view takes a second or two of that
         if process.poll() is not None:
             assert process.returncode == 0
             break
@@ -102,10 +129,19 @@ def torchrun():
 
 
 def test_two_processes_are_one_experiment(tmp_path):
-    """torchrun with gloo, and --accumulate: the loss curve of one process with all of the batch, and PCKh to the digit."""
+    """torchrun with gloo, and --accumulate: the loss curve of one process with all of the batch, and PCKh to
+    the digit.
+    """
     common = ["--student", "cc", "--filter", "gs", "--drawings", 96, "--device", "cpu", "--epochs", 2]
-    finished(start(*common, "--batch-size", 16, "--out", "two", cwd=tmp_path, launcher=torchrun(), held_out=HELD_OUT))
-    for name, flags in (("whole", ["--batch-size", 16]), ("accumulated", ["--batch-size", 16, "--accumulate", 2])):
+    finished(
+        start(
+            *common, "--batch-size", 16, "--out", "two", cwd=tmp_path, launcher=torchrun(), held_out=HELD_OUT
+        )
+    )
+    for name, flags in (
+        ("whole", ["--batch-size", 16]),
+        ("accumulated", ["--batch-size", 16, "--accumulate", 2]),
+    ):
         done = call("train.py", *common, *flags, "--out", name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     logs = {name: [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
@@ -113,7 +149,8 @@ def test_two_processes_are_one_experiment(tmp_path):
     for name in ("accumulated", "two"):
         for one, other in zip(logs["whole"], logs[name], strict=True):
             for term in ("task", "keypoint_tokens", "visual_tokens", "heatmap", "confidence", "loss"):
-                # the confidence term looks the heatmap up at the student's argmax, which rounding may move by a bin: measured
+                # the confidence term looks the heatmap up at the student's argmax, which rounding may move by
+                # a bin: measured
                 # 4e-4 to 2e-3 off, the other terms 7e-7 to 3e-4
                 rel = 1e-2 if term == "confidence" else 1e-3
                 assert other[term] == pytest.approx(one[term], rel=rel), (name, term)
@@ -129,7 +166,9 @@ def test_one_lost_process_ends_all(tmp_path):
     deadline = time.monotonic() + 120
     while not (tmp_path / "run/last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
     said, errors = process.communicate(timeout=120)
     assert process.returncode != 0

@@ -12,8 +12,23 @@ import numpy as np
 import pytest
 
 import synthetic
-from synthetic import (HEAD_TOP, L_HIP, L_KNEE, L_SHOULDER, PELVIS, R_HIP, R_KNEE, R_SHOULDER, SIDES, THORAX,
-                       UPPER_NECK, draw_people, draw_person, pose, view)
+from synthetic import (
+    HEAD_TOP,
+    L_HIP,
+    L_KNEE,
+    L_SHOULDER,
+    PELVIS,
+    R_HIP,
+    R_KNEE,
+    R_SHOULDER,
+    SIDES,
+    THORAX,
+    UPPER_NECK,
+    draw_people,
+    draw_person,
+    pose,
+    view,
+)
 
 SEED = 7
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,8 +66,14 @@ def test_a_script_without_a_main_guard_ends(tmp_path):
     """The library starts no process by itself: one would run this script again."""
     (tmp_path / "script.py").write_text("from synthetic import drawn_people\nprint('began')\n"
                                         "print(len(drawn_people('valid', 1000, 16)))\n")
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.stdout.split() == ["began", "1000"], done.stderr
 
 

@@ -1,4 +1,5 @@
-"""The loop's parts by hand: rates, the running mean of weights, who optimises what, where a run starts from."""
+"""The loop's parts by hand: rates, the running mean of weights, who optimises what, where a run starts from.
+"""
 
 import copy
 
@@ -19,7 +20,9 @@ from train import EMA_FRACTION, Muon, build_optimisers, orthogonal, rate_factor,
 def test_rate_rises_and_falls_by_tenths():
     factors = [rate_factor(step, 300) for step in range(300)]
     assert factors[:3] == pytest.approx([1 / 30, 2 / 30, 3 / 30]) and factors[29] == factors[199] == 1
-    assert factors[200] == factors[259] == pytest.approx(0.1) and factors[260] == factors[299] == pytest.approx(0.01)
+    assert factors[200] == factors[259] == pytest.approx(0.1) and factors[260] == factors[
+        299
+    ] == pytest.approx(0.01)
 
 
 def test_running_mean_of_weights():
@@ -36,7 +39,9 @@ def test_running_mean_of_weights():
     assert ema.weight.item() == pytest.approx(3 + 100 / (EMA_FRACTION * 10 ** 6))
 
 
-@pytest.mark.parametrize("build", [lambda: build_student("cc", "gd", preset="tiny"), lambda: build_teacher("tiny")])
+@pytest.mark.parametrize(
+    "build", [lambda: build_student("cc", "gd", preset="tiny"), lambda: build_teacher("tiny")]
+)
 def test_every_learning_weight_has_one_optimiser(build):
     model = build()
     learning = {id(p): p for p in model.parameters() if p.requires_grad}
@@ -45,7 +50,9 @@ def test_every_learning_weight_has_one_optimiser(build):
                 for p in group["params"]]
         assert len(held) == len(learning) and {id(p) for p in held} == learning.keys()
     muon, adam = build_optimisers(model, "muon", 1e-3)
-    assert all(p.ndim == 2 for p in muon.param_groups[0]["params"]) and muon.param_groups[0]["lr"] == pytest.approx(0.02)
+    assert all(p.ndim == 2 for p in muon.param_groups[0]["params"]) and muon.param_groups[0][
+        "lr"
+    ] == pytest.approx(0.02)
     assert any(p is model.head.parameters().__next__() for p in adam.param_groups[0]["params"])
 
 
@@ -80,7 +87,9 @@ def test_muon_takes_the_steps_of_torch_optim_muon():
 
 
 def test_orthogonal_updates():
-    singular = torch.linalg.svdvals(orthogonal(torch.randn(3, 16, 48, generator=torch.Generator().manual_seed(0))))
+    singular = torch.linalg.svdvals(
+        orthogonal(torch.randn(3, 16, 48, generator=torch.Generator().manual_seed(0)))
+    )
     assert 0.6 < singular.min() and singular.max() < 1.3                         # what five iterations reach
 
 
@@ -92,10 +101,22 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
     train.lock_folder(tmp_path / "another")
 
 
-@pytest.mark.parametrize("flags, processes, parts", [
-    (["--batch-size", "10", "--accumulate", "4"], 1, "1 processes x 4 accumulated parts: make it a multiple of 4"),
-    (["--batch-size", "32"], 3, "3 processes x 1 accumulated parts: make it a multiple of 3"),
-    (["--batch-size", "12", "--accumulate", "2"], 4, "4 processes x 2 accumulated parts: make it a multiple of 8")])
+@pytest.mark.parametrize(
+    "flags, processes, parts",
+    [
+        (
+            ["--batch-size", "10", "--accumulate", "4"],
+            1,
+            "1 processes x 4 accumulated parts: make it a multiple of 4",
+        ),
+        (["--batch-size", "32"], 3, "3 processes x 1 accumulated parts: make it a multiple of 3"),
+        (
+            ["--batch-size", "12", "--accumulate", "2"],
+            4,
+            "4 processes x 2 accumulated parts: make it a multiple of 8",
+        ),
+    ],
+)
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch, tmp_path, flags, processes, parts):
     monkeypatch.setattr("sys.argv", ["train.py", *flags, "--out", str(tmp_path / "run")])
     monkeypatch.setattr(train, "init_distributed", lambda device: Distributed(0, processes, "cpu"))
@@ -109,7 +130,9 @@ def test_amp_needs_native_bfloat16(monkeypatch, capsys, native):
     """Without it one line says so, and nothing that trains or teaches computes in bfloat16."""
     monkeypatch.setattr("sys.argv", ["train.py", "--amp", "--device", "cpu"])
     monkeypatch.setattr(train, "fast_bfloat16", lambda device: native)
-    monkeypatch.setattr(train, "for_inference", lambda model, dtype: seen.append(dtype) or for_inference(model))
+    monkeypatch.setattr(
+        train, "for_inference", lambda model, dtype: seen.append(dtype) or for_inference(model)
+    )
     seen, chosen = [], []
 
     def prepare(args, distributed):
