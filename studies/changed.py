@@ -74,6 +74,20 @@ def z_alone():
 
 
 @change
+def triple_rate():
+    """M learns with three times the rate of Adam's other weights."""
+    def build(model, name, lr):
+        of_M = [weight for key, weight in model.named_parameters() if key.endswith(train.ADAM_ALONE)]
+        for weight in of_M:
+            weight.requires_grad_(False)
+        optimisers = build_optimisers(model, name, lr)
+        for weight in of_M:
+            weight.requires_grad_(True)
+        return [*optimisers, torch.optim.Adam(of_M, lr=3 * lr)]
+    build_optimisers, train.build_optimisers = train.build_optimisers, build
+
+
+@change
 def in_series():
     """The dynamic filter behind the static one, instead of beside it."""
     gfl.GlobalDynamicFilter.forward = lambda self, x: self.dynamic(self.static(x))

@@ -37,6 +37,7 @@ def weights(student, keypoint, visual):
 # group -> {cell: (flags, changes)}; the same cell may stand in several groups
 CELLS = {
     "dynamic": {"gd": (GD, []), "gd-constant": (GD, ["constant"]), "gd-half": (GD, ["half"]),
+                "gd-half-triple-rate": (GD, ["half", "triple-rate"]), "gd-triple-rate": (GD, ["triple-rate"]),
                 "gd-z-alone": (GD, ["z-alone"]), "gd-plain-mean": (GD, ["plain-mean"]),
                 "gd-plain-mean-muon": (GD, ["plain-mean", "train.ADAM_ALONE=[]"])},
     "join": {"gd": (GD, []), "gd-in-series": (GD, ["in-series"])},
