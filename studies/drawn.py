@@ -1,6 +1,6 @@
-"""The runs behind the tables `drawn` and `terms`: tiny students of drawings, and the loss taken apart.
+"""The runs behind the table `drawn`: the six tiny students of drawings, alone and distilled.
 
-    python studies/drawn.py             # 51 runs, five minutes each on two cores
+    python studies/drawn.py             # 36 runs, five minutes each on two cores
     python studies/drawn.py --seeds 0 --jobs 2  # a third of it, two at a time
     python studies/drawn.py --stop-after 60  # one more hour of them
 
@@ -13,29 +13,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import main_with_clear_errors
-from distill import TERMS
 from models import STUDENTS
 from sweep import SEEDS, main, name_of
-
-TAKEN_APART = ("cc", "gs")           # the student on which the terms of the loss are measured one by one
 
 
 def drawn_runs(seeds=SEEDS):
     """{name: flags of train.py}; both sides of a pair see the same images in the same order, as often."""
     runs = {}
-
-    def add(name, student, filter, seed, **flags):
-        runs[f"drawn-{name}"] = {"student": student, "filter": filter, "seed": seed, **flags}
-
     for filters in (("gs", "gd"), ("attention",)):                # the filters' seeds first
         for seed, filter, student, distill in product(seeds, filters, STUDENTS, (True, False)):
             flags = {} if distill else {"no-distill": True}
-            add(name_of(student, filter, distill, seed), student, filter, seed, **flags)
-    student, filter = TAKEN_APART
-    for seed in seeds:                                            # labels alone, where every view is new
-        add(f"{student}-{filter}-new-views-{seed}", student, filter, seed, **{"no-distill": True, "views": 0})
-    for seed, term in product(seeds, TERMS):
-        add(f"{student}-{filter}-{term}-{seed}", student, filter, seed, terms=term)
+            name = f"drawn-{name_of(student, filter, distill, seed)}"
+            runs[name] = {"student": student, "filter": filter, "seed": seed, **flags}
     return runs
 
 

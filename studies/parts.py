@@ -17,15 +17,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import main_with_clear_errors
+from common import BadInput, main_with_clear_errors
 from distill import TERMS
 from sweep import SEEDS, main
 
 EPOCHS = 8               # of 125 steps; scored at 4 and 8
-GS = {"student": "cc", "filter": "gs"}
-GD = {"student": "cc", "filter": "gd"}
-ALONE = {"no-distill": True}
-RAW = ["raw-tokens"]
+GS, GD = ({"student": "cc", "filter": filter} for filter in ("gs", "gd"))
+LABELS = {"no-distill": True}
 
 
 def weights(student, keypoint, visual):
@@ -34,37 +32,61 @@ def weights(student, keypoint, visual):
             f"distill.WEIGHTS.{student}.visual_tokens={visual}"]
 
 
-# group -> {cell: (flags, changes)}; the same cell may stand in several groups
+def of_labels(filter, title, *changes, **flags):
+    """A cell of the cc student with this mixer that learns from labels alone."""
+    return title, {"student": "cc", "filter": filter, **LABELS, **flags}, list(changes)
+
+
+# group -> {cell: (title in the table, flags of train.py, changes)}; a cell may stand in several groups
 CELLS = {
-    "dynamic": {"gd": (GD, []), "gd-constant": (GD, ["constant"]), "gd-half": (GD, ["half"]),
-                "gd-half-triple-rate": (GD, ["half", "triple-rate"]), "gd-triple-rate": (GD, ["triple-rate"]),
-                "gd-z-alone": (GD, ["z-alone"]), "gd-plain-mean": (GD, ["plain-mean"]),
-                "gd-plain-mean-muon": (GD, ["plain-mean", "train.ADAM_ALONE=[]"])},
-    "join": {"gd": (GD, []), "gd-in-series": (GD, ["in-series"])},
+    "dynamic": {
+        "gd": ("**1 + z**, z: the mean token, standardised over images", GD, []),
+        "gd-constant": ("ones: a static control with the same parameters, trained", GD, ["constant"]),
+        "gd-half": ("0.5 + z", GD, ["half"]),
+        "gd-z-alone": ("z", GD, ["z-alone"]),
+        "gd-triple-rate": ("1 + z, and M learns at three times the rate", GD, ["triple-rate"]),
+        "gd-half-triple-rate": ("0.5 + z, and M learns at three times the rate", GD, ["half", "triple-rate"]),
+        "gd-plain-mean": ("the mean token, as in DFFormer", GD, ["plain-mean"]),
+        "gd-plain-mean-muon": ("the mean token, and M learns with Muon", GD,
+                               ["plain-mean", "train.ADAM_ALONE=[]"])},
+    "join": {"gd": ("**side by side**, added", GD, []),
+             "gd-in-series": ("in series, dynamic behind static", GD, ["in-series"])},
     "attention": {
-        **{f"{filter}-alone{name}": ({"student": "cc", "filter": filter, **ALONE, **flags}, [])
-           for filter in ("attention", "gs", "gd")
-           for name, flags in (("", {}), ("-half-rate", {"lr": 5e-4}), ("-double-rate", {"lr": 2e-3}))},
-        **{f"attention-alone-{'-'.join(changes).replace('train.', '')}":
-           ({"student": "cc", "filter": "attention", **ALONE, **flags}, changes)
-           for changes, flags in (
-               (["separate-qkv"], {}), (["adam-attention"], {}), (["two-heads"], {}), (["eight-heads"], {}),
-               (["weight-decay"], {}), (["long-warm-up"], {}))},
-        "attention-alone-adam": ({"student": "cc", "filter": "attention", "optimiser": "adam", **ALONE}, [])},
-    "terms": {f"{student}-gs-{name}": ({"student": student, "filter": "gs", **flags}, [])
+        "attention-alone": of_labels("attention", "attention: Muon for qkv as one, rate 1e-3, 4 heads"),
+        "attention-alone-separate-qkv": of_labels("attention", "q, k, v as three matrices", "separate-qkv"),
+        "attention-alone-half-rate": of_labels("attention", "rate 5e-4", lr=5e-4),
+        "attention-alone-double-rate": of_labels("attention", "rate 2e-3", lr=2e-3),
+        "attention-alone-adam-attention": of_labels("attention", "Adam for qkv and output", "adam-attention"),
+        "attention-alone-adam": of_labels("attention", "Adam for all", optimiser="adam"),
+        "attention-alone-long-warm-up": of_labels("attention", "warm-up over 300 steps", "long-warm-up"),
+        "attention-alone-two-heads": of_labels("attention", "2 heads", "two-heads"),
+        "attention-alone-eight-heads": of_labels("attention", "8 heads", "eight-heads"),
+        "attention-alone-weight-decay": of_labels("attention", "weight decay 0.1", "weight-decay"),
+        **{f"{filter}-alone{name}": of_labels(filter, f"{filter}, rate {rate:g}", lr=rate)
+           for filter in ("gs", "gd")
+           for name, rate in (("", 1e-3), ("-half-rate", 5e-4), ("-double-rate", 2e-3))}},
+    "terms": {f"{student}-gs-{name}": (f"{student} gs: {title}",
+                                       {"student": student, "filter": "gs", **flags}, [])
               for student in ("cc", "reg")
-              for name, flags in (("alone", ALONE), *((term, {"terms": [term]}) for term in TERMS),
-                                  ("all", {}))},
-    "tokens": {"cc-gs-raw-as-distilpose": (GS, [*RAW, *weights("cc", 5e-4, 5e-4)]),
-               **{f"cc-gs-raw-{a}": (GS, [*RAW, *weights("cc", a, a / 3)]) for a in (0.1, 0.3, 1, 3)},
-               "cc-gs-all": (GS, [])},
+              for name, title, flags in (
+                  ("alone", "labels alone", LABELS),
+                  *((term, f"labels and {term.replace('_', ' ')}", {"terms": [term]}) for term in TERMS),
+                  ("all", "labels and all four", {}))},
+    "tokens": {
+        "cc-gs-raw-as-distilpose": ("raw, a1 = a2 = 5e-4 (DistilPose)", GS,
+                                    ["raw-tokens", *weights("cc", 5e-4, 5e-4)]),
+        **{f"cc-gs-raw-{a}": (f"raw, a1 = {a}, a2 = a1 / 3", GS, ["raw-tokens", *weights("cc", a, a / 3)])
+           for a in (0.1, 0.3, 1, 3)},
+        "cc-gs-all": ("**standardised**, a1 = 3, a2 = 1", GS, [])},
 }
 
 
 def parts_runs(groups=tuple(CELLS), seeds=SEEDS):
     """{name: flags of train.py and changes}."""
+    if unknown := [group for group in groups if group not in CELLS]:
+        raise BadInput(f"there is no group {unknown[0]}: choose of {', '.join(CELLS)}")
     return {f"parts-{cell}-{seed}": {**flags, "epochs": EPOCHS, "seed": seed, "changes": changes}
-            for seed in seeds for group in groups for cell, (flags, changes) in CELLS[group].items()}
+            for seed in seeds for group in groups for cell, (_, flags, changes) in CELLS[group].items()}
 
 
 if __name__ == "__main__":

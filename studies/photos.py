@@ -12,9 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import main_with_clear_errors
 from crops import AUGMENTATIONS
-from drawn import TAKEN_APART
 from sweep import ROOT, RUNS, main, name_of
 
+TAKEN_APART = ("cc", "gs")           # the student that is shown different augmentations
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
 PHOTO_EPOCHS = {"teacher": 30, "student": 16, "long": 64}
 PRETRAINED = ROOT / "weights" / "teacher-tiny-drawn.pt"

@@ -14,11 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, CommandLine, main_with_clear_errors
-from distill import TERMS
-from drawn import TAKEN_APART
 from evaluate import PAPER, count_multiply_adds
-from models import FILTERS, STUDENTS, build_teacher
-from photos import PHOTO_STUDENTS
+from models import FILTERS, PRESETS, STUDENTS, build_teacher
+from parts import CELLS
+from photos import PHOTO_STUDENTS, TAKEN_APART
 from speed import PRECISIONS, best, ratios, read_timings
 from sweep import RESULTS, ROOT, SEEDS, name_of, result
 from train import RECIPES
@@ -27,6 +26,8 @@ HEADS = {"reg": "regression", "cc": "SimCC"}
 MIXERS = {"gs": "static filter (GS)", "gd": "dynamic filter (GD)", "attention": "attention"}
 TITLES = {(student, filter): f"{HEADS[student]}, {MIXERS[filter]}"
           for student, filter in product(HEADS, MIXERS)}
+HEADINGS = {"dynamic": "M sees", "join": "static and dynamic filter", "attention": "cc from labels alone",
+            "terms": "learns from", "tokens": "the teacher's tokens"}
 MPII_PEOPLE = 22246      # of its training split
 RATE = 1e14         # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
 
@@ -36,12 +37,12 @@ def scores(names, threshold):
     return [found["scores"][f"pckh@{threshold}"]["mean"] for found in map(result, names) if found]
 
 
-def mean_and_spread(values):
+def mean_and_spread(values, digits=1):
     """'54.3 ± 0.8': mean and standard deviation; blank where nothing was run."""
     if not values:
         return ""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def table(header, rows):
@@ -104,16 +105,26 @@ def drawn_table():
          for student, filter, distill, seed in product(STUDENTS, FILTERS, (True, False), SEEDS)])
 
 
-def terms_table():
-    """One student and the terms of its loss."""
-    prefix = "drawn-" + "-".join(TAKEN_APART)
-    titles = {"labels alone": "alone", "labels alone, ever new views": "new-views"}
-    titles |= {f"labels and {term.replace('_', ' ')}": term for term in TERMS}
-    titles |= {"labels and all four": "distilled"}
-    rows = [[title, *(mean_and_spread(scores([f"{prefix}-{what}-{seed}" for seed in SEEDS], threshold))
-                      for threshold in (0.5, 0.1))] for title, what in titles.items()]
-    return table([f"{' '.join(TAKEN_APART)} learns from", "PCKh@0.5", "PCKh@0.1"], rows) + scored_epochs(
-        [f"{prefix}-{what}-{seed}" for what, seed in product(titles.values(), SEEDS)])
+def parts_table(group):
+    """The cells of a group of parts.py: PCKh, and what is asked of the part."""
+    def mean_of(found, value):
+        return mean_and_spread([value(each) for each in found], 2)
+
+    rows, blocks = [], range(PRESETS["tiny"].depth)
+    for cell, (title, *_) in CELLS[group].items():
+        names = [f"parts-{cell}-{seed}" for seed in SEEDS]
+        found = [each for each in map(result, names) if each]
+        row = [title, str(len(found) or ""), *(mean_and_spread(scores(names, t)) for t in (0.5, 0.1))]
+        if group == "terms":
+            row += [mean_of(found, lambda run, key=key: run["confidence"][key]) for key in ("ece", "auroc")]
+        elif group in ("dynamic", "join"):
+            row += [", ".join(f"{statistics.mean(run['dynamic']['blocks'][b][key] for run in found):.2f}"
+                              for b in blocks if found) for key in ("deviation", "dead")]
+            row += [mean_of(found, lambda run: run["dynamic"]["frozen"] - run["dynamic"]["live"])]
+        rows.append(row)
+    more = {"terms": ["ECE", "AUROC"], "dynamic": ["deviation by block", "dead by block", "frozen"]}
+    more["join"] = more["dynamic"]
+    return table([HEADINGS[group], "seeds", "PCKh@0.5", "@0.1", *more.get(group, [])], rows)
 
 
 def photo_table():
@@ -220,10 +231,10 @@ def ratios_table():
                   for row, filter, paper, precision, batch, *over in ratios(timings)]) + machine
 
 
-TABLES = {"headline": headline_table, "drawn": drawn_table, "terms": terms_table, "photos": photo_table,
+TABLES = {"headline": headline_table, "drawn": drawn_table, "photos": photo_table,
           "photo-parts": photo_parts_table, "paper": paper_table, "hours": hours_table, "speed": speed_table,
-          "ratios": ratios_table}
-PAGES = {"README.md": ("headline",), "docs/results.md": ("drawn", "terms", "photos", "photo-parts", "paper"),
+          "ratios": ratios_table, **{group: partial(parts_table, group) for group in CELLS}}
+PAGES = {"README.md": ("headline",), "docs/results.md": ("drawn", *CELLS, "photos", "photo-parts", "paper"),
          "docs/mpii.md": ("hours",), "docs/speed.md": ("speed", "ratios")}
 
 

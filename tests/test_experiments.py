@@ -6,14 +6,19 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+import changed
+import distill
 import drawn
 import paper
+import parts
 import sweep
 import tables
 import train
 from common import BadInput
+from confidence import calibration
 from evaluate import PAPER
 
 
@@ -53,9 +58,64 @@ def test_mean_spread_and_gain(results):
 def test_blank_where_nothing_was_run(results):
     assert cells(tables.drawn_table(), "reg", "gs")[:6] == [""] * 6
     assert set(cells(tables.photo_table(), "teacher")) == {""}
-    assert cells(tables.terms_table(), "labels and all four") == ["", ""]
+    assert set(cells(tables.parts_table("terms"), "cc gs: labels and all four")) == {""}
     row = cells(tables.paper_table(), "cc", "gd", "w32")
     assert row[0] == "87.67 → 89.25" and row[1] == row[2] == "" and row[4] == ""
+
+
+def test_cells_of_parts_say_what_is_asked_of_the_part(results):
+    for seed, frozen in enumerate((48, 49)):
+        block = dict(deviation=0.06, dead=0.1)
+        results(f"parts-gd-{seed}", 50, 5, confidence=dict(ece=0.1, auroc=0.8),
+                dynamic=dict(blocks=4 * [block], live=50, frozen=frozen))
+    row = cells(tables.parts_table("dynamic"), "**1 + z**, z: the mean token, standardised over images")
+    assert row == ["2", "50.0 ± 0.0", "5.0 ± 0.0", "0.06, 0.06, 0.06, 0.06", "0.10, 0.10, 0.10, 0.10",
+                   "-1.50 ± 0.71"]
+    results("parts-reg-gs-all-0", 50, 5, confidence=dict(ece=0.125, auroc=0.8))
+    assert cells(tables.parts_table("terms"), "reg gs: labels and all four")[-2:] == ["0.12", "0.80"]
+
+
+def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runs = parts.parts_runs(seeds=(0,))
+    for name, flags in runs.items():
+        words = {word.partition("=")[0] for word in flags["changes"]}
+        assert all(word in changed.CHANGES or "." in word for word in words), name
+        flags = {key: value for key, value in flags.items() if key != "changes"}
+        monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line(flags)])
+        args = train.parse_arguments()
+        assert args.epochs == parts.EPOCHS and args.preset == "tiny"
+    with pytest.raises(BadInput, match="there is no group x"):
+        parts.parts_runs(["x"])
+
+
+def test_a_constant_is_set_by_its_name(monkeypatch):
+    monkeypatch.setattr(train, "MUON_RATE", 20)
+    monkeypatch.setitem(distill.WEIGHTS["cc"], "heatmap", 1.0)
+    changed.assign("train.MUON_RATE=7")
+    changed.assign("distill.WEIGHTS.cc.heatmap=3")
+    assert train.MUON_RATE == 7 and distill.WEIGHTS["cc"]["heatmap"] == 3.0
+    with pytest.raises(BadInput, match="there is no train.NOTHING"):
+        changed.assign("train.NOTHING=1")
+
+
+def test_calibration_by_hand_and_auroc_by_all_pairs():
+    random = np.random.default_rng(0)
+    truth, confidence = random.uniform(0, 100, (50, 16, 2)), random.uniform(0, 1, (50, 16))
+    head, visible = np.full(50, 10.0), random.uniform(size=(50, 16)) < 0.9
+    right = random.uniform(size=(50, 16)) < confidence ** 2            # overconfident, ranks well
+    found = truth + np.where(right, 4.0, 6.0)[..., None] * [1, 0]
+    samples = SimpleNamespace(joints=truth, visible=visible, head_size=head)
+    counted = visible.copy()
+    counted[:, [6, 7]] = False
+    c, r = confidence[counted], right[counted]
+    pairs = c[r][:, None] - c[~r][None]
+    ece = sum(abs(r[b].mean() - c[b].mean()) * b.sum() for b in
+              ((c >= low / 10) & (c < (low + 1) / 10) for low in range(10))) / len(c)
+    out = calibration(found, confidence, samples)
+    assert out["auroc"] == pytest.approx((pairs > 0).mean()) and out["ece"] == pytest.approx(ece)
+    assert sum(count for *_, count in out["curve"]) == len(c)
+    assert calibration(found, np.ones_like(confidence), samples)["auroc"] == 0.5        # no ranking
 
 
 def test_hours_are_counted_and_measured_ones_stand_beside(results):
@@ -139,7 +199,7 @@ def test_the_footnote_names_the_scored_epochs_of_each_seed(results):
 
 def test_both_sides_of_a_pair_differ_by_the_teacher_alone():
     runs = drawn.drawn_runs((0, 1))
-    assert len(runs) == 2 * (2 * 3 * 2 + 5)
+    assert len(runs) == 2 * 2 * 3 * 2
     for name, flags in runs.items():
         if "-distilled-" in name:
             assert runs[name.replace("-distilled-", "-alone-")] == {**flags, "no-distill": True}
