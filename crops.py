@@ -97,7 +97,7 @@ def cut(image, matrix, size):
 
 
 def warp(images, matrix, size):
-    """Pictures (B, 3, H, W) float through maps (B, 2, 3) -> (B, 3, size, size), bilinear, black outside."""
+    """Images (B, 3, H, W) float through maps (B, 2, 3) -> (B, 3, size, size), bilinear, black outside."""
     H, W = images.shape[-2:]
 
     def unit(width, height):    # pixels -> the [-1, 1] of PyTorch's grids, edge to edge
@@ -182,7 +182,7 @@ def stored_size(size):
 
 
 def stored_matrix(center, side, size):
-    """Picture -> stored crop: the same map as the network's, with the margin around it."""
+    """Image -> stored crop: the same map as the network's, with the margin around it."""
     wide = stored_size(size)
     return crop_matrix(center, torch.as_tensor(side) * wide / size, wide)
 

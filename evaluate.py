@@ -346,7 +346,7 @@ def score_predictions(args):
                        f"name MPII's folder with --data")
     joints, visible, head_size = read_truth(truth)
     predictions = read_predictions(args.predictions, len(joints))
-    print(f"{args.predictions}: PCKh against {truth}, {len(joints):,} people")
+    print(f"{args.predictions}: PCKh against {truth}, {len(joints):,} samples")
     return score(predictions, joints, visible, head_size)
 
 
@@ -355,7 +355,7 @@ def score_checkpoint(args, path):
     model, metadata = checkpoint.load(path, args.device)
     samples = validation_samples(args.data, model.size, os.cpu_count())
     stored = store(samples, model.size, None if args.data == "drawn" else args.cache)
-    print(f"{path} ({checkpoint.describe(model.config)}): PCKh on {len(samples):,} people of {samples.name}"
+    print(f"{path} ({checkpoint.describe(model.config)}): PCKh on {len(samples):,} samples of {samples.name}"
           + (", flip test" if args.flip_test else "") + (f"; {samples.note}" if samples.note else ""))
     learned = str(metadata.get("data")).partition("/")[0]
     if learned not in ("None", "as published", samples.name.partition("/")[0]):

@@ -166,7 +166,7 @@ def main():
         partial.unlink(missing_ok=True)
     print(f"{args.out}: {checkpoint.describe(model.config)}, {args.out.stat().st_size / 1e6:.1f} MB, "
           f"joints within "
-          f"{off:.5f} pixels of PyTorch's on {len(samples)} people of {samples.name}\n"
+          f"{off:.5f} pixels of PyTorch's on {len(samples)} samples of {samples.name}\n"
           f"crops a second, batch {len(samples)}, {torch.get_num_threads()} threads: "
           f"PyTorch {here:.0f}, this file {there:.0f}\n"
           f"next: cut crops as predict.box_matrix and crops.cut do, and feed them to it")

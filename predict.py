@@ -260,7 +260,7 @@ class Records:
         self.file = self.partial.open("w")
 
     def add(self, record):
-        start = ",\n" if self.count else f'{{"joints": {json.dumps(JOINTS)}, "pictures": [\n'
+        start = ",\n" if self.count else f'{{"joints": {json.dumps(JOINTS)}, "images": [\n'
         self.file.write(start + json.dumps(record))
         self.count += 1
 
@@ -269,7 +269,7 @@ class Records:
 
     def __exit__(self, kind, *_):
         if kind is None:
-            self.file.write("]}\n" if self.count else '{"pictures": []}\n')
+            self.file.write("]}\n" if self.count else '{"images": []}\n')
         self.file.close()
         self.partial.unlink() if kind else os.replace(self.partial, self.path)
 

@@ -455,7 +455,7 @@ def build_model(args):
 def load_data(args, size, distributed):
     """-> (Samples, stored crops) to train on, and the same to validate on."""
     if args.data == "drawn":
-        print(f"the embedded data set: drawing {args.drawings:,} people to learn from (--data names real "
+        print(f"the embedded data set: drawing {args.drawings:,} people to train on (--data names real "
               f"photos)")
         split = "teacher" if args.train_teacher else "train"
         train = drawn_people(split, args.drawings, size, os.cpu_count())
@@ -465,7 +465,7 @@ def load_data(args, size, distributed):
             print(f"{len(train.skipped):,} entries left out, listed in {args.out / 'skipped.txt'}")
     valid = validation_samples(args.data, size, os.cpu_count())
     cache = None if args.data == "drawn" else args.cache
-    print(f"{train.name}: {len(train):,} people to learn from; {valid.name}: {len(valid):,} to be scored on"
+    print(f"{train.name}: {len(train):,} samples to train on; {valid.name}: {len(valid):,} to score on"
           + (f"; {valid.note}" if valid.note else ""))
     if args.batch_size > len(train):
         raise BadInput(f"--batch-size {args.batch_size:,} is more than the {len(train):,} samples there are: "
@@ -543,7 +543,7 @@ def train(args, distributed):
     if args.compile:
         model.compile(dynamic=False)
     print(f"{checkpoint.describe(model.config)} on {args.device}: {args.epochs} epochs of "
-          f"{len(train[0]) // args.batch_size} steps, {args.batch_size} people each, into {args.out}/")
+          f"{len(train[0]) // args.batch_size} steps, {args.batch_size} samples each, into {args.out}/")
     with StopRequest(args.stop_after) as stop:
         try:
             fit(args, distributed, state, train, valid, teacher, stop)
@@ -574,7 +574,7 @@ def plain(args):
 def write_result(args, valid):
     """Score the best epoch by joint, with and without flip test; write result.json and predictions.png."""
     model, metadata = checkpoint.load(args.out / "best.pt", args.device)
-    print(f"best epoch: {metadata['epoch']}; PCKh on {len(valid[0]):,} people of {valid[0].name}")
+    print(f"best epoch: {metadata['epoch']}; PCKh on {len(valid[0]):,} samples of {valid[0].name}")
     scores = evaluate(model, *valid, args.device)
     print_score(scores)
     flipped = evaluate(model, *valid, args.device, flip_test=True)
@@ -623,7 +623,7 @@ def parse_arguments():
     add = parser.add_argument_group("data").add_argument
     add("--data", default="drawn", help="folder in MPII's layout, or 'drawn' for synthetic people (default: "
                                         "drawn)")
-    add("--drawings", type=int, help=f"number of synthetic people to learn from (default: "
+    add("--drawings", type=int, help=f"number of synthetic people to train on (default: "
                                      f"{DRAWINGS['student']} for a student, {DRAWINGS['teacher']} for the "
                                      f"teacher)")
     add("--skip-bad-data", action="store_true",

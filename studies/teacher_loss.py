@@ -43,7 +43,7 @@ def ce(logits, batch, head):
 
 def main():
     parser = CommandLine(__doc__)
-    parser.add_argument("--steps", type=int, default=600, help=f"of {BATCH} people each (default: 600)")
+    parser.add_argument("--steps", type=int, default=600, help=f"of {BATCH} samples each (default: 600)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
     args = parser.parse_args()
     train, valid = drawn_people("teacher", PEOPLE, 64, os.cpu_count()), drawn_people("valid", 500, 64)

@@ -72,7 +72,7 @@ def test_memory_stays_flat(drawings, tmp_path):
         time.sleep(0.2 if PICTURES < 10_000 else 5)
     said, errors = process.communicate()
     assert process.returncode == 0 and f"{PICTURES} of {PICTURES} images" in said, errors
-    assert len(json.loads((tmp_path / "all.json").read_text())["pictures"]) == PICTURES
+    assert len(json.loads((tmp_path / "all.json").read_text())["images"]) == PICTURES
     early = max(size for done, size in seen if done <= 0.4 * PICTURES)
     late = max(size for done, size in seen if done > 0.4 * PICTURES)
     print(f"{PICTURES} pictures: {early:.0f} MB in the first two fifths, {late:.0f} MB after")
@@ -126,7 +126,7 @@ def test_memory_stays_flat_while_scoring(drawings, tmp_path):
                 break
         time.sleep(0.05 if PICTURES < 10_000 else 1)
     said, errors = process.communicate()
-    assert process.returncode == 0 and f"PCKh on {PICTURES:,} people of data/valid" in said, errors
+    assert process.returncode == 0 and f"PCKh on {PICTURES:,} samples of data/valid" in said, errors
     early, late = max(seen[:2 * len(seen) // 5]), max(seen[2 * len(seen) // 5:])
     print(
         f"{PICTURES} people scored: {early:.0f} MB in the first two fifths of the time, {late:.0f} MB after"

@@ -133,7 +133,7 @@ def test_a_json_file_is_whole_or_not_there(tmp_path):
         with Records(tmp_path / "a.json") as records:
             for n in range(count):
                 records.add({"file": f"{n}.jpg"})
-        assert [found["file"] for found in json.loads((tmp_path / "a.json").read_text())["pictures"]] == [
+        assert [found["file"] for found in json.loads((tmp_path / "a.json").read_text())["images"]] == [
             f"{n}.jpg" for n in range(count)]
 
 
@@ -248,7 +248,7 @@ def test_the_command(picture, tmp_path):
     assert line.startswith("error: my photos/text.jpg cannot be read as an image")
     assert Image.open(tmp_path / "predictions/é-pose.jpg").size == (90, 60)
     found = json.loads((tmp_path / "joints.json").read_text())
-    assert len(found["pictures"][0]["people"][0]["joints"]) == 16
+    assert len(found["images"][0]["people"][0]["joints"]) == 16
     for arguments, message in (
         ([], "name images"),
         (["my photos", "--boxes", "joints.json"], "--boxes joints.json"),
