@@ -3,7 +3,7 @@
     python -m pytest tests/test_crops.py
 
     crop_matrix   image -> crop, an affine map: a box around a person, rotated, mirrored, resized. Loading,
-                  augmentation, flip test, decoding and drawing all use this function or its `invert`.
+                  augmentation, decoding and drawing all use this function or its `invert`.
     cut           one image through such a map (Pillow), once per sample, with a margin
     warp          a batch of cut crops through another such map, on the device, at every step
     gaussian      labels: a Gaussian along one axis; two make SimCC labels, their outer product a heatmap
@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from common import BadInput, lock
 
-MARGIN = 1.5                # side of a stored crop over the network's input: room to turn and zoom out.
+MARGIN = 1.5                # side of a stored crop / the network's input: room to turn and zoom out.
                             # Beyond it, in the corners of rotated crops, is black.
-SLICE = 1000                # crops between two records of progress
+SLICE = 1000                # crops between two saves of the progress
 # pixels that a CPU warps at once, to fit its cache (64 crops of 256: 84 instead of 226 ms)
 CACHED = 384 * 384
-HIDDEN = 0.15, 0.4          # sides of a hidden rectangle over the crop's: a limb or two
+HIDDEN = 0.15, 0.4          # sides of a hidden rectangle / the crop's: a limb or two
 # Joint k of a mirrored person is joint FLIP[k] of the original: left and right change places.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
 
@@ -45,7 +45,7 @@ def crop_matrix(center, side, size, rotation=0.0, flip=False):
     center: (B, 2) middle of the box in the image. side: (B,) its side in image pixels. rotation: (B,) degrees
     by which the image is rotated, counter-clockwise as seen. flip: (B,) bool, mirror left and right.
 
-        u = mirror * S R (x - center) + middle,      S = size / side, middle = (size - 1) / 2
+        u = diag(mirror, 1) S R (x - center) + middle,      S = size / side, middle = (size - 1) / 2
     """
     center = torch.as_tensor(center, dtype=torch.float64)                      # (B, 2)
     side = torch.as_tensor(side, dtype=torch.float64)                          # (B,)
@@ -121,7 +121,7 @@ def warp(images, matrix, size):
 class AugmentationParams(NamedTuple):
     """How each of N crops differs from the plain one."""
     rotation: torch.Tensor     # (N,) degrees
-    zoom: torch.Tensor         # (N,) size of the box over the plain one's
+    zoom: torch.Tensor         # (N,) side of the box / the plain one's: above 1 the crop shows more
     flip: torch.Tensor         # (N,) bool
     gain: torch.Tensor         # (N, 3) what red, green and blue are multiplied by
     shift: torch.Tensor        # (N, 1) what is then added to all three
@@ -135,11 +135,11 @@ class AugmentationParams(NamedTuple):
 
 class Augmentation(NamedTuple):
     """How far random crops differ from the plain one."""
-    rotation: float            # deviation of the angle, degrees; twice that at most
+    rotation: float            # standard deviation of the angle, degrees; twice that at most
     rotation_chance: float     # fraction of the crops that are turned at all
-    zoom: float                # deviation of the box's size around 1; that much at most
+    zoom: float                # standard deviation of the box's size around 1; that much at most
     flip_chance: float         # fraction of the crops that are mirrored
-    colour: float = 0          # gain of a colour off 1 by at most this, brightness off by half of it
+    colour: float = 0          # gain of each colour 1 ± this at most, shift of the brightness ± half of it
     hidden_chance: float = 0   # fraction of the crops of which a rectangle is hidden
 
     def draw(self, count, random):
@@ -206,7 +206,7 @@ def store(samples, size, folder=None):
                 raise BadInput(f"{samples.name}, entry {i}: {error}") from error
 
         with ThreadPoolExecutor() as pool, tqdm(total=len(samples), initial=start, desc="crops", leave=False,
-                                                disable=None) as bar:    # Pillow releases Python's lock
+                                                disable=None) as bar:    # Pillow releases the GIL
             for first in range(start, len(samples), SLICE):
                 for _ in pool.map(cut_one, range(first, min(first + SLICE, len(samples)))):
                     bar.update()

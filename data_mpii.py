@@ -225,7 +225,7 @@ def check_entries(file, entries, images, skip_bad):
             return str(error)
 
     if skip_bad and images is not None:
-        with ThreadPoolExecutor() as pool:             # Pillow releases the interpreter lock while it decodes
+        with ThreadPoolExecutor() as pool:             # Pillow releases the GIL
             found = list(tqdm(pool.map(attempt, enumerate(entries)), "checking images", len(entries),
                               leave=False, disable=None))
     else:

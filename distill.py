@@ -12,8 +12,8 @@
 
 The terms are those of the BMVC 2024 paper's poster. For the regression student they are DistilPose's
 ("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification
-the heatmap is compared through its marginals. A joint without a label (visible = False) contributes to no
-term.
+the heatmap is compared through its marginals. A joint that is unlabelled
+or outside the crop (visible = False) enters no term but L_vt, which is not per joint.
 
 Shapes: B images, K = 16 joints, D channels, N visual tokens, S x S heatmap cells, `bins` SimCC bins per axis.
 Coordinates xy are fractions of the crop, visible is bool. Each loss is a tensor of shape ().
@@ -30,7 +30,7 @@ from models import CoordinateHead, Regression
 
 # Weights a1 .. a4, for standardised tokens (TeacherTargets). Found in runs of 1,000 steps of the tiny gs
 # students, one seed, PCKh@0.5. cc with a1, a2 = 0.3, 0.1: 41.5; 1, 0.3: 43.1; 3, 1: 45.1. reg, whose L_task
-# is a twentieth of that, with 0.3, 0.1: 30.0; 1, 0.3: 29.8. DistilPose uses 5e-4, 5e-4, 1 and 0.01 for tokens
+# is a twentieth of cc's, with 0.3, 0.1: 30.0; 1, 0.3: 29.8. DistilPose uses 5e-4, 5e-4, 1 and 0.01 for tokens
 # that are not standardised. Every term but L_vt is divided by all joints (masked_mean): where a fraction v of
 # the joints is visible, it is v times the mean over visible joints. L therefore scales with v, except for
 # L_vt. v is 0.93 in MPII, 1 for synthetic people.
@@ -147,9 +147,9 @@ def teacher_targets(teacher, images):
 
 
 class TokenScale(NamedTuple):
-    """Standardise tokens (B, T, D): subtract each token's mean, divide by each channel's deviation."""
-    mean: torch.Tensor                 # (T, D), over images
-    deviation: torch.Tensor            # (D,), over images and tokens
+    """Standardise tokens (B, N, D): z = (token - mean over images) / standard deviation of its channel."""
+    mean: torch.Tensor                 # (N, D), over images
+    deviation: torch.Tensor            # (D,), standard deviation over images and tokens
 
     @classmethod
     def measure(cls, tokens):
@@ -163,9 +163,9 @@ class TokenScale(NamedTuple):
 class TeacherTargets:
     """Targets of a teacher with standardised tokens, computed at every call or once per augmented view.
 
-    Tokens are z-scored because two thirds of the variance of the tiny teacher's visual tokens is the same in
-    every image, and their scale is arbitrary. Standardised, they carry what differs between images, and one
-    set of weights a1 and a2 suits every teacher.
+    Two thirds of the variance of the tiny teacher's visual tokens is the same in every image, and their scale
+    is arbitrary. Standardised, they carry what differs between images, and one set of weights a1 and a2 suits
+    every teacher.
 
     teacher: network in evaluation mode. images: (B, 3, size, size), from which mean and deviation are
     measured. source: identifies the teacher's weights when a run is resumed. views, samples: with views > 0,

@@ -12,8 +12,8 @@ A product of spectra is a circular convolution in space, so the layer is a depth
 is as large as the token grid. There are two filters:
 
     GS  global, static    K is a parameter, one complex number per frequency and channel   (GFNet's form)
-    GD  global, dynamic   beside K, a filter K^ = K (x) M(X): an MLP M chooses, for every
-                          input, how basis filters are mixed                               (DFFormer's form)
+    GD  global, dynamic   beside K, a filter K^ = K_basis (x) M(X): an MLP M chooses, for
+                          every input, how basis filters are mixed                         (DFFormer's form)
 
 Equations: poster of "Knowledge Distillation with Global Filters for Efficient Human Pose Estimation", BMVC
 2024. Shapes: a token grid is (B, H, W, D): batch, rows, columns, channels. Its spectrum is (B, H, W // 2 + 1,
@@ -28,11 +28,10 @@ import numpy as np
 import torch
 from torch import nn
 
-FILTER_STD = 0.02        # filters start as normal noise of this deviation (GFNet, DFFormer)
-BASIS_FILTERS = 4        # F, how many basis filters a dynamic filter mixes (DFFormer)
-EXPANSION = 2            # width of the dynamic filter's pointwise layers over D (DFFormer)
-REWEIGHTING = 0.25       # width of the MLP M's hidden layer over D (DFFormer)
-EPS = 1e-5               # added to the variance of the tokens' mean, as in batch norm
+FILTER_STD = 0.02        # filters start as normal noise of this standard deviation (GFNet, DFFormer)
+BASIS_FILTERS = 4        # N, how many basis filters a dynamic filter mixes (DFFormer)
+EXPANSION = 2            # width of the dynamic filter's pointwise layers / D (DFFormer)
+REWEIGHTING = 0.25       # width of the MLP M's hidden layer / D (DFFormer)
 
 
 # ------------------------------------------------------------------------------- the definition, in NumPy
@@ -84,8 +83,8 @@ def dft_matrices(H, W):
         over h: e^(-i 2 pi u h / H) / sqrt(H), on (real, imaginary) pairs: ((cos, sin), (-sin, cos))
 
     Returns float64 tensors over_w (2 F, W), over_h (2 H, 2 H) and back_w (W, 2 F). The inverse over h is the
-    transpose of over_h. The inverse over w, back_w, is the transpose of over_w with every frequency counted
-    twice whose conjugate is not kept.
+    transpose of over_h. The inverse over w, back_w, is the transpose of over_w, where each frequency whose
+    conjugate was dropped counts twice.
     """
     F = W // 2 + 1
     w_angle = 2 * math.pi * torch.arange(F, dtype=torch.float64)[:, None] * torch.arange(W) / W  # (F, W)
@@ -103,7 +102,7 @@ def multiply(T, K_real, K_imag):
         real: T_real K_real - T_imag K_imag      imaginary: T_real K_imag + T_imag K_real
     """
     real, imag = T.unbind(2)                                                   # (B, H, F, D) each
-    if torch.compiler.is_compiling():            # a compiler fuses this; it does not take the form below
+    if torch.compiler.is_compiling():            # a compiler fuses stack; it rejects the out= form below
         return torch.stack([torch.addcmul(real * K_real, imag, K_imag, value=-1),
                             torch.addcmul(real * K_imag, imag, K_real)], 2).to(T.dtype)
     out = torch.empty_like(T)                    # 16 grids of 16 x 17 x 192: 0.14 ms; with stack 0.21
@@ -168,7 +167,7 @@ def by_definition(model):
     """A context in which all filters of the model use `global_filter`, to test, count and time its forms."""
     layers = [layer for layer in model.modules() if isinstance(layer, GlobalFilter)]
     for layer in layers:
-        layer.forward = lambda x, *K: global_filter(x, torch.complex(*(  # of float32 or float64
+        layer.forward = lambda x, *K: global_filter(x, torch.complex(*(  # which takes no bfloat16
             part if part.dtype == torch.float64 else part.float() for part in K)))
     try:
         yield model
@@ -215,20 +214,19 @@ class StarReLU(nn.Module):
 
 
 class DynamicFilter(nn.Module):
-    """DFFormer's dynamic filter: every channel of every input gets its own mixture of F basis filters.
+    """DFFormer's dynamic filter: every channel of every input gets its own mixture of N basis filters.
 
-        M(X) = softmax over F of MLP(1 + standardised mean of the tokens)      (B, F, E), E = 2 D channels
-        K^   = K (x) M(X): K^_e = sum over f of M_fe K_f           (B, H, W // 2 + 1, E)
+        M(X) = softmax over N of MLP(1 + standardised mean of the tokens)      (B, N, E), E = 2 D channels
+        K^   = K_basis (x) M(X): K^_e = sum over n of M_ne K_n     (B, H, W // 2 + 1, E)
         X'   = W2 T^-1(K^ (.) T(StarReLU(W1 X)))                   W1: D -> E, W2: E -> D, linear, no biases
 
     grid: (H, W) of the token grids, dim: channels D. Input and output (B, H, W, D).
 
-    In DFFormer, M sees the mean itself. Behind a layer norm it hardly differs between images (deviation 0.08
-    to 0.2 around 0.6), and M, whose squared ReLU has neither scale nor bias, died in training: its output
-    became constant. Here the mean is standardised over images, channel by channel, with running statistics as
-    in batch norm, which are not parameters. The 1 keeps a constant part, from which each channel learns its
-    own mixture. With untrained statistics (mean 1, variance 1) the filter is DFFormer's. `docs/lab.md` has
-    the runs.
+    In DFFormer, M sees the mean itself. After the layer norm that hardly differs between images (standard
+    deviation 0.08 to 0.2), and M, whose squared ReLU has neither scale nor bias, died in training: its output
+    became constant. Here the mean is standardised over images, channel by channel, by a batch norm without
+    parameters. The 1 keeps a constant part, from which each channel learns its own mixture. With untrained
+    statistics (mean 1, variance 1) the filter is DFFormer's. `docs/lab.md` has the runs.
     """
 
     def __init__(self, grid, dim):
@@ -237,8 +235,9 @@ class DynamicFilter(nn.Module):
         wide, hidden = EXPANSION * dim, int(REWEIGHTING * dim)
         self.W1 = nn.Linear(dim, wide, bias=False)
         self.act = StarReLU()
-        self.register_buffer("mean", torch.ones(dim))              # of the tokens' mean, over images
-        self.register_buffer("variance", torch.ones(dim) - EPS)
+        self.norm = nn.BatchNorm1d(dim, affine=False)
+        self.norm.running_mean.fill_(1)                            # with these statistics M sees the mean
+        self.norm.running_var.fill_(1 - self.norm.eps)
         self.M1 = nn.Linear(dim, hidden, bias=False)
         self.M2 = nn.Linear(hidden, BASIS_FILTERS * wide, bias=False)
         self.K_real = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, BASIS_FILTERS))
@@ -247,25 +246,30 @@ class DynamicFilter(nn.Module):
         self.W2 = nn.Linear(wide, dim, bias=False)
 
     def mixture(self, x):
-        """M(X) of token grids (B, H, W, D): weights (B, F, E) that sum to 1 over the F basis filters."""
-        # z = (mean of the tokens - its mean over images) / deviation            (B, D)
-        z = nn.functional.batch_norm(x.mean(dim=(1, 2)), self.mean, self.variance,
-                                     training=self.training and len(x) > 1, eps=EPS)
-        # StarReLU without scale and bias: the tables' parameter counts have room for one pair, that of `act`
-        logits = self.M2(self.M1(1 + z).relu().square())                       # (B, F * E)
-        return logits.unflatten(-1, (BASIS_FILTERS, -1)).softmax(dim=1)        # (B, F, E)
+        """M(X) of token grids (B, H, W, D): weights (B, N, E) that sum to 1 over the N basis filters."""
+        # z = (mean of the tokens - its mean over images) / its standard deviation            (B, D)
+        mean, norm = x.mean(dim=(1, 2)), self.norm
+        if self.training and len(mean) == 1:                                   # one image has no deviation
+            z = nn.functional.batch_norm(mean, norm.running_mean, norm.running_var)
+        else:
+            z = norm(mean)
+        # StarReLU without scale and bias: the paper's parameter counts allow one such pair, that of `act`
+        logits = self.M2(self.M1(1 + z).relu().square())                       # (B, N * E)
+        return logits.unflatten(-1, (BASIS_FILTERS, -1)).softmax(dim=1)        # (B, N, E)
 
     def forward(self, x):
-        M = self.mixture(x)[:, None]                                           # (B, 1, F, E)
-        K_hat = self.K_real @ M, self.K_imag @ M                          # K^ = K (x) M(X)  (B, H, W//2+1, E)
+        M = self.mixture(x)[:, None]                                           # (B, 1, N, E)
+        K_hat = self.K_real @ M, self.K_imag @ M              # K^ = K_basis (x) M(X)  (B, H, W//2+1, E)
         x = self.act(self.W1(x))                                               # (B, H, W, E)
         x = self.filter(x, *K_hat)                                             # X' = T^-1(K^ (.) T(X))
         return self.W2(x)                                                      # (B, H, W, D)
 
     def _load_from_state_dict(self, weights, prefix, *more):
-        """Weights from before the standardisation load, too: with statistics that change nothing."""
-        weights.setdefault(prefix + "mean", torch.ones_like(self.mean))
-        weights.setdefault(prefix + "variance", torch.ones_like(self.variance) - EPS)
+        """Old weights without statistics get mean 1 and variance 1, which change nothing."""
+        ones = torch.ones_like(self.norm.running_mean)
+        for name, value in (("running_mean", ones), ("running_var", ones - self.norm.eps),
+                            ("num_batches_tracked", torch.tensor(0))):
+            weights.setdefault(f"{prefix}norm.{name}", value)
         super()._load_from_state_dict(weights, prefix, *more)
 
 

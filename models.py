@@ -2,10 +2,10 @@
 
     python evaluate.py --costs              # parameters, multiply-adds and speed of the paper's networks
 
-All networks are one: an image becomes 16 x 16 visual tokens; one learned token a joint stands beside them; an
-encoder of identical blocks mixes all of them; a head reads each joint from its token.
+All networks are one: an image becomes 16 x 16 visual tokens (8 x 8 in preset tiny); one learned token per
+joint is added; an encoder of identical blocks mixes all of them; a head reads each joint from its token.
 
-      image (B, 3, S, S)            the token grid, H x (W + 1)
+      image (B, 3, size, size)      the token grid, H x (W + 1)
             |                        . . . . . . . k       . visual token   (B, 256, D)
       patches, or HRNet + patches    . . . . . . . k       k keypoint token (B, 16, D): 16 joints fill
             |                        . . . . . . . k         exactly one more column of 16 rows, so rows
@@ -85,7 +85,7 @@ class Block(nn.Module):
 
 
 def sine_position_embedding(rows, columns, dim):
-    """Fixed 2-D sine embedding (rows, columns, dim), as in DETR: half the channels each."""
+    """Fixed 2-D sine embedding (rows, columns, dim), as in DETR: half the channels encode the row."""
     frequency = 1e4 ** -(torch.arange(0, dim // 2, 2) / (dim // 2))                        # (dim / 4,)
 
     def encode(count):                                                                     # (count, dim / 2)
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         x = torch.cat([visual.view(B, H, W, D), column.to(visual.dtype)], dim=2)      # (B, H, W + columns, D)
         position = F.pad(self.position, (0, 0, 0, self.columns))                    # zero for keypoint tokens
         for block in self.blocks:
-            x = block(x + position)                                                       # 'sine-full'
+            x = block(x + position)          # before every block, TokenPose's 'sine-full'
             if self.padding:
                 x = x * self.slots
         keypoint = x[:, :, W:].transpose(1, 2).flatten(1, 2)[:, :H * self.columns - self.padding]
@@ -165,7 +165,7 @@ class RegressionHead(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim),
                                     nn.LayerNorm(2 * dim), nn.Linear(2 * dim, 5))
-        # The score is learned from the teacher alone (the confidence term). Without a teacher it stays noise,
+        # The score is learned from the teacher alone (the confidence term). Without that term it stays noise,
         # and train.py sets this to False: decode then returns confidences of 1.
         self.scored = True
 
@@ -357,7 +357,7 @@ class Preset:
     heatmap_sigma: float = 2  # of the heatmap label, cells (TokenPose)
 
 
-# 'small' is ours, for photos and CPUs. Its lighter HRNet of width 24 trains 1.5 times as fast as a whole one
+# 'small' is ours, for photos and CPUs. Its lighter HRNet of width 24 trains 1.5 times as fast as a full one
 # of width 16 (53 and 36 images a second in bfloat16, 39 and 23 in float32, two cores with AVX-512).
 PRESETS = {
     "paper": Preset(size=256, dim=192, depth=12, heads=8, teacher_depth=12, teacher_width=48, simcc_sigma=6),

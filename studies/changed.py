@@ -42,9 +42,7 @@ def change(function):
 def mixture_of(statistic):
     """Replace what M sees; statistic: (filter, x (B, H, W, D), z (B, D) standardised mean) -> (B, D)."""
     def mixture(self, x):
-        z = nn.functional.batch_norm(x.mean(dim=(1, 2)), self.mean, self.variance,
-                                     training=self.training and len(x) > 1)
-        logits = self.M2(self.M1(statistic(x, z)).relu().square())
+        logits = self.M2(self.M1(statistic(x, self.norm(x.mean(dim=(1, 2))))).relu().square())
         return logits.unflatten(-1, (gfl.BASIS_FILTERS, -1)).softmax(dim=1)
     gfl.DynamicFilter.mixture = mixture
 
