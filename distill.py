@@ -168,7 +168,7 @@ class TeacherTargets:
     every teacher.
 
     teacher: network in evaluation mode. images: (B, 3, size, size), from which mean and deviation are
-    measured. source: identifies the teacher's weights when a run is resumed. views, samples: with views > 0,
+    measured (crops that are not augmented). source: identifies the teacher's weights when a run is resumed. views, samples: with views > 0,
     the targets of all samples are kept for each view in CPU memory (tokens in float16, heatmaps in 255
     steps), because the teacher's forward pass takes longer than a step of a small student.
     """

@@ -3,9 +3,9 @@
     python train.py --student cc --filter gd               # synthetic people, tiny networks, two cores
     python train.py --student cc --filter gd --no-distill  # the same without a teacher
     python train.py --train-teacher                        # the teacher of the first line
-    python train.py --train-teacher --data MPII --preset paper --device cuda --amp      # at the paper's size
+    python train.py --train-teacher --data MPII --preset paper --amp      # at the paper's size, on a GPU
     python train.py --student cc --filter gd --backbone w32 --data MPII --preset paper \\
-                    --teacher runs/teacher-paper-MPII/best.pt --device cuda --amp
+                    --teacher runs/teacher-paper-MPII/best.pt --amp
 
     torchrun --nproc-per-node 4 train.py ...                # the same experiment on four GPUs
 

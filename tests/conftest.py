@@ -58,5 +58,5 @@ def mini(monkeypatch):
 def real_data():
     folder = os.environ.get("POSE_DATA")
     if not folder:
-        pytest.skip("POSE_DATA is not set: it names a folder with real photos and labels (see README)")
+        pytest.skip("POSE_DATA is not set: it names a folder with real photos and labels (docs/faq.md)")
     return Path(folder)
