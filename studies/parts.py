@@ -32,6 +32,11 @@ def weights(student, keypoint, visual):
             f"distill.WEIGHTS.{student}.visual_tokens={visual}"]
 
 
+def unchanged(student):
+    """No changes."""
+    return []
+
+
 def of_labels(filter, title, *changes, **flags):
     """A cell of the cc student with this mixer that learns from labels alone."""
     return title, {"student": "cc", "filter": filter, **LABELS, **flags}, list(changes)
@@ -66,12 +71,19 @@ CELLS = {
            for filter in ("gs", "gd")
            for name, rate in (("", 1e-3), ("-half-rate", 5e-4), ("-double-rate", 2e-3))}},
     "terms": {f"{student}-gs-{name}": (f"{student} gs: {title}",
-                                       {"student": student, "filter": "gs", **flags}, [])
+                                       {"student": student, "filter": "gs", **flags}, changes(student))
               for student in ("cc", "reg")
-              for name, title, flags in (
-                  ("alone", "labels alone", LABELS),
-                  *((term, f"labels and {term.replace('_', ' ')}", {"terms": [term]}) for term in TERMS),
-                  ("all", "labels and all four", {}))},
+              for name, title, flags, changes in (
+                  ("alone", "labels alone", LABELS, unchanged),
+                  *((term, f"labels and {term.replace('_', ' ')}", {"terms": [term]}, unchanged)
+                    for term in TERMS),
+                  ("heatmap-10", "labels and heatmap, a3 = 10", {"terms": ["heatmap"]},
+                   lambda student: [f"distill.WEIGHTS.{student}.heatmap=10"]),
+                  ("sharp-heatmap", "labels and heatmap, squared", {"terms": ["heatmap"]},
+                   lambda student: ["sharp-heatmaps"]),
+                  ("confidence-1", "labels and confidence, a4 = 1", {"terms": ["confidence"]},
+                   lambda student: [f"distill.WEIGHTS.{student}.confidence=1"]),
+                  ("all", "labels and all four", {}, unchanged))},
     "tokens": {
         "cc-gs-raw-as-distilpose": ("raw, a1 = a2 = 5e-4 (DistilPose)", GS,
                                     ["raw-tokens", *weights("cc", 5e-4, 5e-4)]),
