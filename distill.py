@@ -167,10 +167,11 @@ class TeacherTargets:
     is arbitrary. Standardised, they carry what differs between images, and one set of weights a1 and a2 suits
     every teacher.
 
-    teacher: network in evaluation mode. images: (B, 3, size, size), from which mean and deviation are
-    measured (crops that are not augmented). source: identifies the teacher's weights when a run is resumed. views, samples: with views > 0,
-    the targets of all samples are kept for each view in CPU memory (tokens in float16, heatmaps in 255
-    steps), because the teacher's forward pass takes longer than a step of a small student.
+    teacher: network in evaluation mode. images: (B, 3, size, size), crops without augmentation, from which
+    mean and standard deviation are measured. source: identifies the teacher's weights when a run is resumed.
+    views, samples: with views > 0, the targets of all samples are kept for each view in CPU memory (tokens in
+    float16, heatmaps in 255 steps), because the teacher's forward pass takes longer than a step of a small
+    student.
     """
 
     def __init__(self, teacher, images, views=0, samples=0, source=None):
