@@ -2,23 +2,27 @@
 
     python studies/parts.py                     # all groups, some minutes a run on two cores
     python studies/parts.py dynamic attention   # two of them; --seeds 0 for one seed
+    python studies/parts.py dynamic-photos --data DATA
 
-    dynamic     what M of the dynamic filter sees, and the static control
-    join        static and dynamic filter side by side, or in series
-    attention   attention's heads, rate, optimiser, warm-up; the filters at the same rates
-    terms       each term of the loss beside labels, for cc gs and reg gs
-    tokens      the teacher's tokens standardised, or raw as in DistilPose
+    dynamic          what M of the dynamic filter sees, and the static control
+    dynamic-photos   the same on photos, from labels alone, 16 epochs
+    join             static and dynamic filter side by side, or in series
+    attention        attention's heads, rate, optimiser, warm-up; the filters at the same rates
+    terms            each term of the loss beside labels, for cc gs and reg gs
+    tokens           the teacher's tokens standardised, or raw as in DistilPose
 
 sweep.py says how runs are skipped, stopped and resumed, changed.py what the changes are. What stands behind
 -- goes to every train.py.
 """
 
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, main_with_clear_errors
 from distill import TERMS
+from photos import PHOTO_EPOCHS
 from sweep import SEEDS, main
 
 EPOCHS = 8               # of 125 steps; scored at 4 and 8
@@ -54,6 +58,9 @@ CELLS = {
         "gd-plain-mean": ("the mean token, as in DFFormer", GD, ["plain-mean"]),
         "gd-plain-mean-muon": ("the mean token, and M learns with Muon", GD,
                                ["plain-mean", "train.ADAM_ALONE=[]"])},
+    "dynamic-photos": {
+        "photos-gd-alone": of_labels("gd", "**1 + z**"),
+        "photos-gd-alone-constant": of_labels("gd", "ones: the static control", "constant")},
     "join": {"gd": ("**side by side**, added", GD, []),
              "gd-in-series": ("in series, dynamic behind static", GD, ["in-series"])},
     "attention": {
@@ -93,16 +100,22 @@ CELLS = {
 }
 
 
-def parts_runs(groups=tuple(CELLS), seeds=SEEDS):
-    """{name: flags of train.py and changes}."""
+def parts_runs(groups=tuple(CELLS), seeds=SEEDS, data=None):
+    """{name: flags of train.py and changes}; without data, no groups of photos."""
     if unknown := [group for group in groups if group not in CELLS]:
         raise BadInput(f"there is no group {unknown[0]}: choose of {', '.join(CELLS)}")
-    return {f"parts-{cell}-{seed}": {**flags, "epochs": EPOCHS, "seed": seed, "changes": changes}
-            for seed in seeds for group in groups for cell, (_, flags, changes) in CELLS[group].items()}
+    runs = {}
+    for seed, group in product(seeds, groups):
+        photos = {"epochs": PHOTO_EPOCHS["student"], "data": data} if group.endswith("-photos") else {}
+        for cell, (_, flags, changes) in CELLS[group].items() if data or not photos else ():
+            runs[f"parts-{cell}-{seed}"] = {**flags, "epochs": EPOCHS, **photos, "seed": seed,
+                                            "changes": changes}
+    return runs
 
 
 if __name__ == "__main__":
     main_with_clear_errors(lambda: main(
-        __doc__, lambda args: parts_runs(args.groups or CELLS, args.seeds),
+        __doc__, lambda args: parts_runs(args.groups or CELLS, args.seeds, args.data),
         ("groups", dict(nargs="*", help=f"of {', '.join(CELLS)} (default: all)")),
+        ("--data", dict(type=Path, help="folder of photos in MPII's layout (default: no groups of photos)")),
         ("--seeds", dict(type=int, nargs="+", default=SEEDS, help="seeds of the runs (default: 0 1 2)"))))

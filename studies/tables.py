@@ -26,8 +26,9 @@ HEADS = {"reg": "regression", "cc": "SimCC"}
 MIXERS = {"gs": "static filter (GS)", "gd": "dynamic filter (GD)", "attention": "attention"}
 TITLES = {(student, filter): f"{HEADS[student]}, {MIXERS[filter]}"
           for student, filter in product(HEADS, MIXERS)}
-HEADINGS = {"dynamic": "M sees", "join": "static and dynamic filter", "attention": "cc from labels alone",
-            "terms": "learns from", "tokens": "the teacher's tokens"}
+DYNAMIC = "dynamic", "dynamic-photos", "join"        # groups of parts.py of which M's liveliness is asked
+HEADINGS = {"dynamic": "M sees", "dynamic-photos": "on photos, M sees", "join": "static and dynamic filter",
+            "attention": "cc from labels alone", "terms": "learns from", "tokens": "the teacher's tokens"}
 MPII_PEOPLE = 22246      # of its training split
 RATE = 1e14         # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
 
@@ -117,14 +118,14 @@ def parts_table(group):
         row = [title, str(len(found) or ""), *(mean_and_spread(scores(names, t)) for t in (0.5, 0.1))]
         if group == "terms":
             row += [mean_of(found, lambda run, key=key: run["confidence"][key]) for key in ("ece", "auroc")]
-        elif group in ("dynamic", "join"):
+        elif group in DYNAMIC:
             row += [", ".join(f"{statistics.mean(run['dynamic']['blocks'][b][key] for run in found):.2f}"
                               for b in blocks if found) for key in ("deviation", "dead")]
             row += [mean_of(found, lambda run: run["dynamic"]["frozen"] - run["dynamic"]["live"])]
         rows.append(row)
-    more = {"terms": ["ECE", "AUROC"], "dynamic": ["deviation by block", "dead by block", "frozen"]}
-    more["join"] = more["dynamic"]
-    return table([HEADINGS[group], "seeds", "PCKh@0.5", "@0.1", *more.get(group, [])], rows)
+    more = ["deviation by block", "dead by block", "frozen"] if group in DYNAMIC else []
+    more = ["ECE", "AUROC"] if group == "terms" else more
+    return table([HEADINGS[group], "seeds", "PCKh@0.5", "@0.1", *more], rows)
 
 
 def photo_table():

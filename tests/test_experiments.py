@@ -77,14 +77,16 @@ def test_cells_of_parts_say_what_is_asked_of_the_part(results):
 
 def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    runs = parts.parts_runs(seeds=(0,))
+    (tmp_path / "photos").mkdir()
+    assert not any("data" in flags for flags in parts.parts_runs(seeds=(0,)).values())
+    runs = parts.parts_runs(seeds=(0,), data=Path("photos"))
     for name, flags in runs.items():
         words = {word.partition("=")[0] for word in flags["changes"]}
         assert all(word in changed.CHANGES or "." in word for word in words), name
         flags = {key: value for key, value in flags.items() if key != "changes"}
         monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line(flags)])
         args = train.parse_arguments()
-        assert args.epochs == parts.EPOCHS and args.preset == "tiny"
+        assert args.epochs == (16 if "photos" in name else parts.EPOCHS) and args.preset == "tiny"
     with pytest.raises(BadInput, match="there is no group x"):
         parts.parts_runs(["x"])
 
