@@ -1,4 +1,4 @@
-"""What each part is worth: one table a group, on drawings, preset tiny, 1,000 steps in every cell.
+"""What each part is worth: one table a group, on drawings, preset tiny, 1,000 steps in every cell but `long`.
 
     python studies/parts.py                     # all groups, some minutes a run on two cores
     python studies/parts.py dynamic attention   # two of them; --seeds 0 for one seed
@@ -8,6 +8,7 @@
     dynamic-photos   the same on photos, from labels alone, 16 epochs
     join             static and dynamic filter side by side, or in series
     attention        attention's heads, rate, optimiser, warm-up; the filters at the same rates
+    long             all six students from labels alone, 4,000 steps
     terms            each term of the loss beside labels, for cc gs and reg gs
     tokens           the teacher's tokens standardised, or raw as in DistilPose
 
@@ -22,10 +23,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, main_with_clear_errors
 from distill import TERMS
+from models import FILTERS, STUDENTS
 from photos import PHOTO_EPOCHS
 from sweep import SEEDS, main
 
 EPOCHS = 8               # of 125 steps; scored at 4 and 8
+LONG = 32                # epochs of the group `long`
 GS, GD = ({"student": "cc", "filter": filter} for filter in ("gs", "gd"))
 LABELS = {"no-distill": True}
 
@@ -77,6 +80,9 @@ CELLS = {
         **{f"{filter}-alone{name}": of_labels(filter, f"{filter}, rate {rate:g}", lr=rate)
            for filter in ("gs", "gd")
            for name, rate in (("", 1e-3), ("-half-rate", 5e-4), ("-double-rate", 2e-3))}},
+    "long": {f"{student}-{filter}-alone-long": (f"{student} {filter}", {
+                 "student": student, "filter": filter, **LABELS, "epochs": LONG}, [])
+             for student, filter in product(STUDENTS, FILTERS)},
     "terms": {f"{student}-gs-{name}": (f"{student} gs: {title}",
                                        {"student": student, "filter": "gs", **flags}, changes(student))
               for student in ("cc", "reg")
@@ -108,7 +114,7 @@ def parts_runs(groups=tuple(CELLS), seeds=SEEDS, data=None):
     for seed, group in product(seeds, groups):
         photos = {"epochs": PHOTO_EPOCHS["student"], "data": data} if group.endswith("-photos") else {}
         for cell, (_, flags, changes) in CELLS[group].items() if data or not photos else ():
-            runs[f"parts-{cell}-{seed}"] = {**flags, "epochs": EPOCHS, **photos, "seed": seed,
+            runs[f"parts-{cell}-{seed}"] = {"epochs": EPOCHS, **flags, **photos, "seed": seed,
                                             "changes": changes}
     return runs
 

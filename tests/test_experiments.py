@@ -86,7 +86,8 @@ def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatc
         flags = {key: value for key, value in flags.items() if key != "changes"}
         monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line(flags)])
         args = train.parse_arguments()
-        assert args.epochs == (16 if "photos" in name else parts.EPOCHS) and args.preset == "tiny"
+        epochs = 16 if "photos" in name else parts.LONG if "long-0" in name else parts.EPOCHS
+        assert args.epochs == epochs and args.preset == "tiny"
     with pytest.raises(BadInput, match="there is no group x"):
         parts.parts_runs(["x"])
 
