@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -58,7 +59,8 @@ def fast_bfloat16(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     native = any(unit in allowed for unit in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10"))
-    return (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) and native
+    units = torch.cpu.get_capabilities()
+    return native and bool(units.get("avx512_bf16") or units.get("amx_bf16"))
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3          # of glibc's mallopt (malloc.h)
@@ -101,6 +103,29 @@ def lock(file, wait):
     return True
 
 
+@contextlib.contextmanager
+def locked(folder):
+    """A context that one process at a time is in, for each folder; no lock where the system has none."""
+    descriptor = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None     # not on Windows
+    try:
+        if descriptor is not None:
+            lock(descriptor, wait=True)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def separate_compiler_cache():
+    """A cache of torch.compile's for each ATEN_CPU_CAPABILITY.
+
+    Its own does not tell them apart: kernels for AVX-512 gave NaN in a process limited to AVX2.
+    """
+    if limit := os.environ.get("ATEN_CPU_CAPABILITY"):
+        folder = os.path.join(tempfile.gettempdir(), f"torchinductor-{limit}")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
+
+
 def terminate(number, frame):
     """Handle SIGTERM like Ctrl-C, so that files are closed and workers ended."""
     print("terminated", file=sys.stderr)
@@ -111,6 +136,7 @@ def main_with_clear_errors(main):
     """Run main(). BadInput and OSError become one line on stderr and exit status 2; other errors are bugs."""
     signal.signal(signal.SIGTERM, terminate)
     keep_freed_memory()
+    separate_compiler_cache()
     try:
         main()
     except (BadInput, OSError) as error:

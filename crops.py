@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from common import BadInput, lock
+from common import BadInput, locked
 
 MARGIN = 1.5                # side of a stored crop / the network's input: room to turn and zoom out.
                             # Beyond it, in the corners of rotated crops, is black.
@@ -222,18 +222,15 @@ def store(samples, size, folder=None):
     if (found := mapped(file, shape)) is not None:
         return found
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(progress, "a+") as done:
-        lock(done, wait=True)
+    with locked(file.parent):
         if (found := mapped(file, shape)) is not None:       # another process cut them meanwhile
-            progress.unlink(missing_ok=True)
             return found
-        done.seek(0)
-        text = done.read()
+        text = progress.read_text() if progress.exists() else ""
         start = int(text) if text.isdigit() else 0
         try:
             array = mapped(partial, shape, "r+") if start else None
             if array is None:
-                progress.write_text("")
+                progress.unlink(missing_ok=True)
                 start, array = 0, np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
                 reserve(partial)
             print(f"cutting {len(samples):,} crops of {wide} x {wide} pixels into {file} "
@@ -246,10 +243,10 @@ def store(samples, size, folder=None):
 
             fill(array, start, flushed)
             os.replace(partial, file)
+            progress.unlink()
         finally:
-            if file.exists() or not progress.read_text():    # finished, or nothing to resume from
+            if not progress.exists():                        # nothing to resume from
                 partial.unlink(missing_ok=True)
-                progress.unlink(missing_ok=True)
     return mapped(file, shape)
 
 
@@ -348,6 +345,9 @@ def heatmaps(xy, sigma, size):
 
 def coordinate_labels(xy, sigma, bins):
     """SimCC's labels: two distributions (B, K, bins), for x and y, that sum to 1. sigma in bins."""
-    label = gaussian(xy, sigma, bins)                                          # (B, K, 2, bins)
-    label = label / label.sum(-1, keepdim=True).clamp(min=torch.finfo(label.dtype).tiny)
-    return label.unbind(2)
+    return normalise(gaussian(xy, sigma, bins)).unbind(2)                      # of (B, K, 2, bins)
+
+
+def normalise(values):
+    """Values (..., bins), 0 or above, divided by their sum; zeros stay zeros."""
+    return values / values.sum(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)

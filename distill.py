@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from crops import coordinate_labels, heatmaps
+from crops import coordinate_labels, heatmaps, normalise
 from models import CoordinateHead, Regression
 
 # Weights a1 .. a4, for standardised tokens (TeacherTargets). Found in runs of 1,000 steps of the tiny gs
@@ -74,8 +74,7 @@ def coordinate_task(prediction, xy, visible, sigma):
 
 def heatmap_task(logits, xy, visible, sigma):
     """L_task of the teacher: KL(Gaussian label || softmax(logits)) over positions. logits (B, K, S, S)."""
-    label = heatmaps(xy, sigma, logits.shape[-1]).flatten(-2)                              # (B, K, S * S)
-    label = label / label.sum(-1, keepdim=True).clamp(min=torch.finfo(label.dtype).tiny)
+    label = normalise(heatmaps(xy, sigma, logits.shape[-1]).flatten(-2))                   # (B, K, S * S)
     return masked_mean(kl_divergence(label, logits.flatten(-2)), visible)
 
 
@@ -109,8 +108,7 @@ def heatmap_loss_regression(prediction, teacher, visible):
 def marginals(teacher, bins):
     """Heatmaps (B, K, S, S) -> two distributions (B, K, bins), over x and y: sum, resample, normalise."""
     for axis in (-2, -1):                                                             # sum over rows leaves x
-        marginal = F.interpolate(teacher.sum(axis), size=bins, mode="linear", align_corners=False)
-        yield marginal / marginal.sum(-1, keepdim=True).clamp(min=torch.finfo(marginal.dtype).tiny)
+        yield normalise(F.interpolate(teacher.sum(axis), size=bins, mode="linear", align_corners=False))
 
 
 def heatmap_loss_coordinates(prediction, teacher, visible):

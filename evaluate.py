@@ -329,9 +329,13 @@ def newest_checkpoint():
     """The latest checkpoint trained on drawings in runs/, else a shipped one."""
     shipped = sorted((Path(__file__).parent / "weights").glob("*.pt"))
     own = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
-    drawn = [path for path in shipped + own
-             if str(checkpoint.read(path)["metadata"].get("data")).startswith("drawn")]
-    return drawn[-1] if drawn else None
+    for path in reversed(shipped + own):
+        try:
+            if str(checkpoint.read(path)["metadata"].get("data")).startswith("drawn"):
+                return path
+        except BadInput as error:
+            print(f"left out: {error}")
+    return None
 
 
 def score_predictions(args):

@@ -18,6 +18,7 @@ needs the packages of requirements-extra.txt.
 import copy
 import os
 import statistics
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import checkpoint
-from common import BadInput, CommandLine, main_with_clear_errors
+from common import BadInput, CommandLine, fast_bfloat16, main_with_clear_errors
 from crops import make_batch, store
 from data_mpii import BOX_ENLARGEMENT, JOINTS
 from evaluate import count_parameters, take_turns, validation_samples
@@ -36,6 +37,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "student-cc-gd-photos.pt"
 INSTALL = "python -m pip install -r requirements-extra.txt"
 OPSET = 18
 CHECKED = 64                 # samples on which both are compared
+SECONDS = 20                 # for comparing their speed
 CLOSE = 0.05                 # pixels between a joint of PyTorch's and one of the exported graph
 
 
@@ -65,11 +67,15 @@ def fold_batch_norms(model):
 def for_inference(model, dtype=torch.float32, compiled=False):
     """A copy of a PoseNet that can only be used, not trained: run it within torch.inference_mode().
 
-    dtype: torch.bfloat16 for backbone and encoder in half precision. compiled: by torch.compile, which needs
+    dtype: torch.bfloat16 for backbone and encoder in half precision, on devices that have it natively (others
+    compute in float32, with a warning). compiled: by torch.compile, which needs
     a C++ compiler.
     Takes and returns what the network does: crops float32 (B, 3, size, size) -> Output, whose prediction is
     float32.
     """
+    if dtype == torch.bfloat16 and not fast_bfloat16(model.mean.device):
+        warnings.warn("this device has no native bfloat16, computing in float32", stacklevel=2)
+        dtype = torch.float32
     model = copy.deepcopy(model).eval().requires_grad_(False)
     fold_batch_norms(model)
     for part in (model.backbone, model.embed, model.encoder):
@@ -166,7 +172,7 @@ def main():
                 raise BadInput(f"the export differs from PyTorch by {off:.3f} pixels on {samples.name}: "
                                f"{args.out} is not written")
             here, there = (len(crops) / statistics.median(times) for times in take_turns(
-                [lambda: whole(torch.from_numpy(crops)), lambda: written(crops)]))
+                [lambda: whole(torch.from_numpy(crops)), lambda: written(crops)], budget=SECONDS))
         os.replace(partial, args.out)
     finally:
         partial.unlink(missing_ok=True)

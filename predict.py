@@ -351,8 +351,9 @@ def predict_video(args, model, source, name):
             writer.write(frame)
             frames += 1
             print(f"\r{frames} frames, {frames / (now - began):.1f} a second", end="", flush=True)
-    except KeyboardInterrupt:        # ends a camera
-        pass
+    except KeyboardInterrupt:
+        if source != args.camera:        # Ctrl-C ends a camera, and stops the work on files
+            raise
     finally:
         stream.release()
         if writer is not None:

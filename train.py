@@ -250,7 +250,7 @@ def score(args, distributed, state, valid, between):
     distributed.broadcast_buffers(state.ema)
     found = evaluate(state.ema, *valid, distributed.device, distributed=distributed, between=between)
     scores = {name: values["mean"] for name, values in found.items()}
-    if scores["pckh@0.5"] > state.progress.best:
+    if not scores["pckh@0.5"] <= state.progress.best:             # NaN, too: no label to score
         state.progress.best = scores["pckh@0.5"]
         if distributed.is_main:
             epoch = min(state.progress.epoch + 1, args.epochs)

@@ -7,10 +7,10 @@ In front of --: names of CHANGES, and NAME=VALUE of constants in a module. Behin
 the run is done, its result.json also says how good the confidences are and, for gd, what M does over images.
 """
 
-import copy
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
+import crops
 import distill
 import gfl
 import models
@@ -155,7 +156,8 @@ def weight_decay():
 def long_warm_up():
     """Warm-up over three tenths of the training instead of one."""
     before = train.rate_factor
-    train.rate_factor = lambda step, steps: before(step, steps) * min(1, (step + 1) / (0.3 * steps))
+    train.rate_factor = lambda step, steps: (before(max(step, train.WARM_UP, steps // 10), steps)
+                                             if step >= 0.3 * steps else (step + 1) / (0.3 * steps))
 
 
 # ------------------------------------------------------------------------------- the loss
@@ -178,27 +180,47 @@ def sharpened(power):
 CHANGES |= {"sharp-heatmaps": lambda: sharpened(2), "soft-heatmaps": lambda: sharpened(0.5)}
 
 
+def teacher_loss(of_cells):
+    """Another loss of the teacher, of_cells(logits, heatmaps of labels): all (B, K, S, S)."""
+    def heatmap_task(logits, xy, visible, sigma):
+        values = of_cells(logits, crops.heatmaps(xy, sigma, logits.shape[-1]))
+        return distill.masked_mean(values.mean((-2, -1)), visible)
+    distill.heatmap_task = heatmap_task
+
+
+@change
+def mean_squared_error():
+    """The teacher's output is the heatmap itself (HRNet, TokenPose)."""
+    teacher_loss(lambda logits, target: (logits - target).square())
+
+
+@change
+def binary_cross_entropy():
+    """Every cell of the teacher's heatmap is a probability of its own."""
+    teacher_loss(partial(nn.functional.binary_cross_entropy_with_logits, reduction="none"))
+
+
 # ------------------------------------------------------------------------------- the command
 
 def assign(word):
     """'train.MUON_RATE=10', 'distill.WEIGHTS.cc.heatmap=3': set a constant of a module."""
-    path, value = word.split("=")
+    path, _, value = word.partition("=")
     module, *names, last = path.split(".")
-    holder = import_module(module)
-    for name in names:
-        holder = holder[name] if isinstance(holder, dict) else getattr(holder, name)
-    known = holder if isinstance(holder, dict) else vars(holder)
-    if last not in known:
-        raise BadInput(f"{word}: there is no {path}")
-    known[last] = type(known[last])(json.loads(value))
+    try:
+        holder = vars(import_module(module))
+        for name in names:
+            holder = holder[name]
+        holder[last] = type(holder[last])(json.loads(value))
+    except (ImportError, LookupError, TypeError, ValueError) as error:
+        raise BadInput(f"{word}: no such constant, or not a value for it ({error!r:.80})") from error
 
 
-def measure(args, valid):
-    """What result.json says beside the scores: calibration, and M's liveliness by block with PCKh frozen."""
-    model, _ = checkpoint.load(args.out / "best.pt")
+def measure(out, valid):
+    """What result.json says beside the scores: calibration; for gd M's liveliness, and PCKh with M frozen."""
+    model, _ = checkpoint.load(out / "best.pt")
     found = dict(confidence=calibration(*predict(model, *valid), valid[0]))
-    if args.filter == "gd":
-        found["dynamic"] = liveliness_and_loss(copy.deepcopy(model), *valid)
+    if model.config.get("filter") == "gd":
+        found["dynamic"] = liveliness_and_loss(model, *valid)
     return found
 
 
@@ -212,16 +234,18 @@ def main():
             CHANGES[word]()
         else:
             raise BadInput(f"{word} is neither NAME=VALUE nor one of {', '.join(CHANGES)}")
-    write_result = train.write_result
+    write_result, write_json = train.write_result, train.write_json
 
-    def write_more(args, valid):
+    def measure_and_write(args, valid):
+        def write_more(path, result):
+            result["arguments"]["changes"] = words[:end]
+            write_json(path, result | found)
+
+        found = measure(args.out, valid)
+        train.write_json = write_more
         write_result(args, valid)
-        file = args.out / "result.json"
-        result = json.loads(file.read_text())
-        result["arguments"]["changes"] = words[:end]
-        train.write_json(file, result | measure(args, valid))
 
-    train.write_result = write_more
+    train.write_result = measure_and_write
     sys.argv[1:] = words[end + 1:]
     train.main()
 

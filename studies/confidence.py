@@ -1,4 +1,4 @@
-"""Is the confidence a confidence? How often a joint of confidence c is right, within half a head size.
+"""How well are confidences calibrated? How often a joint of confidence c is right, within half a head size.
 
     python studies/confidence.py weights/student-cc-gd-drawn.pt
     python studies/confidence.py FILE --data DATA --flip-test

@@ -5,7 +5,7 @@
 
     deviation   of M over images: standard deviation of each weight, mean over channels and basis filters
     dead        fraction of M's hidden units that are 0 for every image
-    entropy     of the weights of a channel, in units of log F: 1 is an even mixture, 0 a single basis filter
+    entropy     of the weights of a channel, in units of log N: 1 is an even mixture, 0 a single basis filter
     frozen      PCKh@0.5 with M replaced, in every block, by its mean over images
 """
 
@@ -17,14 +17,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
+import gfl
 from common import BadInput, CommandLine, main_with_clear_errors
 from crops import store
 from evaluate import evaluate, validation_samples
-from gfl import BASIS_FILTERS, DynamicFilter
+from gfl import DynamicFilter
 
 
 def watch(model, run):
-    """run() while M is watched -> M (N, F, E) and hidden units (N, hidden) of all N images, by block."""
+    """run() while M is watched -> M (images, N, E) and hidden units (images, hidden), by block."""
     filters = [module for module in model.modules() if isinstance(module, DynamicFilter)]
     seen = [([], []) for _ in filters]
     hooks = [layer.register_forward_hook(lambda _, inputs, output, keep=keep: keep.append(output.detach()))
@@ -33,19 +34,19 @@ def watch(model, run):
     run()
     for hook in hooks:
         hook.remove()
-    return [(torch.cat(logits).unflatten(-1, (BASIS_FILTERS, -1)).softmax(1), torch.cat(hidden).relu())
+    return [(torch.cat(logits).unflatten(-1, (gfl.BASIS_FILTERS, -1)).softmax(1), torch.cat(hidden).relu())
             for logits, hidden in seen]
 
 
 def liveliness(M, hidden):
     """-> {deviation, dead, entropy} of one block, as the module's docstring says."""
-    entropy = -torch.xlogy(M, M).sum(1).mean() / torch.tensor(BASIS_FILTERS).log()
+    entropy = -torch.xlogy(M, M).sum(1).mean() / torch.tensor(gfl.BASIS_FILTERS).log()
     dead = (hidden == 0).all(0).float().mean()
     return dict(deviation=float(M.std(0).mean()), dead=float(dead), entropy=float(entropy))
 
 
 def freeze(model, means):
-    """Replace M of every block by a constant (F, E), in place."""
+    """Replace M of every block by a constant (N, E), in place."""
     filters = [module for module in model.modules() if isinstance(module, DynamicFilter)]
     for dynamic, mean in zip(filters, means, strict=True):
         dynamic.mixture = lambda x, mean=mean: mean.expand(len(x), -1, -1)

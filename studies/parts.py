@@ -67,19 +67,26 @@ CELLS = {
     "join": {"gd": ("**side by side**, added", GD, []),
              "gd-in-series": ("in series, dynamic behind static", GD, ["in-series"])},
     "attention": {
-        "attention-alone": of_labels("attention", "attention: Muon for qkv as one, rate 1e-3, 4 heads"),
-        "attention-alone-separate-qkv": of_labels("attention", "q, k, v as three matrices", "separate-qkv"),
-        "attention-alone-half-rate": of_labels("attention", "rate 5e-4", lr=5e-4),
-        "attention-alone-double-rate": of_labels("attention", "rate 2e-3", lr=2e-3),
-        "attention-alone-adam-attention": of_labels("attention", "Adam for qkv and output", "adam-attention"),
-        "attention-alone-adam": of_labels("attention", "Adam for all", optimiser="adam"),
-        "attention-alone-long-warm-up": of_labels("attention", "warm-up over 300 steps", "long-warm-up"),
-        "attention-alone-two-heads": of_labels("attention", "2 heads", "two-heads"),
-        "attention-alone-eight-heads": of_labels("attention", "8 heads", "eight-heads"),
-        "attention-alone-weight-decay": of_labels("attention", "weight decay 0.1", "weight-decay"),
+        "attention-alone": of_labels("attention", "attention, rate 1e-3: Muon for qkv as one, 4 heads"),
+        "attention-alone-double-rate": of_labels("attention", "attention, rate 2e-3", lr=2e-3),
+        "attention-alone-half-rate": of_labels("attention", "attention, rate 5e-4", lr=5e-4),
+        "attention-alone-quarter-rate": of_labels("attention", "attention, rate 2.5e-4", lr=2.5e-4),
+        "attention-alone-eighth-rate": of_labels("attention", "attention, rate 1.25e-4", lr=1.25e-4),
+        **{f"attention-alone-{change}": of_labels("attention", f"{title}, rate 1e-3", change)
+           for change, title in (
+               ("separate-qkv", "q, k, v as three matrices"), ("adam-attention", "Adam for qkv and output"),
+               ("long-warm-up", "warm-up over 300 steps"), ("two-heads", "2 heads"),
+               ("eight-heads", "8 heads"), ("weight-decay", "weight decay 0.1"))},
+        "attention-alone-adam": of_labels("attention", "Adam for all, rate 1e-3", optimiser="adam"),
+        **{f"attention-alone-{change}-half-rate": of_labels("attention", f"{title}, rate 5e-4", change, lr=5e-4)
+           for change, title in (
+               ("separate-qkv", "q, k, v as three matrices"), ("adam-attention", "Adam for qkv and output"),
+               ("long-warm-up", "warm-up over 300 steps"), ("two-heads", "2 heads"),
+               ("eight-heads", "8 heads"), ("weight-decay", "weight decay 0.1"))},
         **{f"{filter}-alone{name}": of_labels(filter, f"{filter}, rate {rate:g}", lr=rate)
            for filter in ("gs", "gd")
-           for name, rate in (("", 1e-3), ("-half-rate", 5e-4), ("-double-rate", 2e-3))}},
+           for name, rate in (("-double-rate", 2e-3), ("", 1e-3), ("-half-rate", 5e-4),
+                              ("-quarter-rate", 2.5e-4))}},
     "long": {f"{student}-{filter}-alone-long": (f"{student} {filter}", {
                  "student": student, "filter": filter, **LABELS, "epochs": LONG}, [])
              for student, filter in product(STUDENTS, FILTERS)},

@@ -1,4 +1,4 @@
-"""Pictures for people who would rather look than read; matplotlib is needed (requirements-extra.txt).
+"""Pictures of results, filters, samples and predictions; matplotlib is needed (requirements-extra.txt).
 
     python studies/pictures.py curves                           # PCKh by epoch, with and without the teacher
     python studies/pictures.py filters --checkpoint GS.pt GD.pt  # frequency response of the filters
@@ -7,8 +7,8 @@
     python studies/pictures.py samples --data DATA [--split train]  # some samples with joints
     python studies/pictures.py drawings [--count 48 --seed 0 --size 64]  # drawings, and their rate
 
-Each writes one file into --out (default: docs/, pictures of --data into predictions/, as they may not be ours
-to give).
+Each writes one file into --out (default: docs/; pictures of --data go to predictions/, which git
+ignores, because of the photos' licences).
 """
 
 import os

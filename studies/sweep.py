@@ -24,8 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"           # in the repository
 RUNS = Path("runs") / "experiments"
 SEEDS = (0, 1, 2)
-COMPARED = "epochs", "batch-size", "views", "augmentation", "lr"  # flags that a result must agree with
-PATHS = "data", "init", "teacher", "out", "cache", "backbone_weights"
+PATHS = "data", "init", "teacher", "out", "cache", "backbone_weights"    # need not be those of a result
 POLL = 0.5                           # seconds between two looks at the processes
 
 
@@ -60,10 +59,10 @@ def collect(name, flags):
         os.replace(kept.with_suffix(".partial"), kept)
         print(f"{name}: PCKh@0.5 {found['scores']['pckh@0.5']['mean']:.2f}", flush=True)
     known = (result(name) or {}).get("arguments", {})
-    for key in COMPARED:
+    for key, value in flags.items():
         was = known.get(key.replace("-", "_"))
-        if key in flags and was is not None and str(was) != str(flags[key]):
-            raise BadInput(f"{kept} was made with --{key} {was}, now it is {flags[key]}: move that file and "
+        if was is not None and key.replace("-", "_") not in PATHS and str(was) != str(value):
+            raise BadInput(f"{kept} was made with --{key} {was}, now it is {value}: move that file and "
                            f"{folder(name, flags)} away, or give the same flags")
     return kept.exists()
 

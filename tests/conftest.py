@@ -7,7 +7,6 @@ Tests that need it skip where the variable is unset; nothing of it is part of th
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,11 @@ import pytest
 # A shell ignores SIGINT in what it starts before &, and so would every process that a test starts and
 # interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# The compiler's cache does not tell one ATEN_CPU_CAPABILITY from another: kernels for AVX-512 gave NaN in a
-# process limited to AVX2.
-os.environ.setdefault(
-    "TORCHINDUCTOR_CACHE_DIR",
-    str(Path(tempfile.gettempdir()) / f"inductor-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}"),
-)
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
+from common import separate_compiler_cache  # noqa: E402, the path comes first
+
+separate_compiler_cache()
 
 
 def pytest_collection_modifyitems(items):

@@ -29,7 +29,7 @@ def workplace(tmp_path_factory):
 
 def test_training_says_what_it_does_and_leaves_a_run_behind(workplace):
     folder, said = workplace
-    assert "embedded data set" in said and "PCKh@0.5" in said and "mean pose" in said
+    assert "synthetic people to train on" in said and "PCKh@0.5" in said and "mean pose" in said
     written = {path.name for path in (folder / "runs/short").iterdir()}
     assert written == {"best.pt", "config.json", "last.pt", "log.jsonl", "predictions.png", "result.json"}
     line = json.loads((folder / "runs/short/log.jsonl").read_text())

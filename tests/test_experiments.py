@@ -1,5 +1,7 @@
 """Tables are what the results say, blank where nothing was run; runs that are done are not run again."""
 
+import copy
+import importlib
 import json
 import re
 import time
@@ -18,6 +20,7 @@ import sweep
 import tables
 import train
 from common import BadInput
+from commands import run
 from confidence import calibration
 from evaluate import PAPER
 
@@ -77,12 +80,16 @@ def test_cells_of_parts_say_what_is_asked_of_the_part(results):
 
 def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distill, "WEIGHTS", copy.deepcopy(distill.WEIGHTS))
+    monkeypatch.setattr(train, "ADAM_ALONE", train.ADAM_ALONE)
     (tmp_path / "photos").mkdir()
     assert not any("data" in flags for flags in parts.parts_runs(seeds=(0,)).values())
     runs = parts.parts_runs(seeds=(0,), data=Path("photos"))
     for name, flags in runs.items():
-        words = {word.partition("=")[0] for word in flags["changes"]}
-        assert all(word in changed.CHANGES or "." in word for word in words), name
+        for word in flags["changes"]:
+            if "=" in word:
+                changed.assign(word)
+            assert "=" in word or word in changed.CHANGES, name
         flags = {key: value for key, value in flags.items() if key != "changes"}
         monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line(flags)])
         args = train.parse_arguments()
@@ -98,8 +105,36 @@ def test_a_constant_is_set_by_its_name(monkeypatch):
     changed.assign("train.MUON_RATE=7")
     changed.assign("distill.WEIGHTS.cc.heatmap=3")
     assert train.MUON_RATE == 7 and distill.WEIGHTS["cc"]["heatmap"] == 3.0
-    with pytest.raises(BadInput, match="there is no train.NOTHING"):
-        changed.assign("train.NOTHING=1")
+    for word in ("train.NOTHING=1", "nowhere.X=1", "train.MUON_RATE=", "train.MUON_RATE=1=2", "train.X.y=1"):
+        with pytest.raises(BadInput, match="no such constant"):
+            changed.assign(word)
+
+
+@pytest.mark.parametrize("change", [
+    name if name in ("constant", "mean-squared-error") else pytest.param(name, marks=pytest.mark.long)
+    for name in sorted(changed.CHANGES)])
+def test_every_change_trains_and_changes_the_loss(change, tmp_path):
+    """One epoch of 64 drawings, in a process of its own, as a change stays in the library."""
+    teacher = change in ("mean-squared-error", "binary-cross-entropy")
+    filter = "attention" if "attention" in change or "qkv" in change or "heads" in change else "gd"
+    flags = {"train-teacher": True} if teacher else {"filter": filter}
+    flags |= {"epochs": 1, "drawings": 64}
+    logs = []
+    for changes in ([], [change]):
+        out = tmp_path / f"run{len(logs)}"
+        words = sweep.command_line({**flags, "out": out})
+        done = run("studies/changed.py", *changes, "--", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found = json.loads((out / "result.json").read_text())
+        assert found["arguments"]["changes"] == changes and 0 <= found["confidence"]["auroc"] <= 1
+        assert ("dynamic" in found) == (filter == "gd" and not teacher)
+        logs.append(found["log"][0]["loss"])
+    assert logs[0] != logs[1]
+
+
+def test_every_study_can_be_imported():
+    for path in (sweep.ROOT / "studies").glob("*.py"):
+        importlib.import_module(path.stem)
 
 
 def test_calibration_by_hand_and_auroc_by_all_pairs():

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from common import fast_bfloat16
 from crops import coordinate_labels, heatmaps
 from evaluate import PAPER, count_multiply_adds, count_parameters
 from hrnet import HRNet
@@ -282,6 +283,7 @@ def test_every_student_learns_in_every_part(student, filter, backbone):
             assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.skipif(not fast_bfloat16("cpu"), reason="this CPU has no native bfloat16")
 @pytest.mark.parametrize("filter", FILTERS)
 def test_channels_last_and_bfloat16_on_a_whole_model(filter):
     torch.manual_seed(0)
