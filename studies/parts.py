@@ -49,6 +49,9 @@ def of_labels(filter, title, *changes, **flags):
     return title, {"student": "cc", "filter": filter, **LABELS, **flags}, list(changes)
 
 
+ATTENTION = {"separate-qkv": "q, k, v as three matrices", "adam-attention": "Adam for qkv and output",
+             "long-warm-up": "warm-up over 300 steps", "two-heads": "2 heads", "eight-heads": "8 heads",
+             "weight-decay": "weight decay 0.1"}
 # group -> {cell: (title in the table, flags of train.py, changes)}; a cell may stand in several groups
 CELLS = {
     "dynamic": {
@@ -72,17 +75,9 @@ CELLS = {
         "attention-alone-half-rate": of_labels("attention", "attention, rate 5e-4", lr=5e-4),
         "attention-alone-quarter-rate": of_labels("attention", "attention, rate 2.5e-4", lr=2.5e-4),
         "attention-alone-eighth-rate": of_labels("attention", "attention, rate 1.25e-4", lr=1.25e-4),
-        **{f"attention-alone-{change}": of_labels("attention", f"{title}, rate 1e-3", change)
-           for change, title in (
-               ("separate-qkv", "q, k, v as three matrices"), ("adam-attention", "Adam for qkv and output"),
-               ("long-warm-up", "warm-up over 300 steps"), ("two-heads", "2 heads"),
-               ("eight-heads", "8 heads"), ("weight-decay", "weight decay 0.1"))},
         "attention-alone-adam": of_labels("attention", "Adam for all, rate 1e-3", optimiser="adam"),
-        **{f"attention-alone-{change}-half-rate": of_labels("attention", f"{title}, rate 5e-4", change, lr=5e-4)
-           for change, title in (
-               ("separate-qkv", "q, k, v as three matrices"), ("adam-attention", "Adam for qkv and output"),
-               ("long-warm-up", "warm-up over 300 steps"), ("two-heads", "2 heads"),
-               ("eight-heads", "8 heads"), ("weight-decay", "weight decay 0.1"))},
+        **{f"attention-alone-{change}{name}": of_labels("attention", f"{title}, rate {rate:g}", change, lr=rate)
+           for name, rate in (("", 1e-3), ("-half-rate", 5e-4)) for change, title in ATTENTION.items()},
         **{f"{filter}-alone{name}": of_labels(filter, f"{filter}, rate {rate:g}", lr=rate)
            for filter in ("gs", "gd")
            for name, rate in (("-double-rate", 2e-3), ("", 1e-3), ("-half-rate", 5e-4),
