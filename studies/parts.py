@@ -76,8 +76,11 @@ CELLS = {
         "attention-alone-quarter-rate": of_labels("attention", "attention, rate 2.5e-4", lr=2.5e-4),
         "attention-alone-eighth-rate": of_labels("attention", "attention, rate 1.25e-4", lr=1.25e-4),
         "attention-alone-adam": of_labels("attention", "Adam for all, rate 1e-3", optimiser="adam"),
-        **{f"attention-alone-{change}{name}": of_labels("attention", f"{title}, rate {rate:g}", change, lr=rate)
-           for name, rate in (("", 1e-3), ("-half-rate", 5e-4)) for change, title in ATTENTION.items()},
+        "attention-alone-separate-qkv": of_labels("attention", "q, k, v as three matrices, rate 1e-3",
+                                                  "separate-qkv"),
+        **{f"attention-alone-{change}-half-rate": of_labels("attention", f"{title}, rate 5e-4", change,
+                                                           lr=5e-4)
+           for change, title in ATTENTION.items()},
         **{f"{filter}-alone{name}": of_labels(filter, f"{filter}, rate {rate:g}", lr=rate)
            for filter in ("gs", "gd")
            for name, rate in (("-double-rate", 2e-3), ("", 1e-3), ("-half-rate", 5e-4),
