@@ -8,6 +8,7 @@
     dynamic-photos   the same on photos, from labels alone, 16 epochs
     join             static and dynamic filter side by side, or in series
     attention        attention's heads, rate, optimiser, warm-up; the filters at the same rates
+    mixers           attention and both filters, distilled, at three rates
     long             all six students from labels alone, 4,000 steps
     terms            each term of the loss beside labels, for cc gs and reg gs
     tokens           the teacher's tokens standardised, or raw as in DistilPose
@@ -85,6 +86,10 @@ CELLS = {
            for filter in ("gs", "gd")
            for name, rate in (("-double-rate", 2e-3), ("", 1e-3), ("-half-rate", 5e-4),
                               ("-quarter-rate", 2.5e-4))}},
+    "mixers": {
+        f"{name}{ending}": (f"{filter}, rate {rate:g}", {"student": "cc", "filter": filter, "lr": rate}, [])
+        for filter, name in (("attention", "attention-all"), ("gs", "cc-gs-all"), ("gd", "gd"))
+        for ending, rate in (("", 1e-3), ("-half-rate", 5e-4), ("-quarter-rate", 2.5e-4))},
     "long": {f"{student}-{filter}-alone-long": (f"{student} {filter}", {
                  "student": student, "filter": filter, **LABELS, "epochs": LONG}, [])
              for student, filter in product(STUDENTS, FILTERS)},

@@ -28,8 +28,8 @@ TITLES = {(student, filter): f"{HEADS[student]}, {MIXERS[filter]}"
           for student, filter in product(HEADS, MIXERS)}
 DYNAMIC = "dynamic", "dynamic-photos", "join"        # groups of parts.py of which M's liveliness is asked
 HEADINGS = {"dynamic": "M sees", "dynamic-photos": "on photos, M sees", "join": "static and dynamic filter",
-            "attention": "cc from labels alone", "long": "4,000 steps", "terms": "learns from",
-            "tokens": "the teacher's tokens"}
+            "attention": "cc from labels alone", "mixers": "cc distilled", "long": "4,000 steps",
+            "terms": "learns from", "tokens": "the teacher's tokens"}
 MPII_PEOPLE = 22246      # of its training split
 RATE = 1e14         # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
 
