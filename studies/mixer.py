@@ -10,6 +10,7 @@ import statistics
 import sys
 from contextlib import nullcontext
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from gfl import GlobalDynamicFilter, StaticFilter, by_definition
 from speed import precisions
 
 GRID, DIM = (16, 17), 192
-FORMS = "definition", "products", "compiled"
+FORMS = {"definition": by_definition, "products": nullcontext, "compiled": nullcontext}
+SECONDS = 30             # for the forms of one filter, which take turns
 
 
 @torch.inference_mode()
@@ -40,19 +42,19 @@ def main():
         x = torch.randn(args.batch, *GRID, DIM, device=args.device)
         with by_definition(layer):
             truth = layer(x)
-        first = None
-        for precision, dtype in precisions(args.device).items():
+        labels, works = [], []
+        for (precision, dtype), (form, context) in product(precisions(args.device).items(), FORMS.items()):
             mixer, tokens = build(GRID, DIM).to(args.device, dtype).requires_grad_(False), x.to(dtype)
             mixer.load_state_dict(layer.state_dict())
-            for form, context in zip(FORMS, (by_definition, nullcontext, nullcontext)):
-                torch._dynamo.reset()
-                run = torch.compile(mixer, dynamic=False, **COMPILE[kind]) if form == "compiled" else mixer
-                with context(mixer):
-                    off = (run(tokens).float() - truth).abs().max() / truth.abs().max()
-                    took = statistics.median(take_turns([partial(run, tokens)], kind)[0])
-                first = first or took
-                print(f"{name}  {precision:9} {form:10} {1e3 * took:7.2f} ms  {first / took:5.2f} times  "
-                      f"off by {off:.0e} of the largest", flush=True)
+            run = torch.compile(mixer, dynamic=False, **COMPILE[kind]) if form == "compiled" else mixer
+            with context(mixer):
+                off = (run(tokens).float() - truth).abs().max() / truth.abs().max()
+            labels.append((precision, form, off))
+            works.append((partial(run, tokens), partial(context, mixer)))
+        times = [statistics.median(found) for found in take_turns(works, kind, SECONDS) if found]
+        for (precision, form, off), took in zip(labels, times):
+            print(f"{name}  {precision:9} {form:10} {1e3 * took:7.2f} ms  {times[0] / took:5.2f} times  "
+                  f"off by {off:.0e} of the largest", flush=True)
 
 
 if __name__ == "__main__":

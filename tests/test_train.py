@@ -1,4 +1,4 @@
-"""The loop's parts by hand: rates, the running mean of weights, who optimises what, where a run starts from.
+"""The loop's parts by hand: rates, the weight average, who optimises what, where a run starts from.
 """
 
 import copy
