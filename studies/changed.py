@@ -72,9 +72,8 @@ def z_alone():
     mixture_of(lambda x, z: z)
 
 
-@change
-def triple_rate():
-    """M learns with three times the rate of Adam's other weights."""
+def rate_of_M(factor):
+    """M learns with this multiple of the rate of Adam's other weights."""
     def build(model, name, lr):
         of_M = [weight for key, weight in model.named_parameters() if key.endswith(train.ADAM_ALONE)]
         for weight in of_M:
@@ -82,8 +81,12 @@ def triple_rate():
         optimisers = build_optimisers(model, name, lr)
         for weight in of_M:
             weight.requires_grad_(True)
-        return [*optimisers, torch.optim.Adam(of_M, lr=3 * lr)]
+        return [*optimisers, torch.optim.Adam(of_M, lr=factor * lr)]
     build_optimisers, train.build_optimisers = train.build_optimisers, build
+
+
+CHANGES |= {"triple-rate": lambda: rate_of_M(3), "slow-M": lambda: rate_of_M(0.5),
+            "slower-M": lambda: rate_of_M(0.2)}
 
 
 @change

@@ -60,6 +60,8 @@ CELLS = {
         "gd-constant": ("ones: a static control with the same parameters, trained", GD, ["constant"]),
         "gd-half": ("0.5 + z", GD, ["half"]),
         "gd-z-alone": ("z", GD, ["z-alone"]),
+        "gd-slow-M": ("1 + z, and M learns at half the rate", GD, ["slow-M"]),
+        "gd-slower-M": ("1 + z, and M learns at a fifth of the rate", GD, ["slower-M"]),
         "gd-triple-rate": ("1 + z, and M learns at three times the rate", GD, ["triple-rate"]),
         "gd-half-triple-rate": ("0.5 + z, and M learns at three times the rate", GD, ["half", "triple-rate"]),
         "gd-plain-mean": ("the mean token, as in DFFormer", GD, ["plain-mean"]),
