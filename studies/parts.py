@@ -73,14 +73,15 @@ CELLS = {
     "join": {"gd": ("**side by side**, added", GD, []),
              "gd-in-series": ("in series, dynamic behind static", GD, ["in-series"])},
     "attention": {
-        "attention-alone": of_labels("attention", "attention, rate 1e-3: Muon for qkv as one, 4 heads"),
+        "attention-alone": of_labels("attention", "attention, rate 1e-3: Muon for qkv as one, 4 heads",
+                                     lr=1e-3),
         "attention-alone-double-rate": of_labels("attention", "attention, rate 2e-3", lr=2e-3),
         "attention-alone-half-rate": of_labels("attention", "attention, rate 5e-4", lr=5e-4),
         "attention-alone-quarter-rate": of_labels("attention", "attention, rate 2.5e-4", lr=2.5e-4),
         "attention-alone-eighth-rate": of_labels("attention", "attention, rate 1.25e-4", lr=1.25e-4),
         "attention-alone-adam": of_labels("attention", "Adam for all, rate 1e-3", optimiser="adam"),
         "attention-alone-separate-qkv": of_labels("attention", "q, k, v as three matrices, rate 1e-3",
-                                                  "separate-qkv"),
+                                                  "separate-qkv", lr=1e-3),
         **{f"attention-alone-{change}-half-rate": of_labels("attention", f"{title}, rate 5e-4", change,
                                                            lr=5e-4)
            for change, title in ATTENTION.items()},

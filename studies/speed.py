@@ -37,7 +37,7 @@ from export import for_inference
 from gfl import by_definition
 from models import PRESETS, build_student
 from synthetic import drawn_people
-from train import RECIPES, build_optimisers
+from train import RATE, RECIPES, build_optimisers
 
 FORMS = ("plain", "optimised", "compiled")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -213,7 +213,7 @@ def training_speed(rates, device="cpu", preset="tiny", count=512, budget=TRAININ
     params = AUGMENTATIONS["tokenpose"].draw(count, torch.Generator().manual_seed(0))
     rows = torch.arange(min(count, RECIPES[preset]["batch_size"]))
     model = build_student("cc", "gd", "none", preset).to(device)
-    optimisers = build_optimisers(model, RECIPES[preset]["optimiser"], RECIPES[preset]["lr"])
+    optimisers = build_optimisers(model, RECIPES[preset]["optimiser"], RATE)
 
     def step():
         batch = make_batch(drawn, crops, rows, model.size, device, params)

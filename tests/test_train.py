@@ -147,3 +147,16 @@ def test_amp_needs_native_bfloat16(monkeypatch, capsys, native):
     assert seen == [torch.bfloat16 if native else torch.float32]
     line = "--amp: this CPU has no native bfloat16, computing in float32\n"
     assert (line in capsys.readouterr().out) != native
+
+
+def test_attention_has_a_lower_rate_where_muon_trains_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "MPII").mkdir()
+    photos = ["--data", "MPII", "--no-distill"]
+    for words, rate in ((["--filter", "gd"], 1e-3), (["--filter", "attention"], 5e-4),
+                        (["--train-teacher"], 5e-4),
+                        (["--filter", "attention", "--lr", "0.01"], 0.01),
+                        (["--filter", "attention", "--optimiser", "adam"], 1e-3),
+                        (["--filter", "attention", "--preset", "paper", *photos], 1e-3)):
+        monkeypatch.setattr("sys.argv", ["train.py", *words])
+        assert train.parse_arguments().lr == rate
