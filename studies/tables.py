@@ -108,7 +108,7 @@ def drawn_table():
 
 
 def parts_table(group):
-    """The cells of a group of parts.py: PCKh, and what is asked of the part."""
+    """The cells of a group of parts.py that were run: PCKh, and what is asked of the part."""
     def mean_of(found, value):
         return mean_and_spread([value(each) for each in found], 2)
 
@@ -116,12 +116,14 @@ def parts_table(group):
     for cell, (title, *_) in CELLS[group].items():
         names = [f"parts-{cell}-{seed}" for seed in SEEDS]
         found = [each for each in map(result, names) if each]
-        row = [title, str(len(found) or ""), *(mean_and_spread(scores(names, t)) for t in (0.5, 0.1))]
+        if not found:
+            continue
+        row = [title, str(len(found)), *(mean_and_spread(scores(names, t)) for t in (0.5, 0.1))]
         if group == "terms":
             row += [mean_of(found, lambda run, key=key: run["confidence"][key]) for key in ("ece", "auroc")]
         elif group in DYNAMIC:
             row += [", ".join(f"{statistics.mean(run['dynamic']['blocks'][b][key] for run in found):.2f}"
-                              for b in blocks if found) for key in ("deviation", "dead")]
+                              for b in blocks) for key in ("deviation", "dead")]
             row += [mean_of(found, lambda run: run["dynamic"]["frozen"] - run["dynamic"]["live"])]
         rows.append(row)
     more = ["deviation by block", "dead by block", "frozen"] if group in DYNAMIC else []
