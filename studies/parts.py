@@ -90,7 +90,8 @@ CELLS = {
            for name, rate in (("-double-rate", 2e-3), ("", 1e-3), ("-half-rate", 5e-4),
                               ("-quarter-rate", 2.5e-4))}},
     "mixers": {
-        f"{name}{ending}": (f"{filter}, rate {rate * 1e4:g}e-4", {"student": "cc", "filter": filter, "lr": rate}, [])
+        f"{name}{ending}": (f"{filter}, rate {rate * 1e4:g}e-4",
+                            {"student": "cc", "filter": filter, "lr": rate}, [])
         for filter, name in (("attention", "attention-all"), ("gs", "cc-gs-all"), ("gd", "gd"))
         for ending, rate in (("", 1e-3), ("-half-rate", 5e-4), ("-quarter-rate", 2.5e-4))},
     "long": {f"{student}-{filter}-alone-long": (f"{student} {filter}", {
