@@ -242,8 +242,8 @@ def store(samples, size, folder=None):
                 progress.write_text(str(end))
 
             fill(array, start, flushed)
-            os.replace(partial, file)
             progress.unlink()
+            os.replace(partial, file)
         finally:
             if not progress.exists():                        # nothing to resume from
                 partial.unlink(missing_ok=True)

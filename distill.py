@@ -12,8 +12,8 @@
 
 The terms are those of the BMVC 2024 paper's poster. For the regression student they are DistilPose's
 ("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification
-the heatmap is compared through its marginals. A joint that is unlabelled
-or outside the crop (visible = False) enters no term but L_vt, which is not per joint.
+the heatmap is compared through its marginals. A joint that is unlabelled or
+outside the crop (visible = False) enters no term but L_vt, which is not per joint.
 
 Shapes: B images, K = 16 joints, D channels, N visual tokens, S x S heatmap cells, `bins` SimCC bins per axis.
 Coordinates xy are fractions of the crop, visible is bool. Each loss is a tensor of shape ().

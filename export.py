@@ -51,7 +51,7 @@ CLOSE = 0.05                 # pixels between a joint of PyTorch's and one of th
 #                    and a crop 256 pixels
 #     compiled       element-wise operations fused (on a GPU: CUDA graphs): half a minute on the first batch
 #                    of each size. On a CPU the weights of a backbone are frozen, which makes a crop of the
-#                    small student take 10.9 instead of 13.8 ms. Without a backbone that costs time: 16 crops
+#                    small student take 10.2 instead of 13.8 ms. Without a backbone that costs time: 16 crops
 #                    of the paper's reg gs 195 instead of 186 ms (AMD EPYC, two cores, AVX-512).
 
 def fold_batch_norms(model):
@@ -68,8 +68,7 @@ def for_inference(model, dtype=torch.float32, compiled=False):
     """A copy of a PoseNet that can only be used, not trained: run it within torch.inference_mode().
 
     dtype: torch.bfloat16 for backbone and encoder in half precision, on devices that have it natively (others
-    compute in float32, with a warning). compiled: by torch.compile, which needs
-    a C++ compiler.
+    compute in float32, with a warning). compiled: by torch.compile, which needs a C++ compiler.
     Takes and returns what the network does: crops float32 (B, 3, size, size) -> Output, whose prediction is
     float32.
     """

@@ -41,7 +41,7 @@ def change(function):
 # ------------------------------------------------------------------------------- the dynamic filter
 
 def mixture_of(statistic):
-    """Replace what M sees; statistic: (filter, x (B, H, W, D), z (B, D) standardised mean) -> (B, D)."""
+    """Replace what M sees; statistic: (x (B, H, W, D), z (B, D) standardised mean) -> (B, D)."""
     def mixture(self, x):
         logits = self.M2(self.M1(statistic(x, self.norm(x.mean(dim=(1, 2))))).relu().square())
         return logits.unflatten(-1, (gfl.BASIS_FILTERS, -1)).softmax(dim=1)
@@ -158,9 +158,8 @@ def weight_decay():
 @change
 def long_warm_up():
     """Warm-up over three tenths of the training instead of one."""
-    before = train.rate_factor
-    train.rate_factor = lambda step, steps: (before(max(step, train.WARM_UP, steps // 10), steps)
-                                             if step >= 0.3 * steps else (step + 1) / (0.3 * steps))
+    train.rate_factor = lambda step, steps: (
+        min(1, (step + 1) / (0.3 * steps)) * 0.1 ** sum(step >= part * steps for part in train.DECAY_AT))
 
 
 # ------------------------------------------------------------------------------- the loss
@@ -171,16 +170,14 @@ def raw_tokens():
     distill.TokenScale.__call__ = lambda self, tokens: tokens
 
 
-def sharpened(power):
-    """The teacher's heatmaps to a power: above 1 sharper, below 1 softer."""
+@change
+def sharp_heatmaps():
+    """The teacher's heatmaps squared."""
     before = distill.teacher_targets
     def targets(teacher, images):
         found = before(teacher, images)
-        return found._replace(heatmaps=found.heatmaps ** power)
+        return found._replace(heatmaps=found.heatmaps.square())
     distill.teacher_targets = targets
-
-
-CHANGES |= {"sharp-heatmaps": lambda: sharpened(2), "soft-heatmaps": lambda: sharpened(0.5)}
 
 
 def teacher_loss(of_cells):

@@ -73,27 +73,27 @@ CELLS = {
     "join": {"gd": ("**side by side**, added", GD, []),
              "gd-in-series": ("in series, dynamic behind static", GD, ["in-series"])},
     "attention": {
-        "attention-alone": of_labels("attention", "attention, rate 10e-4: Muon for qkv as one, 4 heads",
+        "attention-alone": of_labels("attention", "attention, rate 1e-3: Muon for qkv as one, 4 heads",
                                      lr=1e-3),
-        "attention-alone-double-rate": of_labels("attention", "attention, rate 20e-4", lr=2e-3),
+        "attention-alone-double-rate": of_labels("attention", "attention, rate 2e-3", lr=2e-3),
         "attention-alone-half-rate": of_labels("attention", "attention, rate 5e-4", lr=5e-4),
         "attention-alone-quarter-rate": of_labels("attention", "attention, rate 2.5e-4", lr=2.5e-4),
         "attention-alone-eighth-rate": of_labels("attention", "attention, rate 1.25e-4", lr=1.25e-4),
-        "attention-alone-adam": of_labels("attention", "Adam for all, rate 10e-4", optimiser="adam"),
-        "attention-alone-separate-qkv": of_labels("attention", "q, k, v as three matrices, rate 10e-4",
+        "attention-alone-adam": of_labels("attention", "Adam for all, rate 1e-3", optimiser="adam"),
+        "attention-alone-separate-qkv": of_labels("attention", "q, k, v as three matrices, rate 1e-3",
                                                   "separate-qkv", lr=1e-3),
         **{f"attention-alone-{change}-half-rate": of_labels("attention", f"{title}, rate 5e-4", change,
                                                            lr=5e-4)
            for change, title in ATTENTION.items()},
-        **{f"{filter}-alone{name}": of_labels(filter, f"{filter}, rate {rate * 1e4:g}e-4", lr=rate)
+        **{f"{filter}-alone{name}": of_labels(filter, f"{filter}, rate {rate}", lr=float(rate))
            for filter in ("gs", "gd")
-           for name, rate in (("-double-rate", 2e-3), ("", 1e-3), ("-half-rate", 5e-4),
-                              ("-quarter-rate", 2.5e-4))}},
+           for name, rate in (("-double-rate", "2e-3"), ("", "1e-3"), ("-half-rate", "5e-4"),
+                              ("-quarter-rate", "2.5e-4"))}},
     "mixers": {
-        f"{name}{ending}": (f"{filter}, rate {rate * 1e4:g}e-4",
-                            {"student": "cc", "filter": filter, "lr": rate}, [])
+        f"{name}{ending}": (f"{filter}, rate {rate}",
+                            {"student": "cc", "filter": filter, "lr": float(rate)}, [])
         for filter, name in (("attention", "attention-all"), ("gs", "cc-gs-all"), ("gd", "gd"))
-        for ending, rate in (("", 1e-3), ("-half-rate", 5e-4), ("-quarter-rate", 2.5e-4))},
+        for ending, rate in (("", "1e-3"), ("-half-rate", "5e-4"), ("-quarter-rate", "2.5e-4"))},
     "long": {f"{student}-{filter}-alone-long": (f"{student} {filter}", {
                  "student": student, "filter": filter, **LABELS, "epochs": LONG}, [])
              for student, filter in product(STUDENTS, FILTERS)},

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import checkpoint
+import export
 from common import fast_bfloat16
 from crops import make_batch, store
 from export import fold_batch_norms, for_inference
@@ -102,3 +103,10 @@ def test_compiled_is_the_same(crops):
         raise
     assert torch.allclose(found.visual_tokens, model(crops[:32]).visual_tokens, atol=1e-3)
     assert torch.equal(compiled.decode(found)[0], model.decode(model(crops[:32]))[0])
+
+
+def test_bfloat16_without_native_units_is_float32_and_says_so(monkeypatch):
+    model, _ = checkpoint.load(WEIGHTS / "student-cc-gd-drawn.pt")
+    monkeypatch.setattr(export, "fast_bfloat16", lambda device: False)
+    with pytest.warns(UserWarning, match="no native bfloat16"):
+        assert for_inference(model, torch.bfloat16).embed.project.weight.dtype == torch.float32
