@@ -173,20 +173,27 @@ def load(path, device="cpu"):
 
 
 def start_from(model, path):
-    """Initialise a model with the weights of another run of the same network -> a line on what was used.
+    """Initialise a model with the weights of another run -> a line on what was used.
 
-    The position embedding is not learned and depends on the input size: the model keeps its own.
+    Of the same network, all weights are taken. A student may start from a teacher with the same backbone,
+    too: it takes what both have, that is all but the mixers and the head. The position embedding is not
+    learned and depends on the input size: the model keeps its own.
     """
     other, metadata = load(path)
-    here, there = (dict(network.config, preset="") for network in (model, other))
-    weights, own = other.state_dict(), model.state_dict()
+    same = dict(other.config, preset="") == dict(model.config, preset="")
+    taught = other.config["student"] == "teacher" and model.config["student"] != "teacher"
+    own, weights = model.state_dict(), other.state_dict()
     del weights["encoder.position"]
+    if taught:
+        weights = {name: weight for name, weight in weights.items()
+                   if not name.startswith("head.") and ".mixer." not in name}
     mismatches = [name for name in weights if name not in own or own[name].shape != weights[name].shape]
-    if here != there or mismatches:
+    if not (same or taught) or mismatches:
         raise BadInput(f"{path} is {describe(other.config)} and cannot start {describe(model.config)}"
-                       + (f": {mismatches[0]} has another shape" if mismatches and here == there else ""))
+                       + (f": {mismatches[0]} is missing or has another shape" if same or taught else ""))
     model.load_state_dict(weights, strict=False)
-    return f"starting from {path}: {describe(other.config)}, {metadata.get('data')}"
+    return (f"starting from {path}: {describe(other.config)}, {metadata.get('data')}, {len(weights)} of "
+            f"{len(own)} weights")
 
 
 def load_backbone(backbone, path):

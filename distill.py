@@ -37,6 +37,7 @@ from models import CoordinateHead, Regression
 WEIGHTS = {"cc": dict(keypoint_tokens=3.0, visual_tokens=1.0, heatmap=1.0, confidence=0.01),
            "reg": dict(keypoint_tokens=0.3, visual_tokens=0.1, heatmap=1.0, confidence=0.01)}
 TERMS = tuple(WEIGHTS["cc"])
+BACKBONE_SIGMA = 1 / 32      # of L_bb's label, fraction of the crop: as wide as the teacher's (2 of 64 cells)
 SMOOTH_L1_BETA = 1 / 64      # SmoothL1 is quadratic below this, one heatmap cell in fractions of the crop
 
 
@@ -76,6 +77,11 @@ def heatmap_task(logits, xy, visible, sigma):
     """L_task of the teacher: KL(Gaussian label || softmax(logits)) over positions. logits (B, K, S, S)."""
     label = normalise(heatmaps(xy, sigma, logits.shape[-1]).flatten(-2))                   # (B, K, S * S)
     return masked_mean(kl_divergence(label, logits.flatten(-2)), visible)
+
+
+def backbone_task(logits, xy, visible):
+    """L_bb: the teacher's task for heatmaps (B, K, S, S) that are read from the backbone's map."""
+    return heatmap_task(logits, xy, visible, BACKBONE_SIGMA * logits.shape[-1])
 
 
 def task_loss(head, prediction, xy, visible):
@@ -230,5 +236,6 @@ def distillation_loss(head, output, targets, xy, visible):
 
 
 def total(terms, weights):
-    """L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs."""
-    return terms["task"] + sum(weight * terms[name] for name, weight in weights.items())
+    """L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs, and L_bb where the backbone has heatmaps."""
+    distilled = sum(weight * terms[name] for name, weight in weights.items())
+    return terms["task"] + terms.get("backbone", 0) + distilled

@@ -21,7 +21,7 @@ or bottom edge; `decode` alone turns them into pixels.
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -282,10 +282,14 @@ def decode_heatmaps(heatmaps):
 # ------------------------------------------------------------------------------- the whole network
 
 class Output(NamedTuple):
-    """Output of a network: the tokens that distillation compares, and the head's prediction."""
+    """Output of a network: the tokens that distillation compares, and the head's prediction.
+
+    backbone_heatmaps: logits of heatmaps read from the backbone's map, for training (some presets).
+    """
     keypoint_tokens: torch.Tensor         # (B, K, D)
     visual_tokens: torch.Tensor           # (B, H * W, D)
     prediction: Any                    # Regression, or logits: (x, y) pair (B, K, bins) each, or (B, K, S, S)
+    backbone_heatmaps: torch.Tensor | None = None    # (B, K, size / 4, size / 4)
 
 
 class PatchEmbedding(nn.Module):
@@ -314,6 +318,8 @@ class PoseNet(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         self.backbone = HRNet(width, preset.hrnet) if width else nn.Identity()
+        supervised = width and preset.backbone_heatmaps
+        self.backbone_heatmaps = nn.Conv2d(width, JOINTS, 1) if supervised else None
         channels, side = (width, preset.size // 4) if width else (3, preset.size)
         self.embed = PatchEmbedding(channels, side // preset.grid, preset.dim)
         self.encoder = Encoder((preset.grid, preset.grid), preset.dim, preset.depth, preset.heads, filter)
@@ -324,13 +330,14 @@ class PoseNet(nn.Module):
         return (images - self.mean).div_(self.std).to(self.embed.project.weight.dtype)
 
     def forward(self, images):
-        # one expression, so that Python frees each intermediate result as soon as it is used
-        keypoint, visual = self.encoder(self.embed(self.backbone(self.normalised(images))))
+        features = self.backbone(self.normalised(images))                         # (B, width, S / 4, S / 4)
+        maps = self.backbone_heatmaps(features).float() if self.training and self.backbone_heatmaps else None
+        keypoint, visual = self.encoder(self.embed(features))
         kind = "cpu" if images.is_meta else images.device.type
         # the head always computes in float32: bfloat16 has 8 significant bits, too few for positions in a
         # crop
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
-            return Output(keypoint, visual, self.head(keypoint.to(self.mean.dtype)))
+            return Output(keypoint, visual, self.head(keypoint.to(self.mean.dtype)), maps)
 
     def decode(self, output):
         """Output -> joints (B, K, 2) in pixels of the crop (0: centre of the first), confidences (B, K)."""
@@ -355,6 +362,7 @@ class Preset:
     bins_per_pixel: int = 2   # SimCC's split ratio
     heatmap: int = 64         # side of the teacher's heatmaps, cells
     heatmap_sigma: float = 2  # of the heatmap label, cells (TokenPose)
+    backbone_heatmaps: bool = False      # in training, heatmaps are read from the backbone, too
 
 
 # 'small' is ours, for photos and CPUs. Its lighter HRNet of width 24 trains 1.5 times as fast as a full one
@@ -364,11 +372,14 @@ PRESETS = {
     "tiny": Preset(size=64, dim=96, depth=4, heads=4, teacher_depth=4, teacher_width=16, simcc_sigma=3,
                    grid=8),
     "small": Preset(size=128, dim=128, depth=4, heads=4, teacher_depth=4, teacher_width=24, simcc_sigma=4,
-                    hrnet=Depths(stem=32, bottlenecks=2, bottleneck=32, blocks=2, modules=2)),
+                    hrnet=Depths(stem=32, bottlenecks=2, bottleneck=32, blocks=2, modules=2),
+                    backbone_heatmaps=True),
 }
+# The same networks on crops of half the size: where a long training begins (train.py --init).
+PRESETS["small-64"] = replace(PRESETS["small"], size=64, grid=8)
 STUDENTS = ("reg", "cc")
 FILTERS = ("gs", "gd", "attention")
-BACKBONES = {"none": 0, "w16": 16, "w32": 32, "w48": 48}
+BACKBONES = {"none": 0, "w16": 16, "w24": 24, "w32": 32, "w48": 48}
 
 
 def build_student(student, filter, backbone="none", preset="paper"):

@@ -36,7 +36,8 @@ from common import (BadInput, CommandLine, check_device, default_device, fast_bf
                     init_distributed, lock, main_with_clear_errors)
 from crops import AUGMENTATIONS, make_batch, store, transform
 from data_mpii import load_samples
-from distill import TERMS, WEIGHTS, TeacherTargets, distillation_loss, task_loss, total
+from distill import (TERMS, WEIGHTS, TeacherTargets, backbone_task, distillation_loss, task_loss,
+                     total)
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_samples, write_json
 from export import for_inference
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
@@ -49,6 +50,7 @@ from synthetic import drawn_people
 RECIPES = {"paper": dict(epochs=300, batch_size=64, optimiser="adam"),
            "small": dict(epochs=100, batch_size=32, optimiser="muon"),
            "tiny": dict(epochs=16, batch_size=32, optimiser="muon")}
+RECIPES["small-64"] = RECIPES["small"]
 RATE = 1e-3              # the highest of Adam
 MUON_RATE = 20           # Muon's rate divided by Adam's. That 41.5 is at --lr 1e-3; 2e-3 gave 36.5
 # Rate of networks with attention where the optimiser is muon. Tiny students from labels alone, 1,000 steps,
@@ -60,7 +62,7 @@ DECAY_AT = (2 / 3, 13 / 15)              # fractions of the training after which
 WARM_UP = 500                            # steps, at most a tenth of the training
 EMA_FRACTION = 0.02                      # window of the weight average, as a fraction of all steps
 VIEWS = {"drawn": 2, "photos": 4}       # augmented views of each sample for tiny students (others: unlimited)
-SCORE_EVERY = {"paper": 5, "small": 4, "tiny": 4}    # epochs; the last epoch is always scored
+SCORE_EVERY = 4          # epochs; the last epoch is always scored
 DRAWINGS = {"student": 4000, "teacher": 40000}
 TINY_TEACHER = Path(__file__).parent / "weights" / "teacher-tiny-drawn.pt"
 CALIBRATION = 256        # samples from which the teacher's token statistics are measured
@@ -149,6 +151,8 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
                         terms = distillation_loss(model.head, output, targets, batch.xy, batch.visible)
                     else:
                         terms = {"task": task_loss(model.head, output.prediction, batch.xy, batch.visible)}
+                    if output.backbone_heatmaps is not None:
+                        terms["backbone"] = backbone_task(output.backbone_heatmaps, batch.xy, batch.visible)
                     terms["loss"] = total(terms, weights)
                     (terms["loss"] / args.accumulate).backward()
                 values = values + torch.stack([term.detach() for term in terms.values()]) / args.accumulate
@@ -168,7 +172,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
                 **{name: value / steps for name, value in progress.sums.items()},
                 "images_per_second": rounded(steps * args.batch_size / progress.seconds),
                 "input_alone": rounded(input_rate)}
-        if (progress.epoch + 1) % SCORE_EVERY[args.preset] == 0 or progress.epoch + 1 == args.epochs:
+        if (progress.epoch + 1) % SCORE_EVERY == 0 or progress.epoch + 1 == args.epochs:
             line |= score(args, distributed, state, valid, save_or_stop)
         write_log(args.out / "log.jsonl", line, distributed)
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, {}, 0
@@ -376,7 +380,8 @@ def rate_factor(step, steps):
 
 
 def build_optimisers(model, name, lr):
-    """'adam': Adam for all weights. 'muon': Muon for matrices of the encoder's blocks, Adam for the rest.
+    """'adam': Adam for all weights. 'muon': Muon for matrices of the encoder's blocks and for the backbone's
+    convolutions but the first, Adam for the rest.
 
     M of the dynamic filters learns with Adam: Muon's steps are large whatever the gradient, and saturate its
     softmax.
@@ -385,7 +390,8 @@ def build_optimisers(model, name, lr):
     if name == "adam":
         return [torch.optim.Adam(learning.values(), lr=lr, fused=True)]
     matrices = [key for key, weight in learning.items()
-                if ".blocks." in key and weight.ndim == 2 and not key.endswith(ADAM_ALONE)]
+                if ".blocks." in key and weight.ndim == 2 and not key.endswith(ADAM_ALONE)
+                or key.startswith("backbone.") and weight.ndim == 4 and key != "backbone.conv1.weight"]
     others = [key for key in learning if key not in matrices]
     return [Muon([learning[key] for key in matrices], lr=MUON_RATE * lr),
             torch.optim.Adam([learning[key] for key in others], lr=lr, fused=True)]
@@ -411,7 +417,9 @@ def orthogonal(X):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon: momentum descent for matrices, with every update orthogonalised. All parameters are 2-D.
+    """Muon: momentum descent for matrices, with every update orthogonalised.
+
+    A convolution's kernel (outputs, inputs, h, w) counts as a matrix of outputs x (inputs h w).
 
         m <- m + (1 - momentum) (g - m)
         W <- W - rate * sqrt(max(1, rows / columns)) * orthogonal(g + momentum (m - g))
@@ -433,15 +441,15 @@ class Muon(torch.optim.Optimizer):
                     self.state[W]["momentum"] = torch.zeros_like(W)
                 m = self.state[W]["momentum"]
                 m.lerp_(W.grad, 1 - MOMENTUM)
-                update = W.grad.lerp(m, MOMENTUM)
-                update = update if W.shape[0] <= W.shape[1] else update.mT
+                update = W.grad.lerp(m, MOMENTUM).flatten(1)
+                update = update if update.shape[0] <= update.shape[1] else update.mT
                 batches.setdefault(update.shape, []).append((W, update))
             for batch in batches.values():
                 updates = orthogonal(torch.stack([update for _, update in batch]))
                 for (W, _), update in zip(batch, updates):
-                    rows, columns = W.shape
-                    W.add_(update if rows <= columns else update.mT,
-                           alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+                    rows, columns = len(W), W[0].numel()
+                    update = update if rows <= columns else update.mT
+                    W.add_(update.reshape(W.shape), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
 
 # ---------------------------------------------------------------------------- one run: data, teacher, results
@@ -616,12 +624,13 @@ def parse_arguments():
     add("--filter", choices=FILTERS, help="static or dynamic global filter, or attention (default: gd)")
     add("--backbone", choices=tuple(BACKBONES), help="none, or HRNet's width (default: none)")
     add("--preset", choices=tuple(PRESETS), default="tiny",
-        help="sizes of the networks: 64 x 64 crops (tiny), 128 x 128 (small) or the paper's 256 x 256 "
-             "(default: tiny)")
+        help="sizes of the networks: 64 x 64 crops (tiny), 128 x 128 (small; small-64 is the same on 64 x 64 "
+             "crops) or the paper's 256 x 256 (default: tiny)")
     add("--backbone-weights", type=Path, help="published HRNet weights to start the backbone from (default: "
                                               "random)")
-    add("--init", type=Path, help="checkpoint of the same network to start from, of any preset whose layers "
-                                  "have the same shapes (default: random weights)")
+    add("--init", type=Path, help="checkpoint to start from: of the same network, of any preset whose layers "
+                                  "have the same shapes; a student takes a teacher's, too, for all but mixers "
+                                  "and head (default: random weights)")
     add("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
     add("--teacher", type=Path, help="teacher's checkpoint (default: the shipped tiny one, for synthetic "
                                      "people)")

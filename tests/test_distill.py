@@ -12,6 +12,7 @@ from crops import coordinate_labels, heatmaps
 from distill import (
     TERMS,
     TeacherTargets,
+    backbone_task,
     confidence_loss,
     coordinate_task,
     distillation_loss,
@@ -221,3 +222,11 @@ def test_nobody_visible_costs_nothing():
 def test_total_weighs_the_terms():
     terms = {"task": torch.tensor(1.0), "heatmap": torch.tensor(2.0), "confidence": torch.tensor(4.0)}
     assert total(terms, {"heatmap": 0.5, "confidence": 0.25}).item() == 3
+    assert total(terms | {"backbone": torch.tensor(5.0)}, {"heatmap": 0.5, "confidence": 0.25}).item() == 8
+
+
+def test_the_backbone_learns_the_teachers_labels():
+    """On 64 x 64 cells L_bb is the teacher's L_task: sigma is 2 cells there."""
+    logits, visible = torch.randn(2, 2, 64, 64), torch.ones(2, 2, dtype=torch.bool)
+    xy = torch.rand(2, 2, 2)
+    assert backbone_task(logits, xy, visible) == heatmap_task(logits, xy, visible, 2)

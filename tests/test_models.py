@@ -331,9 +331,11 @@ def test_teacher_shapes(preset, size, D):
 
 def test_the_small_preset_keeps_its_budget():
     """The photo student: at most 3.5 M parameters and 0.6 G multiply-adds; a teacher of at most 5 M."""
-    student, teacher = build_student("cc", "gd", "w16", "small").eval(), build_teacher("small").eval()
+    student, teacher = build_student("cc", "gd", "w24", "small").eval(), build_teacher("small").eval()
     assert count_parameters(student) < 3.5e6 and count_multiply_adds(student) < 0.6e9
     assert count_parameters(teacher) < 5e6 and count_multiply_adds(teacher) < 0.6e9
     for network in (student, teacher):
         output = network(torch.rand(1, 3, 128, 128))
         assert output.visual_tokens.shape == (1, 256, 128) and output.keypoint_tokens.shape == (1, 16, 128)
+        assert output.backbone_heatmaps is None                                # in training alone
+        assert network.train()(torch.rand(2, 3, 128, 128)).backbone_heatmaps.shape == (2, 16, 32, 32)

@@ -50,7 +50,7 @@ def test_every_learning_weight_has_one_optimiser(build):
                 for p in group["params"]]
         assert len(held) == len(learning) and {id(p) for p in held} == learning.keys()
     muon, adam = build_optimisers(model, "muon", 1e-3)
-    assert all(p.ndim == 2 for p in muon.param_groups[0]["params"]) and muon.param_groups[0][
+    assert all(p.ndim in (2, 4) for p in muon.param_groups[0]["params"]) and muon.param_groups[0][
         "lr"
     ] == pytest.approx(0.02)
     assert any(p is model.head.parameters().__next__() for p in adam.param_groups[0]["params"])
@@ -69,21 +69,36 @@ def test_a_run_starts_from_another(tmp_path):
             checkpoint.start_from(other, tmp_path / "source.pt")
 
 
+def test_a_student_starts_from_a_teacher_with_its_backbone(tmp_path):
+    torch.manual_seed(0)
+    teacher, student = build_teacher("tiny"), build_student("cc", "gd", "w16", "tiny")
+    checkpoint.save(tmp_path / "teacher.pt", teacher, dict(data="drawn/teacher"))
+    before = {name: weight.clone() for name, weight in student.state_dict().items()}
+    checkpoint.start_from(student, tmp_path / "teacher.pt")
+    for name, weight in student.state_dict().items():
+        from_teacher = not (name.startswith("head.") or ".mixer." in name)
+        assert torch.equal(weight, (teacher.state_dict() if from_teacher else before)[name]), name
+
+
 def test_muon_takes_the_steps_of_torch_optim_muon():
     """Two optimisers, the same gradients, ten steps; matrices that lie, that stand, and two of one shape."""
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape)) for shape in ((8, 24), (24, 8), (16, 16), (8, 24), (24, 8))]
     theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    # a convolution's kernel takes the step of its matrix
+    kernel = nn.Parameter(ours[0].detach().clone().view(8, 6, 2, 2).to(memory_format=torch.channels_last))
+    ours.append(kernel), theirs.append(nn.Parameter(ours[0].detach().clone()))
     optimisers = Muon(ours, lr=0.02), torch.optim.Muon(theirs, lr=0.02, weight_decay=0)
     start = [weight.detach().clone() for weight in ours]
     for _ in range(10):
         for one, other in zip(ours, theirs):
             one.grad = torch.randn_like(one)
-            other.grad = one.grad.clone()
+            other.grad = one.grad.flatten(1).clone()
         for optimiser in optimisers:
             optimiser.step()
     for begin, one, other in zip(start, ours, theirs):
-        assert (one - other).norm() < 0.02 * (one - begin).norm()                # bfloat16, in another order
+        moved = (one - begin).norm()
+        assert (one.flatten(1) - other).norm() < 0.02 * moved                    # bfloat16, in another order
 
 
 def test_orthogonal_updates():
