@@ -64,7 +64,8 @@ EMA_FRACTION = 0.02                      # window of the weight average, as a fr
 VIEWS = {"drawn": 2, "photos": 4}       # augmented views of each sample for tiny students (others: unlimited)
 SCORE_EVERY = 4          # epochs; the last epoch is always scored
 DRAWINGS = {"student": 4000, "teacher": 40000}
-TINY_TEACHER = Path(__file__).parent / "weights" / "teacher-tiny-drawn.pt"
+TEACHERS = {("tiny", "drawn"): "teacher-tiny-drawn.pt", ("small", "photos"): "teacher-small-photos.pt"}
+SHIPPED = Path(__file__).parent / "weights"
 CALIBRATION = 256        # samples from which the teacher's token statistics are measured
 SHOWN = 24               # samples in predictions.png
 SAVE_EVERY = 300         # seconds between two checkpoints within an epoch
@@ -628,12 +629,12 @@ def parse_arguments():
              "crops) or the paper's 256 x 256 (default: tiny)")
     add("--backbone-weights", type=Path, help="published HRNet weights to start the backbone from (default: "
                                               "random)")
-    add("--init", type=Path, help="checkpoint to start from: of the same network, of any preset whose layers "
-                                  "have the same shapes; a student takes a teacher's, too, for all but mixers "
-                                  "and head (default: random weights)")
+    add("--init", type=Path, help="checkpoint to start from: of the same network, of any preset whose "
+                                  "layers have the same shapes; a student takes a teacher's, too, for all "
+                                  "but mixers and head (default: random weights)")
     add("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
-    add("--teacher", type=Path, help="teacher's checkpoint (default: the shipped tiny one, for synthetic "
-                                     "people)")
+    add("--teacher", type=Path, help="teacher's checkpoint (default: a shipped one, for synthetic people "
+                                     "with preset tiny and for photos with small)")
     add("--no-distill", action="store_true", help="learn from labels alone")
     add("--terms", nargs="+", choices=TERMS, metavar="TERM",
         help=f"which of the four distillation terms to use: {', '.join(TERMS)} (default: all)")
@@ -693,6 +694,8 @@ def refuse(*rules):
 def check_arguments(args):
     """Fill in defaults that depend on other arguments. BadInput where arguments contradict each other."""
     drawn, tiny = args.data == "drawn", args.preset == "tiny"
+    kind = "drawn" if drawn else "photos"
+    shipped = TEACHERS.get((args.preset, kind))
     args.distill = not (args.train_teacher or args.no_distill)
     refuse(
         (args.train_teacher and (args.teacher or args.student or args.filter or args.backbone
@@ -709,9 +712,10 @@ def check_arguments(args):
          "--drawings is the number of synthetic people: leave it out where --data names a folder"),
         (args.backbone_weights and args.backbone in (None, "none") and not args.train_teacher,
          "--backbone-weights needs a backbone: add --backbone w32 or w48"),
-        (args.distill and not args.teacher and not (drawn and tiny),
-         "the shipped teacher knows synthetic people at the tiny preset alone: train one with "
-         "--train-teacher and name it with --teacher, or learn without one with --no-distill"))
+        (args.distill and not args.teacher and not shipped,
+         f"no teacher of preset {args.preset} for {'synthetic people' if drawn else 'photos'} is shipped: "
+         f"train one with --train-teacher and name it with --teacher, or learn without one with "
+         f"--no-distill"))
     check_device(args.device)
     # upright for tiny students of photos: measured; colour: not compared with others
     for_photos = ("tokenpose" if args.preset == "paper" else
@@ -719,9 +723,9 @@ def check_arguments(args):
     defaults = RECIPES[args.preset] | dict(
         student="cc", filter="gd", backbone="none", terms=list(TERMS),
         augmentation="upright" if drawn else for_photos,
-        teacher=TINY_TEACHER if args.distill else None,
+        teacher=SHIPPED / shipped if args.distill and shipped else None,
         drawings=DRAWINGS["teacher" if args.train_teacher else "student"],
-        views=VIEWS["drawn" if drawn else "photos"] if tiny and not args.train_teacher else 0)
+        views=VIEWS[kind] if tiny and not args.train_teacher else 0)
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

@@ -175,3 +175,16 @@ def test_attention_has_a_lower_rate_where_muon_trains_it(monkeypatch, tmp_path):
                         (["--filter", "attention", "--preset", "paper", *photos], 1e-3)):
         monkeypatch.setattr("sys.argv", ["train.py", *words])
         assert train.parse_arguments().lr == rate
+
+
+def test_a_student_finds_the_shipped_teacher_of_its_preset_and_data(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "PHOTOS").mkdir()
+    for words, name in (([], "teacher-tiny-drawn.pt"), (["--preset", "small", "--data", "PHOTOS"],
+                                                        "teacher-small-photos.pt")):
+        monkeypatch.setattr("sys.argv", ["train.py", *words])
+        assert train.parse_arguments().teacher == train.SHIPPED / name
+    for words in (["--data", "PHOTOS"], ["--preset", "small"]):
+        monkeypatch.setattr("sys.argv", ["train.py", *words])
+        with pytest.raises(BadInput, match="is shipped: train one with --train-teacher"):
+            train.parse_arguments()
