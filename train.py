@@ -57,7 +57,8 @@ MUON_RATE = 20           # Muon's rate divided by Adam's. That 41.5 is at --lr 1
 # PCKh@0.5 at 2e-3, 1e-3, 5e-4, 2.5e-4: cc attention 18.4, 22.7, 37.7, 37.0; cc gs at 1e-3, 5e-4, 2.5e-4:
 # 32.0, 30.7, 29.2. For teachers it was not compared.
 ATTENTION_RATE = 5e-4
-ADAM_ALONE = (".M1.weight", ".M2.weight")    # matrices that Muon leaves to Adam: M of the dynamic filters
+# matrices that Muon leaves to Adam: M of the dynamic filters, the first convolution
+ADAM_ALONE = (".M1.weight", ".M2.weight", "backbone.conv1.weight")
 DECAY_AT = (2 / 3, 13 / 15)              # fractions of the training after which the rate is divided by ten
 WARM_UP = 500                            # steps, at most a tenth of the training
 EMA_FRACTION = 0.02                      # window of the weight average, as a fraction of all steps
@@ -391,8 +392,8 @@ def build_optimisers(model, name, lr):
     if name == "adam":
         return [torch.optim.Adam(learning.values(), lr=lr, fused=True)]
     matrices = [key for key, weight in learning.items()
-                if ".blocks." in key and weight.ndim == 2 and not key.endswith(ADAM_ALONE)
-                or key.startswith("backbone.") and weight.ndim == 4 and key != "backbone.conv1.weight"]
+                if (".blocks." in key and weight.ndim == 2 or "backbone." in key and weight.ndim == 4)
+                and not key.endswith(ADAM_ALONE)]
     others = [key for key in learning if key not in matrices]
     return [Muon([learning[key] for key in matrices], lr=MUON_RATE * lr),
             torch.optim.Adam([learning[key] for key in others], lr=lr, fused=True)]

@@ -72,21 +72,25 @@ def z_alone():
     mixture_of(lambda x, z: z)
 
 
-def rate_of_M(factor):
-    """M learns with this multiple of the rate of Adam's other weights."""
+def learn_apart(chosen, factor=1):
+    """Adam learns what chosen(name, weight) accepts, at this multiple of the rate of its other weights."""
     def build(model, name, lr):
-        of_M = [weight for key, weight in model.named_parameters() if key.endswith(train.ADAM_ALONE)]
-        for weight in of_M:
+        apart = [weight for key, weight in model.named_parameters() if chosen(key, weight)]
+        for weight in apart:
             weight.requires_grad_(False)
         optimisers = build_optimisers(model, name, lr)
-        for weight in of_M:
+        for weight in apart:
             weight.requires_grad_(True)
-        return [*optimisers, torch.optim.Adam(of_M, lr=factor * lr)]
+        return [*optimisers, torch.optim.Adam(apart, lr=factor * lr)]
     build_optimisers, train.build_optimisers = train.build_optimisers, build
 
 
-CHANGES |= {"triple-rate": lambda: rate_of_M(3), "slow-M": lambda: rate_of_M(0.5),
-            "slower-M": lambda: rate_of_M(0.2)}
+def of_M(key, weight):
+    return key.endswith((".M1.weight", ".M2.weight"))
+
+
+CHANGES |= {"triple-rate": lambda: learn_apart(of_M, 3), "slow-M": lambda: learn_apart(of_M, 0.5),
+            "slower-M": lambda: learn_apart(of_M, 0.2)}
 
 
 @change
@@ -160,6 +164,18 @@ def long_warm_up():
     """Warm-up over three tenths of the training instead of one."""
     train.rate_factor = lambda step, steps: (
         min(1, (step + 1) / (0.3 * steps)) * 0.1 ** sum(step >= part * steps for part in train.DECAY_AT))
+
+
+# ------------------------------------------------------------------------------- the backbone
+
+CHANGES["adam-convolutions"] = lambda: learn_apart(lambda key, weight: weight.ndim == 4)
+
+
+@change
+def no_backbone_heatmaps():
+    """The backbone learns from the encoder's gradient alone."""
+    for name, preset in models.PRESETS.items():
+        models.PRESETS[name] = replace(preset, backbone_heatmaps=False)
 
 
 # ------------------------------------------------------------------------------- the loss

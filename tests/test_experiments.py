@@ -115,9 +115,10 @@ def test_a_constant_is_set_by_its_name(monkeypatch):
     for name in sorted(changed.CHANGES)])
 def test_every_change_trains_and_changes_the_loss(change, tmp_path):
     """One epoch of 64 drawings, in a process of its own, as a change stays in the library."""
-    teacher = change in ("mean-squared-error", "binary-cross-entropy")
+    teacher = change in ("mean-squared-error", "binary-cross-entropy", "adam-convolutions",
+                         "no-backbone-heatmaps")
     filter = "attention" if "attention" in change or "qkv" in change or "heads" in change else "gd"
-    flags = {"train-teacher": True} if teacher else {"filter": filter}
+    flags = {"train-teacher": True, "preset": "small-64"} if teacher else {"filter": filter}
     flags |= {"epochs": 1, "drawings": 64}
     logs = []
     for changes in ([], [change]):
