@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from common import BadInput, CommandLine, main_with_clear_errors
-from models import RegressionHead, build_student, build_teacher
+from models import build_student, build_teacher
 
 FORMAT = 1
+OF_HEAD = "scored", "temperature"    # what a head knows beside its weights, kept in the metadata
 
 
 def one_line(error):
@@ -64,8 +65,7 @@ def save(path, model, metadata, training=None, half=False, keep=None):
     if half:
         weights = {name: tensor.half() if tensor.is_floating_point() else tensor
                    for name, tensor in weights.items()}
-    if isinstance(model.head, RegressionHead):
-        metadata = dict(metadata, scored=model.head.scored)
+    metadata = metadata | {name: getattr(model.head, name) for name in OF_HEAD if hasattr(model.head, name)}
     content = dict(format=FORMAT, config=model.config, metadata=metadata, model=weights, training=training)
     content["checksum"] = checksum(content)
     temporary = path.with_suffix(".partial")
@@ -164,8 +164,9 @@ def load(path, device="cpu"):
     try:
         model = build(content["config"])
         model.load_state_dict(content["model"])
-        if isinstance(model.head, RegressionHead):
-            model.head.scored = content["metadata"]["scored"]
+        for name in OF_HEAD:
+            if hasattr(model.head, name):
+                setattr(model.head, name, content["metadata"].get(name, getattr(model.head, name)))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"{path} does not fit the network it names, {content.get('config')}: "
                        f"{one_line(error)}") from error

@@ -195,6 +195,7 @@ class CoordinateHead(nn.Module):
     def __init__(self, dim, bins, sigma):
         super().__init__()
         self.sigma = sigma
+        self.temperature = 1.0       # of the confidence alone: studies/confidence.py --calibrate measures it
         self.norm = nn.LayerNorm(dim)
         self.x = nn.Linear(dim, bins)
         self.y = nn.Linear(dim, bins)
@@ -204,9 +205,9 @@ class CoordinateHead(nn.Module):
         return self.x(tokens).float(), self.y(tokens).float()
 
     def confidence(self, prediction):
-        """(B, K) in [0, 1]: geometric mean of both peaks, relative to the peak of a label."""
+        """(B, K) in [0, 1]: geometric mean of both peaks of softmax(logits / T), relative to a label's."""
         label_peak = 1 / (self.sigma * math.sqrt(2 * math.pi))
-        x, y = (logits.softmax(-1).amax(-1) for logits in prediction)
+        x, y = ((logits / self.temperature).softmax(-1).amax(-1) for logits in prediction)
         return ((x * y).sqrt() / label_peak).clamp(max=1)
 
     def decode(self, prediction):

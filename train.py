@@ -48,15 +48,16 @@ from synthetic import drawn_people
 # and TokenPose's batch on MPII (16 on each of 4 GPUs). Borrowed, as the paper does not state its own.
 # 'tiny': measured on synthetic people, cc gs student, 1,000 steps of 32, PCKh@0.5: Adam 34.7, Muon 41.5.
 RECIPES = {"paper": dict(epochs=300, batch_size=64, optimiser="adam"),
-           "small": dict(epochs=100, batch_size=32, optimiser="muon"),
+           "small": dict(epochs=100, batch_size=32, optimiser="muon", backbone="w24"),     # the teacher's
            "tiny": dict(epochs=16, batch_size=32, optimiser="muon")}
 RECIPES["small-64"] = RECIPES["small"]
 RATE = 1e-3              # the highest of Adam
 MUON_RATE = 20           # Muon's rate divided by Adam's. That 41.5 is at --lr 1e-3; 2e-3 gave 36.5
-# Rate of networks with attention where the optimiser is muon. Tiny students from labels alone, 1,000 steps,
-# PCKh@0.5 at 2e-3, 1e-3, 5e-4, 2.5e-4: cc attention 18.4, 22.7, 37.7, 37.0; cc gs at 1e-3, 5e-4, 2.5e-4:
-# 32.0, 30.7, 29.2. For teachers it was not compared.
-ATTENTION_RATE = 5e-4
+# Rate of networks with attention or a backbone where the optimiser is muon. PCKh@0.5 of tiny students from
+# labels alone, 1,000 steps, at 2e-3, 1e-3, 5e-4, 2.5e-4: cc attention 18.4, 22.7, 37.7, 37.0; cc gs at 1e-3,
+# 5e-4, 2.5e-4: 32.0, 30.7, 29.2. The small-64 teacher, 3 epochs of photos, at 1e-3, 5e-4, 2.5e-4: 12.1, 13.5,
+# 13.1.
+LOW_RATE = 5e-4
 # matrices that Muon leaves to Adam: M of the dynamic filters, the first convolution
 ADAM_ALONE = (".M1.weight", ".M2.weight", "backbone.conv1.weight")
 DECAY_AT = (2 / 3, 13 / 15)              # fractions of the training after which the rate is divided by ten
@@ -624,7 +625,8 @@ def parse_arguments():
     add = parser.add_argument_group("network").add_argument
     add("--student", choices=STUDENTS, help="regression or coordinate classification (default: cc)")
     add("--filter", choices=FILTERS, help="static or dynamic global filter, or attention (default: gd)")
-    add("--backbone", choices=tuple(BACKBONES), help="none, or HRNet's width (default: none)")
+    add("--backbone", choices=tuple(BACKBONES), help="none, or HRNet's width (default: none; w24, "
+                                                     "as the teacher's, with preset small)")
     add("--preset", choices=tuple(PRESETS), default="tiny",
         help="sizes of the networks: 64 x 64 crops (tiny), 128 x 128 (small; small-64 is the same on 64 x 64 "
              "crops) or the paper's 256 x 256 (default: tiny)")
@@ -652,7 +654,7 @@ def parse_arguments():
     add("--augmentation", choices=tuple(AUGMENTATIONS),
         help="upright: small rotation and zoom; tokenpose: up to 60 degrees, 0.75 to 1.25 times; colour: "
              "also brightness and colours; occlusion: also a hidden rectangle (default: upright for "
-             "synthetic people and tiny students, tokenpose for the paper's preset, else colour)")
+             "synthetic people, tiny students and small-64, colour for tiny teachers, else tokenpose)")
     add("--views", type=int,
         help="augmented views of each sample, for which teacher targets are computed once and kept in "
              "memory; 0: a new "
@@ -664,8 +666,8 @@ def parse_arguments():
                                        "and small, 64 paper)")
     add("--accumulate", type=int, default=1, metavar="N",
         help="compute each step in N parts: the same batch in less memory (default: 1)")
-    add("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3; with muon and attention "
-                                 f"{ATTENTION_RATE:g}); Muon's is {MUON_RATE} times that")
+    add("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3; {LOW_RATE:g} with muon "
+                                 f"and attention or a backbone); Muon's is {MUON_RATE} times that")
     add("--optimiser", choices=("adam", "muon"),
         help="adam, or muon for matrices of the encoder and adam for the rest (default: muon tiny "
              "and small, adam paper)")
@@ -718,21 +720,21 @@ def check_arguments(args):
          f"train one with --train-teacher and name it with --teacher, or learn without one with "
          f"--no-distill"))
     check_device(args.device)
-    # upright for tiny students of photos: measured; colour: not compared with others
-    for_photos = ("tokenpose" if args.preset == "paper" else
-                  "upright" if tiny and not args.train_teacher else "colour")
-    defaults = RECIPES[args.preset] | dict(
+    # upright for tiny students of photos and for small-64: measured in short trainings
+    short = args.preset == "small-64" or tiny and not args.train_teacher
+    for_photos = "upright" if short else "colour" if tiny else "tokenpose"
+    defaults = dict(
         student="cc", filter="gd", backbone="none", terms=list(TERMS),
         augmentation="upright" if drawn else for_photos,
         teacher=SHIPPED / shipped if args.distill and shipped else None,
         drawings=DRAWINGS["teacher" if args.train_teacher else "student"],
-        views=VIEWS[kind] if tiny and not args.train_teacher else 0)
+        views=VIEWS[kind] if tiny and not args.train_teacher else 0) | RECIPES[args.preset]
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.lr is None:
-        attention = args.optimiser == "muon" and (args.train_teacher or args.filter == "attention")
-        args.lr = ATTENTION_RATE if attention else RATE
+        low = args.train_teacher or args.filter == "attention" or args.backbone != "none"
+        args.lr = LOW_RATE if low and args.optimiser == "muon" else RATE
     if args.out is None:
         what = "teacher" if args.train_teacher else f"{args.student}-{args.filter}-{args.backbone}"
         data = "drawn" if drawn else Path(args.data).resolve().name

@@ -2,6 +2,7 @@
 
     python studies/confidence.py weights/student-cc-gd-drawn.pt
     python studies/confidence.py FILE --data DATA --flip-test
+    python studies/confidence.py FILE --data DATA --calibrate OUT     # a copy with calibrated confidences
 
     ece     expected calibration error: mean over joints of |fraction right - mean confidence| of their bin
     auroc   probability that a joint that is right has a higher confidence than one that is wrong; 0.5: chance
@@ -13,27 +14,34 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 from scipy.stats import rankdata
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
-from common import CommandLine, main_with_clear_errors
+from common import BadInput, CommandLine, main_with_clear_errors
 from crops import store
 from evaluate import SCORED, predict, validation_samples
+from models import CoordinateHead
 
 BINS = 10                # of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", 2017
 WITHIN = 0.5             # head sizes
+TEMPERATURES = 0.3, 3    # where it is looked for
 
 
-def calibration(joints, confidences, samples):
-    """-> {'ece', 'auroc', 'curve': [[mean confidence, fraction right, joints], ...]} of predictions.
+def right_and_confidence(joints, confidences, samples, people=slice(None)):
+    """-> whether each joint is right (J,), its confidence (J,), of labelled joints that PCKh's mean counts.
 
-    joints (N, 16, 2) in pixels of the images, confidences (N, 16) in [0, 1]. Labelled joints that PCKh's mean
-    counts are counted here.
+    joints (N, 16, 2) in pixels of the images, confidences (N, 16) in [0, 1]; people: which of the N.
     """
     error = np.linalg.norm(joints - samples.joints, axis=-1) / samples.head_size[:, None]     # (N, 16)
-    counted = samples.visible & np.isin(np.arange(16), SCORED)
-    right, confidence = error[counted] <= WITHIN, confidences[counted].astype(float)         # (J,) each
+    counted = (samples.visible & np.isin(np.arange(16), SCORED))[people]
+    return error[people][counted] <= WITHIN, confidences[people][counted].astype(float)
+
+
+def calibration(*predictions):
+    """-> {'ece', 'auroc', 'curve': [[mean confidence, fraction right, joints], ...]}; arguments as above."""
+    right, confidence = right_and_confidence(*predictions)                                   # (J,) each
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     curve = [[float(confidence[bins == b].mean()), float(right[bins == b].mean()), int((bins == b).sum())]
              for b in range(BINS) if (bins == b).any()]
@@ -44,6 +52,22 @@ def calibration(joints, confidences, samples):
     return dict(ece=float(ece), auroc=float(ranks / max(positive * negative, 1)), curve=curve)
 
 
+def calibrate(model, samples, crops, flip_test):
+    """Set a cc student's temperature to that with the least mean of (confidence - right)^2, and return it.
+
+    A temperature of the logits (Guo et al.), for the confidence alone: no joint moves.
+    """
+    def brier(temperature):
+        model.head.temperature = temperature
+        predictions = predict(model, samples, crops, flip_test=flip_test)
+        right, confidence = right_and_confidence(*predictions, samples)
+        return np.square(confidence - right).mean()
+
+    model.head.temperature = round(float(minimize_scalar(brier, bounds=TEMPERATURES, method="bounded",
+                                                         options=dict(xatol=0.01)).x), 2)
+    return model.head.temperature
+
+
 def main():
     parser = CommandLine(__doc__)
     parser.add_argument("checkpoint", type=Path, nargs="+")
@@ -51,12 +75,24 @@ def main():
     parser.add_argument("--cache", type=Path, default=Path("runs/crops"),
                         help="folder for cut crops (default: runs/crops)")
     parser.add_argument("--flip-test", action="store_true", help="average the predictions of mirror images")
+    parser.add_argument("--calibrate", type=Path, metavar="OUT",
+                        help="fit the temperature of a cc student's confidences on half of the people, "
+                             "report those of the others, and write a copy with it")
     args = parser.parse_args()
+    if args.calibrate and (len(args.checkpoint) > 1 or args.calibrate.exists()):
+        raise BadInput("--calibrate takes one checkpoint and the name of a file that is not there yet")
     for path in args.checkpoint:
-        model, _ = checkpoint.load(path)
+        (model, metadata), people = checkpoint.load(path), slice(None)
         samples = validation_samples(args.data, model.size, os.cpu_count())
         crops = store(samples, model.size, None if args.data == "drawn" else args.cache)
-        found = calibration(*predict(model, samples, crops, flip_test=args.flip_test), samples)
+        if args.calibrate:
+            if not isinstance(model.head, CoordinateHead):
+                raise BadInput(f"{path} is no cc student: only their confidences have a temperature")
+            half = len(samples) // 2
+            people = slice(half, None)
+            print(f"temperature {calibrate(model, samples.first(half), crops[:half], args.flip_test)}")
+            checkpoint.save(args.calibrate, model, metadata, half=True)
+        found = calibration(*predict(model, samples, crops, flip_test=args.flip_test), samples, people)
         print(f"{path}: ece {found['ece']:.3f}, auroc {found['auroc']:.3f}")
         for mean, fraction, count in found["curve"]:
             print(f"confidence {mean:.2f}: {fraction:.2f} right of {count:,} joints")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import changed
+import checkpoint
 import distill
 import drawn
 import paper
@@ -21,8 +22,10 @@ import tables
 import train
 from common import BadInput
 from commands import run
-from confidence import calibration
-from evaluate import PAPER
+from confidence import calibrate, calibration
+from crops import store
+from evaluate import PAPER, predict
+from synthetic import drawn_people
 
 
 @pytest.fixture
@@ -155,6 +158,18 @@ def test_calibration_by_hand_and_auroc_by_all_pairs():
     assert out["auroc"] == pytest.approx((pairs > 0).mean()) and out["ece"] == pytest.approx(ece)
     assert sum(count for *_, count in out["curve"]) == len(c)
     assert calibration(found, np.ones_like(confidence), samples)["auroc"] == 0.5        # no ranking
+
+
+def test_a_calibrated_copy_has_better_confidences_and_the_same_joints(tmp_path):
+    model, metadata = checkpoint.load(sweep.ROOT / "weights" / "student-cc-gd-drawn.pt")
+    people = drawn_people("valid", 96, model.size)
+    crops = store(people, model.size)
+    joints, before = predict(model, people, crops)
+    assert calibrate(model, people, crops, flip_test=False) != 1
+    checkpoint.save(tmp_path / "calibrated.pt", model, metadata, half=True)
+    again, after = predict(checkpoint.load(tmp_path / "calibrated.pt")[0], people, crops)
+    np.testing.assert_array_equal(joints, again)
+    assert calibration(again, after, people)["ece"] < calibration(joints, before, people)["ece"] - 0.02
 
 
 def test_hours_are_counted_and_measured_ones_stand_beside(results):

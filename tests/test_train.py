@@ -170,6 +170,7 @@ def test_attention_has_a_lower_rate_where_muon_trains_it(monkeypatch, tmp_path):
     photos = ["--data", "MPII", "--no-distill"]
     for words, rate in ((["--filter", "gd"], 1e-3), (["--filter", "attention"], 5e-4),
                         (["--train-teacher"], 5e-4),
+                        (["--backbone", "w16"], 5e-4),
                         (["--filter", "attention", "--lr", "0.01"], 0.01),
                         (["--filter", "attention", "--optimiser", "adam"], 1e-3),
                         (["--filter", "attention", "--preset", "paper", *photos], 1e-3)):
