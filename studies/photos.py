@@ -1,6 +1,7 @@
-"""The runs behind the tables `photos` and `photo-parts`: tiny teacher and students on photos.
+"""The runs behind the tables `photos`, `photo-parts` and `small`: teachers and students on photos.
 
-    python studies/photos.py --data DATA
+    python studies/photos.py --data DATA               # tiny networks
+    python studies/photos.py --data DATA --small       # the shipped ones and their rivals, of preset small
 
 sweep.py says how runs are skipped, stopped and resumed. What stands behind -- goes to every train.py.
 """
@@ -17,6 +18,9 @@ from sweep import ROOT, RUNS, main, name_of
 TAKEN_APART = ("cc", "gs")           # the student that is shown different augmentations
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
 PHOTO_EPOCHS = {"teacher": 30, "student": 16, "long": 64}
+SMALL = ("gd", "gs", "attention")    # cc students of preset small
+SMALL_EPOCHS = 18                    # of each teacher and student
+SMALL_VIEWS = 5
 PRETRAINED = ROOT / "weights" / "teacher-tiny-drawn.pt"
 
 
@@ -42,9 +46,30 @@ def photo_runs(data, init=PRETRAINED):
     return runs
 
 
+def small_runs(data):
+    """{name: flags of train.py} of preset small: the teacher in two sizes, cc students with it and alone.
+
+    A distilled student starts from the teacher's weights, one that learns alone from random ones.
+    """
+    both = {"data": data, "amp": True}
+    begun, taught = (RUNS / name / "best.pt" for name in ("small-teacher-64", "small-teacher"))
+    runs = {"small-teacher-64": {**both, "train-teacher": True, "preset": "small-64",
+                                 "epochs": SMALL_EPOCHS},
+            "small-teacher": {**both, "train-teacher": True, "preset": "small", "init": begun,
+                              "epochs": SMALL_EPOCHS}}
+    for filter, distill in product(SMALL, (True, False)):
+        runs[f"small-{name_of('cc', filter, distill, 0)}"] = {
+            **both, "student": "cc", "filter": filter, "preset": "small", "epochs": SMALL_EPOCHS,
+            "views": SMALL_VIEWS,
+            **({"teacher": taught, "init": taught} if distill else {"no-distill": True})}
+    return runs
+
+
 if __name__ == "__main__":
     main_with_clear_errors(lambda: main(
-        __doc__, lambda args: photo_runs(args.data, args.init),
+        __doc__, lambda args: small_runs(args.data) if args.small else photo_runs(args.data, args.init),
+        ("--small", dict(action="store_true", help="networks of preset small, many hours on a CPU (default: "
+                                                   "tiny)")),
         ("--data", dict(type=Path, required=True, help="folder of photos in MPII's layout")),
         ("--init", dict(type=Path, default=PRETRAINED,
-                        help="what the teacher starts from (default: the shipped one)"))))
+                        help="what the tiny teacher starts from (default: the shipped one)"))))

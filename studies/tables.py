@@ -17,7 +17,7 @@ from common import BadInput, CommandLine, main_with_clear_errors
 from evaluate import PAPER, count_multiply_adds
 from models import FILTERS, PRESETS, STUDENTS, build_teacher
 from parts import CELLS
-from photos import PHOTO_STUDENTS, TAKEN_APART
+from photos import PHOTO_STUDENTS, SMALL, TAKEN_APART
 from speed import PRECISIONS, best, ratios, read_timings
 from sweep import RESULTS, ROOT, SEEDS, name_of, result
 from train import RECIPES
@@ -141,6 +141,18 @@ def photo_table():
     for title, suffix in (("", "pretrained"), (", 64 epochs of 16 views", "long")):
         titles.append((f"{student} {filter} distilled, pre-trained on drawn people{title}",
                        f"photos-{name_of(student, filter, True, 0)}-{suffix}"))
+    return joints_table(titles)
+
+
+def small_table():
+    """Teacher and students of preset small on photos, joint by joint."""
+    return joints_table([("teacher", "small-teacher"), *(
+        (f"cc {filter} {'distilled' if distill else 'alone'}", f"small-{name_of('cc', filter, distill, 0)}")
+        for filter, distill in product(SMALL, (False, True)))])
+
+
+def joints_table(titles):
+    """The scores of runs by joint; titles: (what the row is called, name of its run). Blank where not run."""
     rows, joints = [], ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean")
     for title, name in titles:
         found = result(name)
@@ -236,9 +248,11 @@ def ratios_table():
 
 
 TABLES = {"headline": headline_table, "drawn": drawn_table, "photos": photo_table,
-          "photo-parts": photo_parts_table, "paper": paper_table, "hours": hours_table, "speed": speed_table,
-          "ratios": ratios_table, **{group: partial(parts_table, group) for group in CELLS}}
-PAGES = {"README.md": ("headline",), "docs/results.md": ("drawn", *CELLS, "photos", "photo-parts", "paper"),
+          "photo-parts": photo_parts_table, "small": small_table, "paper": paper_table, "hours": hours_table,
+          "speed": speed_table, "ratios": ratios_table,
+          **{group: partial(parts_table, group) for group in CELLS}}
+PAGES = {"README.md": ("headline",),
+         "docs/results.md": ("drawn", *CELLS, "photos", "photo-parts", "small", "paper"),
          "docs/mpii.md": ("hours",), "docs/speed.md": ("speed", "ratios")}
 
 
