@@ -17,6 +17,7 @@ import distill
 import drawn
 import paper
 import parts
+import photos
 import sweep
 import tables
 import train
@@ -100,6 +101,18 @@ def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatc
         assert args.epochs == epochs and args.preset == "tiny"
     with pytest.raises(BadInput, match="there is no group x"):
         parts.parts_runs(["x"])
+
+
+def test_students_of_small_start_from_their_teacher_or_from_nothing(monkeypatch, tmp_path):
+    runs = photos.small_runs(tmp_path)
+    for name, flags in runs.items():
+        monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line(flags)])
+        args = train.parse_arguments()
+        assert args.lr == train.LOW_RATE and args.amp
+        if "teacher" not in name:
+            assert args.backbone == "w24" and args.distill == ("distilled" in name)
+            taught = sweep.folder("small-teacher", runs["small-teacher"]) / "best.pt" if args.distill else None
+            assert args.teacher == args.init == taught
 
 
 def test_a_constant_is_set_by_its_name(monkeypatch):
