@@ -33,7 +33,7 @@ from data_mpii import BOX_ENLARGEMENT, JOINTS
 from evaluate import count_parameters, take_turns, validation_samples
 
 COMPILE = {"cpu": {}, "cuda": dict(mode="reduce-overhead")}
-WEIGHTS = Path(__file__).parent / "weights" / "student-cc-gd-photos.pt"
+WEIGHTS = Path(__file__).parent / "weights" / "student-small-photos.pt"
 INSTALL = "python -m pip install -r requirements-extra.txt"
 OPSET = 18
 CHECKED = 64                 # samples on which both are compared

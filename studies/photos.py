@@ -19,7 +19,7 @@ TAKEN_APART = ("cc", "gs")           # the student that is shown different augme
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
 PHOTO_EPOCHS = {"teacher": 30, "student": 16, "long": 64}
 SMALL = ("gd", "gs", "attention")    # cc students of preset small
-SMALL_EPOCHS = 18                    # of each teacher and student
+SMALL_EPOCHS = {"teacher": 18, "student": 16}
 SMALL_VIEWS = 5
 PRETRAINED = ROOT / "weights" / "teacher-tiny-drawn.pt"
 
@@ -54,13 +54,13 @@ def small_runs(data):
     both = {"data": data, "amp": True}
     begun, taught = (RUNS / name / "best.pt" for name in ("small-teacher-64", "small-teacher"))
     runs = {"small-teacher-64": {**both, "train-teacher": True, "preset": "small-64",
-                                 "epochs": SMALL_EPOCHS},
+                                 "epochs": SMALL_EPOCHS["teacher"]},
             "small-teacher": {**both, "train-teacher": True, "preset": "small", "init": begun,
-                              "epochs": SMALL_EPOCHS}}
+                              "epochs": SMALL_EPOCHS["teacher"]}}
     for filter, distill in product(SMALL, (True, False)):
         runs[f"small-{name_of('cc', filter, distill, 0)}"] = {
-            **both, "student": "cc", "filter": filter, "preset": "small", "epochs": SMALL_EPOCHS,
-            "views": SMALL_VIEWS,
+            **both, "student": "cc", "filter": filter, "preset": "small",
+            "epochs": SMALL_EPOCHS["student"], "views": SMALL_VIEWS,
             **({"teacher": taught, "init": taught} if distill else {"no-distill": True})}
     return runs
 

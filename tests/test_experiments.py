@@ -111,8 +111,8 @@ def test_students_of_small_start_from_their_teacher_or_from_nothing(monkeypatch,
         assert args.lr == train.LOW_RATE and args.amp
         if "teacher" not in name:
             assert args.backbone == "w24" and args.distill == ("distilled" in name)
-            taught = sweep.folder("small-teacher", runs["small-teacher"]) / "best.pt" if args.distill else None
-            assert args.teacher == args.init == taught
+            teacher = sweep.folder("small-teacher", runs["small-teacher"]) / "best.pt"
+            assert args.teacher == args.init == (teacher if args.distill else None)
 
 
 def test_a_constant_is_set_by_its_name(monkeypatch):
