@@ -198,7 +198,7 @@ def test_foreign_and_broken_checkpoints(tmp_path):
     model = build_student("cc", "gs", "none", "tiny")
     checkpoint.save(tmp_path / "good.pt", model, {"note": "fine"})
     loaded, metadata = checkpoint.load(tmp_path / "good.pt")
-    assert metadata == {"note": "fine"} and not loaded.training
+    assert metadata == {"note": "fine", "temperature": 1} and not loaded.training
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
 
     content = checkpoint.read(tmp_path / "good.pt")
