@@ -8,6 +8,7 @@ needs to go on to the bit), and 'checksum', over all of it. Loading executes not
 """
 
 import hashlib
+import math
 import os
 import re
 import zipfile
@@ -16,10 +17,10 @@ from pathlib import Path
 import torch
 
 from common import BadInput, CommandLine, main_with_clear_errors
-from models import build_student, build_teacher
+from models import CoordinateHead, RegressionHead, build_student, build_teacher
 
 FORMAT = 1
-OF_HEAD = "scored", "temperature"    # what a head knows beside its weights, kept in the metadata
+OF_HEAD = "scored", "temperature"    # what heads know beside their weights, kept in the metadata
 
 
 def one_line(error):
@@ -164,9 +165,13 @@ def load(path, device="cpu"):
     try:
         model = build(content["config"])
         model.load_state_dict(content["model"])
-        for name in OF_HEAD:
-            if hasattr(model.head, name):
-                setattr(model.head, name, content["metadata"].get(name, getattr(model.head, name)))
+        if isinstance(model.head, RegressionHead):
+            model.head.scored = content["metadata"]["scored"]
+        elif isinstance(model.head, CoordinateHead):
+            # older files have none
+            model.head.temperature = float(content["metadata"].get("temperature", 1))
+            if not 0 < model.head.temperature < math.inf:
+                raise ValueError(f"temperature {model.head.temperature} must be above 0")
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"{path} does not fit the network it names, {content.get('config')}: "
                        f"{one_line(error)}") from error
@@ -194,7 +199,7 @@ def start_from(model, path):
                        + (f": {mismatches[0]} is missing or has another shape" if same or taught else ""))
     model.load_state_dict(weights, strict=False)
     return (f"starting from {path}: {describe(other.config)}, {metadata.get('data')}, {len(weights)} of "
-            f"{len(own)} weights")
+            f"{len(own)} tensors")
 
 
 def load_backbone(backbone, path):

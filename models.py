@@ -331,7 +331,8 @@ class PoseNet(nn.Module):
         return (images - self.mean).div_(self.std).to(self.embed.project.weight.dtype)
 
     def forward(self, images):
-        features = self.backbone(self.normalised(images))                         # (B, width, S / 4, S / 4)
+        # (B, width, size / 4, size / 4), without a backbone the images
+        features = self.backbone(self.normalised(images))
         maps = self.backbone_heatmaps(features).float() if self.training and self.backbone_heatmaps else None
         keypoint, visual = self.encoder(self.embed(features))
         kind = "cpu" if images.is_meta else images.device.type
@@ -363,7 +364,7 @@ class Preset:
     bins_per_pixel: int = 2   # SimCC's split ratio
     heatmap: int = 64         # side of the teacher's heatmaps, cells
     heatmap_sigma: float = 2  # of the heatmap label, cells (TokenPose)
-    backbone_heatmaps: bool = False      # in training, heatmaps are read from the backbone, too
+    backbone_heatmaps: bool = False      # whether heatmaps are read from the backbone, too, in training
 
 
 # 'small' is ours, for photos and CPUs. Its lighter HRNet of width 24 trains 1.5 times as fast as a full one

@@ -386,6 +386,7 @@ def build_optimisers(model, name, lr):
     """'adam': Adam for all weights. 'muon': Muon for matrices of the encoder's blocks and for the backbone's
     convolutions but the first, Adam for the rest.
 
+    Convolutions with Muon and with Adam, the tiny teacher after 600 steps of drawings, PCKh@0.5: 58.0, 43.3.
     M of the dynamic filters learns with Adam: Muon's steps are large whatever the gradient, and saturate its
     softmax.
     """
@@ -669,8 +670,8 @@ def parse_arguments():
     add("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3; {LOW_RATE:g} with muon "
                                  f"and attention or a backbone); Muon's is {MUON_RATE} times that")
     add("--optimiser", choices=("adam", "muon"),
-        help="adam, or muon for matrices of the encoder and adam for the rest (default: muon tiny "
-             "and small, adam paper)")
+        help="adam, or muon for the encoder's matrices and the backbone's convolutions and adam for the rest "
+             "(default: muon tiny and small, adam paper)")
     add("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
     add("--device", default=default_device(),
         help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")

@@ -77,14 +77,15 @@ def main():
     parser.add_argument("--flip-test", action="store_true", help="average the predictions of mirror images")
     parser.add_argument("--calibrate", type=Path, metavar="OUT",
                         help="fit the temperature of a cc student's confidences on half of the people, "
-                             "report those of the others, and write a copy with it")
+                             "report those of the others, and write a copy with it, in float16")
     args = parser.parse_args()
     if args.calibrate and (len(args.checkpoint) > 1 or args.calibrate.exists()):
         raise BadInput("--calibrate takes one checkpoint and the name of a file that is not there yet")
     for path in args.checkpoint:
-        (model, metadata), people = checkpoint.load(path), slice(None)
+        model, metadata = checkpoint.load(path)
         samples = validation_samples(args.data, model.size, os.cpu_count())
         crops = store(samples, model.size, None if args.data == "drawn" else args.cache)
+        people = slice(None)
         if args.calibrate:
             if not isinstance(model.head, CoordinateHead):
                 raise BadInput(f"{path} is no cc student: only their confidences have a temperature")

@@ -207,6 +207,12 @@ def test_foreign_and_broken_checkpoints(tmp_path):
     refused(
         call("evaluate.py", "--checkpoint", "other.pt", cwd=tmp_path), "does not fit the network", "attention"
     )
+    for nonsense in (0, -1, "hot", float("nan")):
+        content = checkpoint.read(tmp_path / "good.pt")
+        content["metadata"]["temperature"] = nonsense
+        torch.save(content | {"checksum": checkpoint.checksum(content)}, tmp_path / "nonsense.pt")
+        with pytest.raises(BadInput, match="does not fit the network"):
+            checkpoint.load(tmp_path / "nonsense.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "good.pt").read_bytes()[:5000])
     refused(call("evaluate.py", "--checkpoint", "cut.pt", cwd=tmp_path), "cut.pt is not a checkpoint")
     (tmp_path / "empty.pt").touch()

@@ -26,10 +26,12 @@ import checkpoint
 from crops import cut
 from data_mpii import BOX_ENLARGEMENT
 from export import export_onnx
-from predict import LEFT, RIGHT, THRESHOLD, WEIGHTS, box_matrix, find, read_image
+from predict import LEFT, RIGHT, WEIGHTS, box_matrix, find, read_image
 from synthetic import draw_person
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
+# a photo of somebody who stands upright
+STANDING = os.environ.get("POSE_DATA") and Path(os.environ["POSE_DATA"]) / "lspet" / "images" / "im05307.jpg"
 SERVE = DEMO / "serve.py"
 PACKAGE = DEMO / "node_modules" / "onnxruntime-web"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -254,7 +256,7 @@ def address(folder):
 def browser(tmp_path_factory):
     """Chromium, whose camera shows a person who moves sideways: of a photo, or drawn where there is none."""
     folder = tmp_path_factory.mktemp("browser")
-    person = Image.open(photos()[0]) if photos() else Image.fromarray(draw_person(1, 6, 240).image)
+    person = Image.open(STANDING) if STANDING else Image.fromarray(draw_person(1, 6, 240).image)
     person = ImageOps.contain(person.convert("RGB"), (360, 360))
     with open(folder / "camera.mjpeg", "wb") as film:
         for shift in (*range(0, 200, 10), *range(200, 0, -10)):
@@ -285,7 +287,9 @@ def images(tmp_path_factory):
     people[2].crop((0, 30, 192, 181)).save(folder / "wide.webp", lossless=True)
     exif = people[3].getexif()
     exif[274] = 6
-    people[3].save(folder / "turned.jpg", exif=exif, quality=92)
+    # decoders enlarge halved colours differently, by a grey level, which moves a joint that the student is
+    # unsure of: full colours
+    people[3].save(folder / "turned.jpg", exif=exif, quality=100, subsampling=0)
     people[4].putalpha(Image.linear_gradient("L").resize(people[4].size))
     people[4].save(folder / "clear.png")
     return sorted(folder.iterdir())
@@ -326,10 +330,7 @@ def pixels_apart(model, path, joints, box=None):
     assert scale == 1
     side = BOX_ENLARGEMENT * max(box[2:]) if box else max(picture.size)
     assert np.abs(joints[:, 2] - person.confidence).max() < 0.02
-    # Decoders of JPEG differ by a grey level, which moves the highest bin of a flat distribution: by up to 3
-    # pixels in Python alone. There, joints that the network is unsure of are left out.
-    compared = person.confidence >= (THRESHOLD if path.suffix == ".jpg" else 0)
-    return np.abs(joints[:, :2] - person.joints)[compared].max(initial=0) * model.size / side
+    return np.abs(joints[:, :2] - person.joints).max() * model.size / side
 
 
 @in_browser
@@ -476,8 +477,8 @@ def test_camera_gives_frames(page):
             time.sleep(0.2)
         boxes = [[int(number) for number in box.split(", ")] for box in boxes - {"whole image"}]
         assert len(boxes) > 5
-        if photos():                 # the photo student loses a drawn person; this one is 290 x 210 pixels
-            assert 240 < np.median([max(box[2:]) for box in boxes]) < 360
+        if STANDING:                 # the photo student loses the drawn person
+            assert np.median([box[3] for box in boxes]) > 240
     print(f"{page.text('fps')} frames a second, network {page.text('time')}")
     page.js("facing.value = 'environment', facing.onchange()")
     page.wait("!mirror.checked && parseFloat(fps.textContent) > 1")

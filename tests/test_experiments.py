@@ -24,8 +24,9 @@ import train
 from common import BadInput
 from commands import run
 from confidence import calibrate, calibration
-from crops import store
+from crops import FLIP, store
 from evaluate import PAPER, predict
+from peers import shared_scores
 from synthetic import drawn_people
 
 
@@ -183,6 +184,17 @@ def test_a_calibrated_copy_has_better_confidences_and_the_same_joints(tmp_path):
     again, after = predict(checkpoint.load(tmp_path / "calibrated.pt")[0], people, crops)
     np.testing.assert_array_equal(joints, again)
     assert calibration(again, after, people)["ece"] < calibration(joints, before, people)["ece"] - 0.02
+
+
+def test_shared_scores_by_hand():
+    """Two people of one head size: the first exact, upright; the second on its head, sides exchanged."""
+    truth = np.zeros((2, 16, 2))
+    truth[:, :, 0] = 100 * np.arange(16)
+    truth[:, 8] = truth[:, 9] = 0
+    truth[0, 9, 1], truth[1, 9, 1] = -10, 10
+    samples = SimpleNamespace(joints=truth, visible=np.ones((2, 16), bool), head_size=np.full(2, 10.0))
+    found = np.stack([truth[0], truth[1][FLIP]])
+    assert shared_scores(found, samples) == {"12 joints": 50, "either side": 100, "upright": 100, "others": 0}
 
 
 def test_hours_are_counted_and_measured_ones_stand_beside(results):
