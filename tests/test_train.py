@@ -141,8 +141,9 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch, tmp_path, flags, p
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_amp_needs_native_bfloat16(monkeypatch, capsys, native):
+def test_amp_needs_native_bfloat16(monkeypatch, capsys, tmp_path, native):
     """Without it one line says so, and nothing that trains or teaches computes in bfloat16."""
+    monkeypatch.chdir(tmp_path)                  # away from the runs of whoever runs the tests
     monkeypatch.setattr("sys.argv", ["train.py", "--amp", "--device", "cpu"])
     monkeypatch.setattr(train, "fast_bfloat16", lambda device: native)
     monkeypatch.setattr(
