@@ -18,8 +18,9 @@ from sweep import ROOT, RUNS, main, name_of
 TAKEN_APART = ("cc", "gs")           # the student that is shown different augmentations
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
 PHOTO_EPOCHS = {"teacher": 30, "student": 16, "long": 64}
-SMALL = ("gd", "gs", "attention")    # cc students of preset small
-SMALL_EPOCHS = {"teacher": 18, "student": 16}
+SMALL_EPOCHS = {"teacher": 18, "student": 16, "compared": 8}
+COMPARED = ("gd", "gs", "attention")     # cc students of preset small-64, each from three starts
+STARTS = {"alone": "alone", "started": "alone, from the teacher's weights", "distilled": "distilled"}
 SMALL_VIEWS = 5
 PRETRAINED = ROOT / "weights" / "teacher-tiny-drawn.pt"
 
@@ -47,21 +48,26 @@ def photo_runs(data, init=PRETRAINED):
 
 
 def small_runs(data):
-    """{name: flags of train.py} of preset small: the teacher in two sizes, cc students with it and alone.
+    """{name: flags of train.py}: teacher and student of preset small, and students of small-64 to compare.
 
-    A distilled student starts from the teacher's weights, one that learns alone from random ones.
+    'alone' has random weights and labels, 'started' the teacher's weights (all but mixers and head) and
+    labels, 'distilled' the teacher's weights, labels and the teacher's four terms.
     """
     both = {"data": data, "amp": True}
     begun, taught = (RUNS / name / "best.pt" for name in ("small-teacher-64", "small-teacher"))
     runs = {"small-teacher-64": {**both, "train-teacher": True, "preset": "small-64",
                                  "epochs": SMALL_EPOCHS["teacher"]},
             "small-teacher": {**both, "train-teacher": True, "preset": "small", "init": begun,
-                              "epochs": SMALL_EPOCHS["teacher"]}}
-    for filter, distill in product(SMALL, (True, False)):
-        runs[f"small-{name_of('cc', filter, distill, 0)}"] = {
-            **both, "student": "cc", "filter": filter, "preset": "small",
-            "epochs": SMALL_EPOCHS["student"], "views": SMALL_VIEWS,
-            **({"teacher": taught, "init": taught} if distill else {"no-distill": True})}
+                              "epochs": SMALL_EPOCHS["teacher"]},
+            f"small-{name_of('cc', 'gd', True, 0)}": {
+                **both, "student": "cc", "filter": "gd", "preset": "small", "views": SMALL_VIEWS,
+                "epochs": SMALL_EPOCHS["student"], "teacher": taught, "init": taught}}
+    flags = {"alone": {"no-distill": True}, "started": {"no-distill": True, "init": begun},
+             "distilled": {"teacher": begun, "init": begun, "views": SMALL_VIEWS}}
+    for filter, start in product(COMPARED, STARTS):
+        runs[f"small-64-cc-{filter}-{start}-0"] = {**both, "student": "cc", "filter": filter,
+                                                   "preset": "small-64", **flags[start],
+                                                   "epochs": SMALL_EPOCHS["compared"]}
     return runs
 
 

@@ -17,7 +17,7 @@ from common import BadInput, CommandLine, main_with_clear_errors
 from evaluate import PAPER, count_multiply_adds
 from models import FILTERS, PRESETS, STUDENTS, build_teacher
 from parts import CELLS
-from photos import PHOTO_STUDENTS, SMALL, TAKEN_APART
+from photos import COMPARED, PHOTO_STUDENTS, STARTS, TAKEN_APART
 from speed import PRECISIONS, best, ratios, read_timings
 from sweep import RESULTS, ROOT, SEEDS, name_of, result
 from train import RECIPES
@@ -145,10 +145,16 @@ def photo_table():
 
 
 def small_table():
-    """Teacher and students of preset small on photos, joint by joint."""
-    return joints_table([("teacher", "small-teacher"), *(
-        (f"cc {filter} {'distilled' if distill else 'alone'}", f"small-{name_of('cc', filter, distill, 0)}")
-        for filter, distill in product(SMALL, (False, True)))])
+    """Teacher and student of preset small on photos, joint by joint."""
+    return joints_table([("teacher", "small-teacher"),
+                         ("cc gd distilled", f"small-{name_of('cc', 'gd', True, 0)}")])
+
+
+def compared_table():
+    """The same on crops of 64 x 64 pixels: mixers and what the teacher gives them, joint by joint."""
+    return joints_table([("teacher", "small-teacher-64"), *(
+        (f"cc {filter} {title}", f"small-64-cc-{filter}-{start}-0")
+        for filter, (start, title) in product(COMPARED, STARTS.items()))])
 
 
 def joints_table(titles):
@@ -248,11 +254,12 @@ def ratios_table():
 
 
 TABLES = {"headline": headline_table, "drawn": drawn_table, "photos": photo_table,
-          "photo-parts": photo_parts_table, "small": small_table, "paper": paper_table, "hours": hours_table,
+          "photo-parts": photo_parts_table, "small": small_table,
+          "compared": compared_table, "paper": paper_table, "hours": hours_table,
           "speed": speed_table, "ratios": ratios_table,
           **{group: partial(parts_table, group) for group in CELLS}}
 PAGES = {"README.md": ("headline",),
-         "docs/results.md": ("drawn", *CELLS, "photos", "photo-parts", "small", "paper"),
+         "docs/results.md": ("drawn", *CELLS, "photos", "photo-parts", "small", "compared", "paper"),
          "docs/mpii.md": ("hours",), "docs/speed.md": ("speed", "ratios")}
 
 
