@@ -325,6 +325,16 @@ def validation_samples(data, size, workers=1):
     return drawn_people("valid", HELD_OUT, size, workers) if data == "drawn" else load_samples(data, "valid")
 
 
+def load_to_score(path, data, cache, device="cpu"):
+    """A network and what it is scored on -> (model, metadata, Samples, their stored crops).
+
+    data, cache: as --data and --cache.
+    """
+    model, metadata = checkpoint.load(path, device)
+    samples = validation_samples(data, model.size, os.cpu_count())
+    return model, metadata, samples, store(samples, model.size, None if data == "drawn" else cache)
+
+
 def newest_checkpoint():
     """The latest checkpoint trained on drawings in runs/, else a shipped one."""
     shipped = sorted((Path(__file__).parent / "weights").glob("*.pt"))
@@ -356,9 +366,7 @@ def score_predictions(args):
 
 def score_checkpoint(args, path):
     """Scores of a network on the validation samples of --data."""
-    model, metadata = checkpoint.load(path, args.device)
-    samples = validation_samples(args.data, model.size, os.cpu_count())
-    stored = store(samples, model.size, None if args.data == "drawn" else args.cache)
+    model, metadata, samples, stored = load_to_score(path, args.data, args.cache, args.device)
     print(f"{path} ({checkpoint.describe(model.config)}): PCKh on {len(samples):,} samples of {samples.name}"
           + (", flip test" if args.flip_test else "") + (f"; {samples.note}" if samples.note else ""))
     learned = str(metadata.get("data")).partition("/")[0]

@@ -9,7 +9,6 @@
     curve   for each bin of confidences: their mean, the fraction that is right, the number of joints
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -20,8 +19,7 @@ from scipy.stats import rankdata
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
 from common import BadInput, CommandLine, main_with_clear_errors
-from crops import store
-from evaluate import SCORED, predict, validation_samples
+from evaluate import SCORED, load_to_score, predict
 from models import CoordinateHead
 
 BINS = 10                # of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", 2017
@@ -82,9 +80,7 @@ def main():
     if args.calibrate and (len(args.checkpoint) > 1 or args.calibrate.exists()):
         raise BadInput("--calibrate takes one checkpoint and the name of a file that is not there yet")
     for path in args.checkpoint:
-        model, metadata = checkpoint.load(path)
-        samples = validation_samples(args.data, model.size, os.cpu_count())
-        crops = store(samples, model.size, None if args.data == "drawn" else args.cache)
+        model, metadata, samples, crops = load_to_score(path, args.data, args.cache)
         people = slice(None)
         if args.calibrate:
             if not isinstance(model.head, CoordinateHead):

@@ -9,7 +9,6 @@
     frozen      PCKh@0.5 with M replaced, in every block, by its mean over images
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -19,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
 import gfl
 from common import BadInput, CommandLine, main_with_clear_errors
-from crops import store
-from evaluate import evaluate, validation_samples
+from evaluate import evaluate, load_to_score
 from gfl import DynamicFilter
 
 
@@ -70,12 +68,10 @@ def main():
                         help="folder for cut crops (default: runs/crops)")
     args = parser.parse_args()
     for path in args.checkpoint:
-        model, _ = checkpoint.load(path)
+        model, _, samples, crops = load_to_score(path, args.data, args.cache)
         if model.config.get("filter") != "gd":
             raise BadInput(f"{path} is {checkpoint.describe(model.config)}, without dynamic filters: name a "
                            f"gd student")
-        samples = validation_samples(args.data, model.size, os.cpu_count())
-        crops = store(samples, model.size, None if args.data == "drawn" else args.cache)
         found = liveliness_and_loss(model, samples, crops)
         for number, block in enumerate(found["blocks"], 1):
             print(f"block {number}: " + "  ".join(f"{name} {value:.3f}" for name, value in block.items()))

@@ -7,17 +7,15 @@
     upright       people whose head, from upper neck to top, is within 45 degrees of up; and the others
 """
 
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import checkpoint
 from common import CommandLine, main_with_clear_errors
-from crops import FLIP, store
-from evaluate import predict, validation_samples
+from crops import FLIP
+from evaluate import load_to_score, predict
 
 LIMBS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]       # of MPII's 16 joints: all but the trunk and the head
 NECK, TOP = 8, 9
@@ -54,9 +52,8 @@ def main():
                         help="folder for cut crops (default: runs/crops)")
     parser.add_argument("--flip-test", action="store_true", help="average the predictions of mirror images")
     args = parser.parse_args()
-    model, _ = checkpoint.load(args.checkpoint)
-    samples = validation_samples(args.data, model.size, os.cpu_count())
-    joints, _ = predict(model, samples, store(samples, model.size, args.cache), flip_test=args.flip_test)
+    model, _, samples, crops = load_to_score(args.checkpoint, args.data, args.cache)
+    joints, _ = predict(model, samples, crops, flip_test=args.flip_test)
     print(", ".join(f"{name} {value:.1f}" for name, value in shared_scores(joints, samples).items()))
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import main_with_clear_errors
 from crops import AUGMENTATIONS
-from sweep import ROOT, RUNS, main, name_of
+from models import FILTERS, STUDENTS
+from sweep import ROOT, RUNS, SEEDS, main, name_of
 
 TAKEN_APART = ("cc", "gs")           # the student that is shown different augmentations
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
 PHOTO_EPOCHS = {"teacher": 30, "student": 16, "long": 64}
 SMALL_EPOCHS = {"teacher": 18, "student": 16, "compared": 8}
-COMPARED = ("gd", "gs", "attention")     # cc students of preset small-64, each from three starts
 STARTS = {"alone": "alone", "started": "alone, from the teacher's weights", "distilled": "distilled"}
 SMALL_VIEWS = 5
 PRETRAINED = ROOT / "weights" / "teacher-tiny-drawn.pt"
@@ -51,7 +51,8 @@ def small_runs(data):
     """{name: flags of train.py}: teacher and student of preset small, and students of small-64 to compare.
 
     'alone' has random weights and labels, 'started' the teacher's weights (all but mixers and head) and
-    labels, 'distilled' the teacher's weights, labels and the teacher's four terms.
+    labels, 'distilled' the teacher's weights, labels and the teacher's four terms. All six students with
+    seed 0, PHOTO_STUDENTS with the others, too.
     """
     both = {"data": data, "amp": True}
     begun, taught = (RUNS / name / "best.pt" for name in ("small-teacher-64", "small-teacher"))
@@ -64,10 +65,11 @@ def small_runs(data):
                 "epochs": SMALL_EPOCHS["student"], "teacher": taught, "init": taught}}
     flags = {"alone": {"no-distill": True}, "started": {"no-distill": True, "init": begun},
              "distilled": {"teacher": begun, "init": begun, "views": SMALL_VIEWS}}
-    for filter, start in product(COMPARED, STARTS):
-        runs[f"small-64-cc-{filter}-{start}-0"] = {**both, "student": "cc", "filter": filter,
-                                                   "preset": "small-64", **flags[start],
-                                                   "epochs": SMALL_EPOCHS["compared"]}
+    for seed, student, filter, start in product(SEEDS, STUDENTS, FILTERS, STARTS):
+        if seed == SEEDS[0] or (student, filter) in PHOTO_STUDENTS:
+            runs[f"small-64-{student}-{filter}-{start}-{seed}"] = {
+                **both, "student": student, "filter": filter, "preset": "small-64", **flags[start],
+                "epochs": SMALL_EPOCHS["compared"], "seed": seed}
     return runs
 
 

@@ -11,7 +11,6 @@ Each writes one file into --out (default: docs/; pictures of --data go to predic
 ignores, because of the photos' licences).
 """
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ import checkpoint
 from common import BadInput, CommandLine, main_with_clear_errors
 from crops import crop_matrix, cut, make_batch, store, transform
 from data_mpii import load_samples
-from evaluate import SCORED, predict, validation_samples
+from evaluate import SCORED, load_to_score, predict, validation_samples
 from gfl import GlobalDynamicFilter, StaticFilter
 from models import FILTERS, STUDENTS
 from predict import WHITE, contact_sheet, draw_skeleton
@@ -131,9 +130,8 @@ def strip(args):
 
     The network sees crops of its own size; they are drawn once more, larger, for people to look at.
     """
-    model, _ = checkpoint.load(args.checkpoint[0])
-    people = validation_samples("drawn", model.size, os.cpu_count())
-    joints, confidence = predict(model, people, store(people, model.size))
+    model, _, people, stored = load_to_score(args.checkpoint[0], "drawn", args.cache)
+    joints, confidence = predict(model, people, stored)
     order = by_error(people, joints)
     middle = (len(order) - STRIP) // 2
     sheet = Image.new("RGB", (STRIP * TILE, 2 * TILE))
@@ -161,9 +159,7 @@ def by_error(people, joints):
 
 def predictions(args):
     """Held-out samples by mean error: best, median and worst, a row each; labels are white."""
-    model, _ = checkpoint.load(args.checkpoint[0])
-    people = validation_samples(args.data or "drawn", model.size, os.cpu_count())
-    stored = store(people, model.size, args.cache if args.data else None)
+    model, _, people, stored = load_to_score(args.checkpoint[0], args.data or "drawn", args.cache)
     joints, _ = predict(model, people, stored)
     order = by_error(people, joints)
     middle = (len(order) - COLUMNS) // 2

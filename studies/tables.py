@@ -17,7 +17,7 @@ from common import BadInput, CommandLine, main_with_clear_errors
 from evaluate import PAPER, count_multiply_adds
 from models import FILTERS, PRESETS, STUDENTS, build_teacher
 from parts import CELLS
-from photos import COMPARED, PHOTO_STUDENTS, STARTS, TAKEN_APART
+from photos import PHOTO_STUDENTS, STARTS, TAKEN_APART
 from speed import PRECISIONS, best, ratios, read_timings
 from sweep import RESULTS, ROOT, SEEDS, name_of, result
 from train import RECIPES
@@ -151,10 +151,14 @@ def small_table():
 
 
 def compared_table():
-    """The same on crops of 64 x 64 pixels: mixers and what the teacher gives them, joint by joint."""
-    return joints_table([("teacher", "small-teacher-64"), *(
-        (f"cc {filter} {title}", f"small-64-cc-{filter}-{start}-0")
-        for filter, (start, title) in product(COMPARED, STARTS.items()))])
+    """Six students of preset small-64 on photos: what the teacher's weights give, and what its terms."""
+    rows = []
+    for student, filter in product(STUDENTS, FILTERS):
+        names = {start: [f"small-64-{student}-{filter}-{start}-{seed}" for seed in SEEDS] for start in STARTS}
+        rows.append([student, filter, *(mean_and_spread(scores(names[start], threshold))
+                                        for threshold in (0.5, 0.1) for start in STARTS)])
+    return table(["student", "mixer", *(f"@{threshold} {title}" for threshold in (0.5, 0.1)
+                                        for title in STARTS.values())], rows)
 
 
 def joints_table(titles):
