@@ -30,6 +30,7 @@ DYNAMIC = "dynamic", "dynamic-photos", "join"        # groups of parts.py of whi
 HEADINGS = {"dynamic": "M sees", "dynamic-photos": "on photos, M sees", "join": "static and dynamic filter",
             "attention": "cc from labels alone", "mixers": "cc distilled", "long": "4,000 steps",
             "terms": "learns from", "tokens": "the teacher's tokens"}
+MACHINES = "speed", "speed-avx2"     # files of speed.py in results/
 MPII_PEOPLE = 22246      # of its training split
 RATE = 1e14         # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
 
@@ -226,31 +227,31 @@ def paper_table():
                   "M parameters, paper", "here", "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
 
 
-def speed_figures():
-    """-> the list of Timing of speed.json, and a line that names its machine."""
-    figures = result("speed") or {"timings": []}
+def speed_figures(name):
+    """-> the list of Timing of results/NAME.json, and a line that names its machine."""
+    figures = result(name) or {"timings": []}
     return read_timings(figures), f"\n\n{figures['machine']}" if "machine" in figures else ""
 
 
-def speed_table():
-    """Frames a second of each form, and its fraction of the machine's rate, from speed.json."""
-    timings, machine = speed_figures()
-    rows = []
+def speed_table(name):
+    """Frames a second of each form, and its fraction of the machine's rate."""
+    timings, machine = speed_figures(name)
+    measured, rows = [name for name in PRECISIONS if name in {timing.precision for timing in timings}], []
     for row, filter, form in dict.fromkeys(timing[:3] for timing in timings):
         cells = []
-        for precision in PRECISIONS:
+        for precision in measured:
             one, many = (best(timings, row, filter, precision, batch, (form,)) for batch in (1, None))
             cells += [f"{one.fps:.1f}" if one else "", f"{many.fps:.1f} ({many.batch})" if many else "",
                       f"{100 * many.fraction:.0f}%" if many else ""]
         rows.append([row, filter, form, *cells])
-    columns = [f"{precision}, {what}" for precision in PRECISIONS
+    columns = [f"{precision}, {what}" for precision in measured
                for what in ("batch 1", "large batch", "fraction")]
     return table(["students", "mixer", "form", *columns], rows) + machine
 
 
-def ratios_table():
+def ratios_table(name):
     """Speed of the filters over attention and over their own plain form, the best form of each."""
-    timings, machine = speed_figures()
+    timings, machine = speed_figures(name)
     return table(["students", "mixer", "the paper's ratio", "precision", "batch", "times fused attention",
                   "times written-out attention, float32", "times its own plain form"],
                  [[row, filter, f"{paper:.2f}", precision, str(batch), *(f"{times:.2f}" for times in over)]
@@ -260,11 +261,13 @@ def ratios_table():
 TABLES = {"headline": headline_table, "drawn": drawn_table, "photos": photo_table,
           "photo-parts": photo_parts_table, "small": small_table,
           "compared": compared_table, "paper": paper_table, "hours": hours_table,
-          "speed": speed_table, "ratios": ratios_table,
+          **{name: partial(speed_table, name) for name in MACHINES},
+          **{f"{name}-ratios": partial(ratios_table, name) for name in MACHINES},
           **{group: partial(parts_table, group) for group in CELLS}}
 PAGES = {"README.md": ("headline",),
          "docs/results.md": ("drawn", *CELLS, "photos", "photo-parts", "small", "compared", "paper"),
-         "docs/mpii.md": ("hours",), "docs/speed.md": ("speed", "ratios")}
+         "docs/mpii.md": ("hours",),
+         "docs/speed.md": (*MACHINES, *(f"{name}-ratios" for name in MACHINES))}
 
 
 def write_tables(page, names):
