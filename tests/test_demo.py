@@ -30,7 +30,7 @@ from predict import LEFT, RIGHT, WEIGHTS, box_matrix, find, read_image
 from synthetic import draw_person
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
-# a photo of somebody who stands upright
+# a photo of a person who stands upright
 STANDING = os.environ.get("POSE_DATA") and Path(os.environ["POSE_DATA"]) / "lspet" / "images" / "im05307.jpg"
 SERVE = DEMO / "serve.py"
 PACKAGE = DEMO / "node_modules" / "onnxruntime-web"

@@ -48,7 +48,7 @@ def finished(process):
 
 
 def outcome(folder):
-    """What must not depend on interruptions: weights, running mean, optimisers, log, scores; not seconds."""
+    """What must not depend on interruptions: weights, their average, optimisers, log, scores; not seconds."""
     last = checkpoint.read(folder / "last.pt")
     log = [
         {

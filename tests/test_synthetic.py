@@ -89,8 +89,8 @@ def test_shapes_types_and_ranges(size):
     assert type(drawing.scale) is float and drawing.image.flags.c_contiguous
     assert [np.asarray(field).dtype for field in drawing] == types[:4] + [float] + types[5:]
     assert drawings.images.std(axis=(1, 2)).min() > 2                    # no blank picture
-    share = 250 * drawings.scale / size
-    assert (share > 0.84).all() and (share < 1.12).all()
+    fraction = 250 * drawings.scale / size
+    assert (fraction > 0.84).all() and (fraction < 1.12).all()
 
 
 def test_a_joint_outside_the_picture_is_not_visible(monkeypatch):
@@ -202,7 +202,7 @@ def test_joints_lie_on_the_person(monkeypatch):
             np.full((3, P, P), grey, np.float32), np.full((P, P), -np.inf, np.float32)))
         drawings = draw_people(100, SEED, workers=1)
         pictures.append(drawings.images.astype(int))
-    covered = 1 - (pictures[1] - pictures[0]).mean(-1) / 255               # (100, P, P) share of the pixel
+    covered = 1 - (pictures[1] - pictures[0]).mean(-1) / 255               # (100, P, P) fraction of the pixel
     x, y = np.rint(drawings.joints).astype(int).transpose(2, 0, 1)         # (100, 16) each
     at_joints = covered[np.arange(100)[:, None], y, x]                     # (100, 16)
     assert np.delete(at_joints, HEAD_TOP, axis=1).min() > 0.5
