@@ -48,19 +48,23 @@ def check_device(name):
     torch.cuda.set_device(name if index else 0)          # what events and memory counters refer to
 
 
+# oneDNN's variable for the newest instructions that it may use, today's name and an older one, and the values
+# that leave out those for bfloat16 (oneDNN's documentation, "CPU dispatcher control"); it ignores others.
+ONEDNN_LIMIT = "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"
+WITHOUT_BFLOAT16 = "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"
+
+
 def fast_bfloat16(device):
     """Whether the device multiplies bfloat16 matrices natively. Every choice of precision asks this function.
 
     On other devices a product in bfloat16 can take a hundred times as long as in float32. Native are CPUs
-    with AVX512_BF16 or AMX, unless ONEDNN_MAX_CPU_ISA disables these; for other CPUs (Arm) the answer is
-    False.
+    with AVX512_BF16 or AMX, unless oneDNN is told not to use these; for other CPUs (Arm) the answer is False.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    native = any(unit in allowed for unit in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10"))
+    limit = next((os.environ[name] for name in ONEDNN_LIMIT if name in os.environ), "")
     units = torch.cpu.get_capabilities()
-    return native and bool(units.get("avx512_bf16") or units.get("amx_bf16"))
+    return limit.upper() not in WITHOUT_BFLOAT16 and bool(units.get("avx512_bf16") or units.get("amx_bf16"))
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3          # of glibc's mallopt (malloc.h)

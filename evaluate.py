@@ -33,7 +33,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import checkpoint
-from common import BadInput, CommandLine, Distributed, check_device, default_device, main_with_clear_errors
+from common import (ONEDNN_LIMIT, BadInput, CommandLine, Distributed, check_device, default_device,
+                    main_with_clear_errors)
 from crops import invert, make_batch, store, transform
 from data_mpii import load_samples, read_truth
 from gfl import by_definition
@@ -190,7 +191,7 @@ COST_SECONDS = 75                    # for the frames a second of all 16 network
 ROUNDS, RUNS, LEAST = 4, 3, 0.2    # turns of each network; timed runs and seconds of a turn, at least
 # those that set the rate of products, and environment variables that forbid some of them
 INSTRUCTION_SETS = "avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16"
-LIMITS = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"
+LIMITS = "ATEN_CPU_CAPABILITY", *ONEDNN_LIMIT
 
 
 def fft_flops(input_shape, dims, *args, out_shape=None, **kwargs):
@@ -336,12 +337,14 @@ def load_to_score(path, data, cache, device="cpu"):
 
 
 def newest_checkpoint():
-    """The latest checkpoint trained on drawings in runs/, else a shipped one."""
+    """The latest tiny network trained on drawings in runs/, else a shipped one: it is scored in seconds."""
     shipped = sorted((Path(__file__).parent / "weights").glob("*.pt"))
     own = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
     for path in reversed(shipped + own):
         try:
-            if str(checkpoint.read(path)["metadata"].get("data")).startswith("drawn"):
+            content = checkpoint.read(path)
+            learned_from, preset = str(content["metadata"].get("data")), content["config"]["preset"]
+            if learned_from.startswith("drawn") and preset == "tiny":
                 return path
         except BadInput as error:
             print(f"left out: {error}")
@@ -391,8 +394,8 @@ def write_json(path, figures):
 def parse_arguments():
     parser = CommandLine(__doc__)
     add = parser.add_argument
-    add("--checkpoint", type=Path, help="network to score (default, without other arguments: the newest of "
-                                        "runs/*/best.pt trained on drawings, or a shipped one)")
+    add("--checkpoint", type=Path, help="network to score (default, without other arguments: the newest "
+                                        "tiny one of runs/*/best.pt trained on drawings, or a shipped one)")
     add("--predictions", type=Path, help="a .mat file of predictions to score, in MPII's 1-based pixels")
     add("--data", default="drawn", help="folder in MPII's layout, or 'drawn' for drawings (default: drawn)")
     add("--flip-test", action="store_true", help="average over each crop and its mirror image")

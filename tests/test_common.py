@@ -16,13 +16,16 @@ from train import orthogonal
         (True, "AVX512_CORE", False),
         (True, "AVX512_CORE_BF16", True),
         (True, "default", True),
+        (True, "not a name", True),                      # oneDNN ignores it
     ],
 )
-def test_native_bfloat16(monkeypatch, units, limit, fast):
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_native_bfloat16(monkeypatch, units, limit, fast, name):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": units, "amx_bf16": False})
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    for each in common.ONEDNN_LIMIT:
+        monkeypatch.delenv(each, raising=False)
     if limit:
-        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        monkeypatch.setenv(name, limit)
     assert common.fast_bfloat16("cpu") is fast
 
 

@@ -193,7 +193,7 @@ def test_bfloat16_autocast(layer):
     torch.manual_seed(0)
     layer = layer(PAPER_GRID, 32)
     x = torch.randn(2, *PAPER_GRID, 32)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16):                      # small enough for every CPU
         low = layer(x.bfloat16())
     low.float().sum().backward()
     full = layer(x)
