@@ -87,21 +87,27 @@ def load_samples(root, split, images=True, skip_bad=False):
     skip_bad: leave out json entries that cannot be used and list them in Samples.skipped, instead of stopping
     at the first. Every image is then decoded once.
     """
+    root, file = Path(root), find_labels(root, split)
+    if file.suffix == ".json":
+        return read_json(root, split, file, images, skip_bad)
+    if skip_bad:
+        raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's "
+                       f"release {file.name}: leave the flag out")
+    return read_release(root, split, file, images)
+
+
+def find_labels(root, split):
+    """The file with the labels of a split: annot/SPLIT.json, else MPII's release. BadInput without either."""
     root = Path(root)
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, "
                        f"annot/valid.json")
     json_file = root / "annot" / f"{split}.json"
-    if json_file.is_file():
-        return read_json(root, split, json_file, images, skip_bad)
     releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
-    if not releases:
+    if not (json_file.is_file() or releases):
         raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release "
                        f"mpii_human_pose_v1_u12_1.mat: put one of them there")
-    if skip_bad:
-        raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's "
-                       f"release {releases[0].name}: leave the flag out")
-    return read_release(root, split, releases[0], images)
+    return json_file if json_file.is_file() else releases[0]
 
 
 # ------------------------------------------------------------------------------- HRNet's json layout

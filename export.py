@@ -16,6 +16,7 @@ needs the packages of requirements-extra.txt.
 """
 
 import copy
+import logging
 import os
 import statistics
 import warnings
@@ -116,8 +117,11 @@ def export_onnx(model, path, source):
         import onnxscript  # noqa: F401, what torch.onnx translates with
     except ImportError as error:
         raise BadInput(f"{error.name} is not installed: {INSTALL}") from error
-    exported = torch.onnx.export(program(model), dynamo=True, opset_version=OPSET, verbose=False,
-                                 input_names=["crops"], output_names=["joints", "confidence"])
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)      # torchvision is missing, and not needed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)           # of PyTorch, about itself
+        exported = torch.onnx.export(program(model), dynamo=True, opset_version=OPSET, verbose=False,
+                                     input_names=["crops"], output_names=["joints", "confidence"])
     exported.model.metadata_props.update({"joints": ", ".join(JOINTS), "input_size": str(model.size),
                                           "network": checkpoint.describe(model.config), "source": source,
                                           "parameters": str(count_parameters(model)),

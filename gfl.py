@@ -138,6 +138,8 @@ class GlobalFilter(nn.Module):
 
     A token grid is small: 16 x 17 takes 5 million multiply-adds a layer in this form, the MLP beside it 60
     million. Matrix products are fast on every device, exist in bfloat16 (FFTs do not), compile and export.
+    16 such grids of 192 channels, float32 (studies/mixer.py, AMD EPYC, two cores, AVX-512; limited to AVX2):
+    FFTs 4.6 and 4.9 ms, products 2.1 and 2.3, compiled 1.9 and 1.8.
     grid: (H, W). No parameters.
     """
 

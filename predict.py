@@ -312,7 +312,9 @@ def predict_images(args, model):
             if len(waiting) >= BATCH_CROPS or pixels > BATCH_PIXELS:
                 flush(records)
         flush(records)
-    print(f"{read} of {len(listed)} images: {args.out}/*{OUTPUT}" + (f", {args.json}" if args.json else ""))
+    if read or args.json:
+        print(f"{read} of {len(listed)} images: {args.out}/*{OUTPUT}"
+              + (f", {args.json}" if args.json else ""))
     return failed
 
 
@@ -412,6 +414,8 @@ def main():
         raise BadInput("--json and --boxes are for images: leave them out for videos and cameras")
     if args.smooth and not sources:
         raise BadInput("--smooth is for videos and cameras: leave it out for images")
+    if args.images and not (sources or any(path.exists() for path in args.images)):
+        raise BadInput(f"there is no file {args.images[0]}: name images, folders of images, or videos")
     model, metadata = checkpoint.load(args.checkpoint, args.device)
     print(f"{args.checkpoint.name}: {checkpoint.describe(model.config)}, learned from {metadata.get('data')}"
           + (f", PCKh@0.5 {metadata['pckh@0.5']:.1f} there" if "pckh@0.5" in metadata else ""))

@@ -35,7 +35,7 @@ import checkpoint
 from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16, has_room,
                     init_distributed, lock, main_with_clear_errors)
 from crops import AUGMENTATIONS, make_batch, store, transform
-from data_mpii import load_samples
+from data_mpii import find_labels, load_samples
 from distill import (TERMS, WEIGHTS, TeacherTargets, backbone_task, distillation_loss, task_loss,
                      total)
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_samples, write_json
@@ -713,7 +713,10 @@ def check_arguments(args):
          f"--data {args.data} is not a folder: name one in MPII's layout, or leave it out for synthetic "
          f"people"),
         (not drawn and args.drawings is not None,
-         "--drawings is the number of synthetic people: leave it out where --data names a folder"),
+         "--drawings is the number of synthetic people: leave it out where --data names a folder"))
+    if args.distill and not (drawn or args.teacher or shipped):
+        find_labels(args.data, "train")              # a wrong folder is said before a missing teacher
+    refuse(
         (args.backbone_weights and args.backbone in (None, "none") and not args.train_teacher,
          "--backbone-weights needs a backbone: add --backbone w32 or w48"),
         (args.distill and not args.teacher and not shipped,

@@ -1,4 +1,4 @@
-"""The runs behind the tables `photos`, `photo-parts` and `small`: teachers and students on photos.
+"""The runs behind the tables `photos`, `photo-parts`, `small`, `compared`: teachers and students on photos.
 
     python studies/photos.py --data DATA               # tiny networks
     python studies/photos.py --data DATA --small       # the shipped ones and their rivals, of preset small

@@ -186,6 +186,11 @@ def test_a_student_finds_the_shipped_teacher_of_its_preset_and_data(monkeypatch,
                                                         "teacher-small-photos.pt")):
         monkeypatch.setattr("sys.argv", ["train.py", *words])
         assert train.parse_arguments().teacher == train.SHIPPED / name
+    monkeypatch.setattr("sys.argv", ["train.py", "--data", "PHOTOS"])
+    with pytest.raises(BadInput, match="neither annot/train.json"):                # the folder comes first
+        train.parse_arguments()
+    (tmp_path / "PHOTOS" / "annot").mkdir()
+    (tmp_path / "PHOTOS" / "annot" / "train.json").touch()
     for words in (["--data", "PHOTOS"], ["--preset", "small"]):
         monkeypatch.setattr("sys.argv", ["train.py", *words])
         with pytest.raises(BadInput, match="is shipped: train one with --train-teacher"):
