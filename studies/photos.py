@@ -20,7 +20,8 @@ TAKEN_APART = ("cc", "gs")           # the student that is shown different augme
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
 PHOTO_EPOCHS = {"teacher": 30, "student": 16, "long": 64}
 SMALL_EPOCHS = {"teacher": 18, "student": 16, "compared": 8}
-STARTS = {"alone": "alone", "started": "alone, from the teacher's weights", "distilled": "distilled"}
+STARTS = {"alone": "labels", "taught": "labels, terms", "started": "labels, weights",
+          "distilled": "labels, weights, terms"}     # what students of small-64 have, and its name in the table
 SMALL_VIEWS = 5
 PRETRAINED = ROOT / "weights" / "teacher-tiny-drawn.pt"
 
@@ -50,9 +51,9 @@ def photo_runs(data, init=PRETRAINED):
 def small_runs(data):
     """{name: flags of train.py}: teacher and student of preset small, and students of small-64 to compare.
 
-    'alone' has random weights and labels, 'started' the teacher's weights (all but mixers and head) and
-    labels, 'distilled' the teacher's weights, labels and the teacher's four terms. All six students with
-    seed 0, PHOTO_STUDENTS with the others, too.
+    STARTS: all have labels; 'taught' has the teacher's four terms besides, 'started' begins with the teacher's
+    weights (all but mixers and head), 'distilled' has both. All six students with seed 0, PHOTO_STUDENTS with
+    the others, too.
     """
     both = {"data": data, "amp": True}
     begun, taught = (RUNS / name / "best.pt" for name in ("small-teacher-64", "small-teacher"))
@@ -63,8 +64,9 @@ def small_runs(data):
             f"small-{name_of('cc', 'gd', True, 0)}": {
                 **both, "student": "cc", "filter": "gd", "preset": "small", "views": SMALL_VIEWS,
                 "epochs": SMALL_EPOCHS["student"], "teacher": taught, "init": taught}}
-    flags = {"alone": {"no-distill": True}, "started": {"no-distill": True, "init": begun},
-             "distilled": {"teacher": begun, "init": begun, "views": SMALL_VIEWS}}
+    terms = {"teacher": begun, "views": SMALL_VIEWS}
+    flags = {"alone": {"no-distill": True}, "taught": terms, "started": {"no-distill": True, "init": begun},
+             "distilled": {**terms, "init": begun}}
     for seed, student, filter, start in product(SEEDS, STUDENTS, FILTERS, STARTS):
         if seed == SEEDS[0] or (student, filter) in PHOTO_STUDENTS:
             runs[f"small-64-{student}-{filter}-{start}-{seed}"] = {

@@ -106,17 +106,17 @@ def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatc
 
 def test_students_of_small_start_from_their_teacher_or_from_nothing(monkeypatch, tmp_path):
     runs = photos.small_runs(tmp_path)
-    assert len(runs) == 3 + 3 * (6 + 2 * 2)              # starts x (students, and two of them again twice)
+    assert len(runs) == 3 + 4 * (6 + 2 * 2)              # starts x (students, and two of them again twice)
     for name, flags in runs.items():
         monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line(flags)])
         args = train.parse_arguments()
         assert args.lr == train.LOW_RATE and args.amp
         if "teacher" not in name:
-            assert args.backbone == "w24" and args.distill == ("distilled" in name)
+            assert args.backbone == "w24" and args.distill == ("distilled" in name or "taught" in name)
             teacher = "small-teacher-64" if args.preset == "small-64" else "small-teacher"
             teacher = sweep.folder(teacher, runs[teacher]) / "best.pt"
             assert args.teacher == (teacher if args.distill else None)
-            assert args.init == (None if "alone" in name else teacher)
+            assert args.init == (None if "alone" in name or "taught" in name else teacher)
 
 
 def test_a_constant_is_set_by_its_name(monkeypatch):
