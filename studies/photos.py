@@ -20,8 +20,9 @@ TAKEN_APART = ("cc", "gs")           # the student that is shown different augme
 PHOTO_STUDENTS = (("cc", "gd"), ("reg", "gs"))
 PHOTO_EPOCHS = {"teacher": 30, "student": 16, "long": 64}
 SMALL_EPOCHS = {"teacher": 18, "student": 16, "compared": 8}
+# what students of small-64 learn from, and its name in the table
 STARTS = {"alone": "labels", "taught": "labels, terms", "started": "labels, weights",
-          "distilled": "labels, weights, terms"}     # what students of small-64 have, and its name in the table
+          "distilled": "labels, weights, terms"}
 SMALL_VIEWS = 5
 PRETRAINED = ROOT / "weights" / "teacher-tiny-drawn.pt"
 
@@ -51,8 +52,8 @@ def photo_runs(data, init=PRETRAINED):
 def small_runs(data):
     """{name: flags of train.py}: teacher and student of preset small, and students of small-64 to compare.
 
-    STARTS: all have labels; 'taught' has the teacher's four terms besides, 'started' begins with the teacher's
-    weights (all but mixers and head), 'distilled' has both. All six students with seed 0, PHOTO_STUDENTS with
+    STARTS: all have labels; 'taught' has the teacher's four terms besides, 'started' begins with its weights
+    (all but mixers and head), 'distilled' has both. All six students with seed 0, PHOTO_STUDENTS with
     the others, too.
     """
     both = {"data": data, "amp": True}
