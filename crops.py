@@ -32,6 +32,7 @@ MARGIN = 1.5                # side of a stored crop / the network's input: room 
 SLICE = 1000                # crops between two saves of the progress
 # pixels that a CPU warps at once, to fit its cache (64 crops of 256: 84 instead of 226 ms)
 CACHED = 384 * 384
+ROUNDED = 2 ** 20           # parts of a pixel to which the map of a shrunk image is rounded
 HIDDEN = 0.15, 0.4          # sides of a hidden rectangle / the crop's: a limb or two
 # Joint k of a mirrored person is joint FLIP[k] of the original: left and right change places.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
@@ -92,6 +93,8 @@ def cut(image, matrix, size):
     half = torch.full((2,), 0.5, dtype=torch.float64)
     back = invert(matrix)
     back[:, 2] += half - back[:, :2] @ half
+    if shrink > 1:      # the crop's pixels often lie exactly on cells, where noise decides which
+        back = back.mul(ROUNDED).round().div(ROUNDED)
     return np.asarray(image.transform((size, size), Image.Transform.AFFINE, back.flatten().tolist(),
                                         Image.Resampling.BILINEAR))
 

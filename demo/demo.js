@@ -14,6 +14,8 @@ const frame = make("canvas").getContext("2d", {willReadFrequently: true}), view 
 const LARGEST = 4096, SMALLEST_VIEW = 640;       // longest side: of an image at most, of the view at least
 const TRACK_MARGIN = 1.15, TRACK_SPEED = 0.4;    // tracked box over its joints; how fast it moves
 const TRACK_SURE = 0.25, TRACK_SMALLEST = 1 / 8; // what it follows: confidence, fraction of the frame's side
+const ROUNDED = 2 ** 20, SMALLEST_BOX = 0.04;    // as crops.py; of the longest side, smaller drags are slips
+const ERROR_SECONDS = 10;                        // for which an error stands over what moves
 const COLOURS = {"r-": "rgb(255 140 0)", "l-": "rgb(0 200 255)"}, MIDDLE = "rgb(120 220 90)";
 const LIMBS = ["r-ankle/r-knee", "r-knee/r-hip", "r-hip/pelvis", "l-hip/pelvis", "l-hip/l-knee",
   "l-knee/l-ankle", "pelvis/thorax", "thorax/upper neck", "upper neck/head top", "r-wrist/r-elbow",
@@ -56,7 +58,9 @@ export function boxMap([x, y, width, height], size, enlargement) {
 function axis(size, scale, shift, cells, shrink) {
   const inside = cell => Math.min(Math.max(cell, 0), cells - 1);
   return Array.from({length: size}, (_, u) => {
-    const at = ((u - shift) / scale - (shrink - 1) / 2) / shrink, low = Math.floor(at);
+    let at = ((u - shift) / scale - (shrink - 1) / 2) / shrink;
+    if (shrink > 1) at = Math.round(at * ROUNDED) / ROUNDED;      // or it falls just before a cell it is on
+    const low = Math.floor(at);
     return at >= -0.5 && at < cells - 0.5 ? [inside(low), inside(low + 1), at - low] : null;
   });
 }
@@ -179,7 +183,7 @@ async function look(from) {
   finished = [...finished.slice(-60), performance.now()];
   times = [...times.slice(-30), found.time];
   paint();
-  if (!from.moving) say(`${from.name}: ${sure().length} of ${joints.length} joints found`);
+  if (!from.moving) say(`${from.name}${from.note ?? ""}: ${sure().length} of ${joints.length} joints found`);
   else if ($("track").checked && !paused && !dragged) box = follow();
 }
 
@@ -233,10 +237,14 @@ function paint() {
   view.setLineDash([]);
 }
 
+let clearing;
+
 function say(message, error = false) {
   $("message").className = error ? "error" : "";
   $("message").setAttribute("role", error ? "alert" : "status");
   $("message").textContent = message;
+  clearTimeout(clearing);
+  if (error && source?.moving) clearing = setTimeout(() => say(source.title), 1000 * ERROR_SECONDS);
 }
 
 function showFigures() {
@@ -244,9 +252,11 @@ function showFigures() {
   const frames = finished.length - 1, seconds = (finished.at(-1) - finished[0]) / 1000;
   $("fps").textContent = source.moving && !paused && frames > 0 ? (frames / seconds).toFixed(1) : "–";
   $("time").textContent = times.length ? `${median(times).toFixed(1)} ms` : "–";
-  $("box").textContent = box ? box.map(Math.round).join(", ") : "whole image";
+  const scale = source.scale ?? 1;                   // numbers are in pixels of the file
+  $("box").textContent = box ? box.map(side => Math.round(side / scale)).join(", ") : "whole image";
   if ($("list").open) $("joints").replaceChildren(...joints.map((joint, k) => {
-    const row = make("tr"), cells = [names[k] ?? k, ...joint.map(value => value.toFixed(2))];
+    const [x, y] = joint.map(value => (value + 0.5) / scale - 0.5);
+    const row = make("tr"), cells = [names[k] ?? k, ...[x, y, joint[2]].map(value => value.toFixed(2))];
     row.append(...cells.map(textContent => make("td", {textContent})));
     return row;
   }));
@@ -256,8 +266,8 @@ function showFigures() {
 
 let asked = 0;                         // number of the last source asked for: an older one is dropped
 
-function show(next, message) {
-  source?.stop?.();
+function show(next) {
+  if (next.stop !== source?.stop) source?.stop?.();
   source = next;
   box = chosen = null;
   joints = finished = times = [];
@@ -265,19 +275,21 @@ function show(next, message) {
   const zoom = Math.max(1, SMALLEST_VIEW / Math.max(next.width, next.height));
   Object.assign(view.canvas, {width: zoom * next.width, height: zoom * next.height});
   $("mirror").checked = Boolean(next.mirrored);
+  $("camera").setAttribute("aria-pressed", next.name === "camera");
   $("pause").disabled = !next.moving;
   pause(false);
-  say(message);
+  say(next.title);
 }
 
 function pause(on) {
   paused = on;
   $("pause").setAttribute("aria-pressed", on);
+  source.pause?.(on);
   refresh();
 }
 
 async function open(file) {
-  if (!file) return say("that was no file: drop, paste or choose an image", true);
+  if (!file?.size) return say("that was no file, or an empty one: drop, paste or choose an image", true);
   const {name} = file;
   if (file.type.startsWith("video/"))
     return play(name, video => Object.assign(video, {src: URL.createObjectURL(file), loop: true}),
@@ -288,11 +300,12 @@ async function open(file) {
     if (number !== asked) return;
     const shrink = Math.max(1, image.width / LARGEST, image.height / LARGEST);
     const [width, height] = [image.width, image.height].map(side => Math.ceil(side / shrink));
-    show({name, width, height, draw() {
+    const note = shrink > 1 ? `, reduced to ${width} × ${height} pixels` : "";
+    show({name, title: name, note, scale: 1 / shrink, width, height, draw() {
       frame.fillStyle = "black";                     // under what is transparent, as in predict.py
       frame.fillRect(0, 0, width, height);
       frame.drawImage(image, 0, 0, width, height);
-    }}, name);
+    }});
   } catch {
     if (number === asked) say(`${name} cannot be read as an image`, true);
   }
@@ -300,6 +313,8 @@ async function open(file) {
 
 function camera() {
   const facingMode = $("facing").value;
+  if (source.name === "camera") source.stop();       // a phone opens one at a time
+  say("Waiting for the camera");
   play("camera", async video => {
     const wanted = {facingMode, width: 640, height: 480};
     video.srcObject = await navigator.mediaDevices.getUserMedia({video: wanted});
@@ -319,23 +334,30 @@ async function play(name, connect, explain) {
     await connect(video);
     await video.play();
     if (number !== asked) return stop();
+    if (!video.videoWidth) throw Error("it has no picture");
     video.srcObject?.getTracks()[0].addEventListener("ended", () => say("the camera stopped", true));
-    show({name, width: video.videoWidth, height: video.videoHeight, moving: true, stop,
-          mirrored: video.srcObject && $("facing").value === "user",
-          draw: () => frame.drawImage(video, 0, 0, frame.canvas.width, frame.canvas.height),
-          next: done => video.requestVideoFrameCallback?.(done) ?? requestAnimationFrame(done)},
-         `Video: ${name}`);
+    const start = () => number === asked && show({
+      name, title: `Video: ${name}`, width: video.videoWidth, height: video.videoHeight, moving: true, stop,
+      mirrored: video.srcObject && $("facing").value === "user",
+      pause: on => on ? video.pause() : video.play().catch(() => {}),
+      draw: () => frame.drawImage(video, 0, 0, frame.canvas.width, frame.canvas.height),
+      next: done => video.requestVideoFrameCallback?.(done) ?? requestAnimationFrame(done)});
+    start();
+    video.onresize = start;                          // a phone was turned
   } catch (error) {
     stop();
-    if (number === asked) say(explain(error), true);
+    if (number !== asked) return;
+    if (source.name === "camera" && name === "camera") sample();
+    say(explain(error), true);
   }
 }
 
 function sample() {
   const moving = !matchMedia("(prefers-reduced-motion: reduce)").matches;
   asked++;
-  show({name: "sample", width: 480, height: 480, moving, next: done => requestAnimationFrame(done),
-        draw: () => drawPerson(frame, moving ? performance.now() : 0)}, "A person drawn by this page");
+  show({name: "sample", title: "A person drawn by this page", width: 480, height: 480, moving,
+        next: done => requestAnimationFrame(done),
+        draw: () => drawPerson(frame, moving ? performance.now() : 0)});
 }
 
 /** A person of capsules who faces us and waves, on 480 x 480 pixels. Lengths in body heights: skeleton.py. */
@@ -388,8 +410,12 @@ export function drawPerson(context, time) {
 /** A box around the person, in whole pixels, or null for the whole image. */
 function choose(next) {
   const within = (value, least, most) => Math.min(Math.max(Math.round(value), least), most);
-  box = chosen = next && [within(next[0], 0, source.width - 8), within(next[1], 0, source.height - 8),
-                          within(next[2], 8, source.width), within(next[3], 8, source.height)];
+  if (next) {
+    const [width, height] = [within(next[2], 8, source.width), within(next[3], 8, source.height)];
+    next = [within(next[0], 0, source.width - width), within(next[1], 0, source.height - height),
+            width, height];
+  }
+  box = chosen = next;
   refresh();
 }
 
@@ -404,7 +430,8 @@ function save() {
 }
 
 function listen() {
-  const buttons = {choose: () => $("file").click(), camera, sample, pause: () => pause(!paused),
+  const buttons = {choose: () => $("file").click(), sample,
+                   camera: () => source.name === "camera" ? sample() : camera(), pause: () => pause(!paused),
                    whole: () => choose(null), save};
   for (const [name, action] of Object.entries(buttons)) $(name).onclick = () => action();
   $("file").onchange = () => { open($("file").files[0]); $("file").value = ""; };
@@ -426,10 +453,11 @@ function listen() {
   let corner = null;
   const place = event => {                           // in pixels of the frame, from its edges
     const shown = view.canvas.getBoundingClientRect(), x = (event.clientX - shown.left) / shown.width;
-    const y = (event.clientY - shown.top) / shown.height;
-    return [($("mirror").checked ? 1 - x : x) * source.width, y * source.height];
+    const y = (event.clientY - shown.top) / shown.height, inside = at => Math.min(Math.max(at, 0), 1);
+    return [inside($("mirror").checked ? 1 - x : x) * source.width, inside(y) * source.height];
   };
   view.canvas.onpointerdown = event => {
+    if (event.button !== 0 || !event.isPrimary) return;
     corner = place(event);
     view.canvas.setPointerCapture(event.pointerId);
   };
@@ -441,7 +469,8 @@ function listen() {
     paint();
   };
   view.canvas.onpointerup = view.canvas.onpointercancel = event => {
-    if (event.type === "pointerup" && dragged?.[2] >= 8 && dragged[3] >= 8) choose(dragged);
+    const least = Math.max(8, SMALLEST_BOX * Math.max(source.width, source.height));
+    if (event.type === "pointerup" && Math.min(...dragged?.slice(2) ?? [0]) >= least) choose(dragged);
     corner = dragged = null;
     paint();
   };
@@ -457,11 +486,15 @@ function listen() {
   };
 }
 
-document.ondragover = document.ondrop = event => event.preventDefault();    // else it replaces the page
+let early;                                           // a file dropped while the network is loading
+document.ondragover = event => event.preventDefault();     // else it replaces the page
+document.ondrop = event => { event.preventDefault(); [early] = event.dataTransfer.files; };
 try {
   await load();
+  document.querySelectorAll("button").forEach(button => { button.disabled = false; });
   sample();
   listen();
+  if (early) open(early);
   run();
 } catch (error) {
   document.querySelectorAll("button").forEach(button => { button.disabled = true; });

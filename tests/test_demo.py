@@ -297,9 +297,9 @@ def images(tmp_path_factory):
 
 
 def photos():
-    """Five photos of POSE_DATA, if it is set."""
-    data = os.environ.get("POSE_DATA")
-    return sorted((Path(data) / "lspet" / "images").glob("*.jpg"))[:5] if data else []
+    """Five small and five large photos of POSE_DATA, if it is set."""
+    folders = [Path(os.environ.get("POSE_DATA", "nowhere")) / of / "images" for of in ("lspet", "mpii_sample")]
+    return [path for folder in folders for path in sorted(folder.glob("*.jpg"))[:5]]
 
 
 # ------------------------------------------------------------------------------- the same as in Python
