@@ -298,8 +298,9 @@ def images(tmp_path_factory):
 
 def photos():
     """Five small and five large photos of POSE_DATA, if it is set."""
-    folders = [Path(os.environ.get("POSE_DATA", "nowhere")) / of / "images" for of in ("lspet", "mpii_sample")]
-    return [path for folder in folders for path in sorted(folder.glob("*.jpg"))[:5]]
+    data = Path(os.environ.get("POSE_DATA", "nowhere"))
+    return [path for of in ("lspet", "mpii_sample")
+            for path in sorted((data / of / "images").glob("*.jpg"))[:5]]
 
 
 # ------------------------------------------------------------------------------- the same as in Python
