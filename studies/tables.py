@@ -30,7 +30,7 @@ DYNAMIC = "dynamic", "dynamic-photos", "join"        # groups of parts.py of whi
 HEADINGS = {"dynamic": "M sees", "dynamic-photos": "on photos, M sees", "join": "static and dynamic filter",
             "attention": "cc from labels alone", "mixers": "cc distilled", "long": "4,000 steps",
             "terms": "learns from", "tokens": "the teacher's tokens"}
-MACHINES = "speed", "speed-avx2"     # files of speed.py in results/
+MACHINES = "speed", "speed-avx2", "speed-amx"    # files of speed.py in results/
 MPII_PEOPLE = 22246      # of its training split
 RATE = 1e14         # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
 
