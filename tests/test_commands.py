@@ -20,9 +20,7 @@ FAST = ["--drawings", "96", "--epochs", "1", "--batch-size", "16", "--device", "
 def workplace(tmp_path_factory):
     """A folder with one short run in it: a student distilled from the shipped teacher."""
     folder = tmp_path_factory.mktemp("a place with spaces")
-    done = run(
-        "train.py", "--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", cwd=folder, pool=True
-    )
+    done = run("train.py", "--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 

@@ -45,7 +45,7 @@ def test_onnx(row, tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx", reason="onnx is not installed (requirements-extra.txt)")
     pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
     if not LONG:                                             # fewer of what is alike
-        shallow = replace(PRESETS["paper"], depth=3, hrnet=Depths(blocks=1, modules=2))
+        shallow = replace(PRESETS["paper"], depth=3, hrnet=Depths(blocks=1, modules=1))
         monkeypatch.setitem(PRESETS, "paper", shallow)
     torch.manual_seed(0)
     model = build_student(*row, preset="paper").eval()
