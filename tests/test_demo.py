@@ -277,11 +277,18 @@ def page(browser, address):
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """Five files of synthetic people: small, large, wide, turned by its Exif, transparent."""
+def images(tmp_path_factory, model):
+    """Five files of synthetic people: small, large, wide, turned by its Exif, transparent.
+
+    Of forty drawings those whose joints the student, who knows photos, is surest of: elsewhere two bins of a
+    joint may be equally likely, and a grey level or rounding decides between them.
+    """
     folder = tmp_path_factory.mktemp("images")
+    drawings = [Image.fromarray(draw_person(1, n, 128).image) for n in range(40)]
+    sure = [person.confidence.min() for person, in find(model, drawings, [None] * len(drawings))]
     sizes = (30, 300, 128, 128, 128)
-    people = [Image.fromarray(draw_person(1, n, size).image) for n, size in enumerate(sizes)]
+    people = [Image.fromarray(draw_person(1, int(n), size).image)
+              for n, size in zip(np.argsort(sure)[::-1], sizes)]
     people[0].save(folder / "small.png")
     people[1].save(folder / "large.jpg", quality=92)
     people[2].crop((0, 30, 192, 181)).save(folder / "wide.webp", lossless=True)
