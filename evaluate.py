@@ -318,12 +318,12 @@ def cost_table(rows):
 
 # ------------------------------------------------------------------------------- command line
 
-def validation_samples(data, size, workers=1):
+def validation_samples(data, size):
     """The samples to score on: the valid split of an MPII folder, or the held-out drawings.
 
-    size: side of the crops in pixels. workers: processes that draw, as in synthetic.draw_people.
+    size: side of the crops in pixels.
     """
-    return drawn_people("valid", HELD_OUT, size, workers) if data == "drawn" else load_samples(data, "valid")
+    return drawn_people("valid", HELD_OUT, size) if data == "drawn" else load_samples(data, "valid")
 
 
 def load_to_score(path, data, cache, device="cpu"):
@@ -332,7 +332,7 @@ def load_to_score(path, data, cache, device="cpu"):
     data, cache: as --data and --cache.
     """
     model, metadata = checkpoint.load(path, device)
-    samples = validation_samples(data, model.size, os.cpu_count())
+    samples = validation_samples(data, model.size)
     return model, metadata, samples, store(samples, model.size, None if data == "drawn" else cache)
 
 

@@ -157,7 +157,7 @@ def main():
     if not args.out.resolve().parent.is_dir():
         raise BadInput(f"{args.out}: there is no folder {args.out.parent} to write into: make it first")
     model, metadata = checkpoint.load(args.checkpoint)
-    samples = validation_samples(args.data, model.size, os.cpu_count()).first(CHECKED)
+    samples = validation_samples(args.data, model.size).first(CHECKED)
     images = make_batch(samples, store(samples, model.size), np.arange(len(samples)), model.size).images
     crops = (255 * images.permute(0, 2, 3, 1)).round().byte().numpy()
     partial = args.out.with_name(f"partial-{args.out.name}")           # the file at --out has been checked

@@ -19,7 +19,7 @@ Lengths are in body heights (a standing person is 1 tall), angles in degrees, un
 import math
 from contextlib import suppress
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from typing import NamedTuple
 
 import numpy as np
@@ -348,8 +348,8 @@ def draw_person(seed: int, index: int, size: int = 64) -> Drawing:
 def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: int = 1) -> Drawings:
     """Drawings first .. first + count - 1 of the series `seed`, the same for any number of worker processes.
 
-    workers: processes. More than one import the caller's script again: it must then call this from within
-    `if __name__ == "__main__":`, as the commands of this repository do.
+    workers: processes. More than one import the caller's script again: it should then call this from within
+    `if __name__ == "__main__":`, as train.py does, or each runs the whole script. A worker starts no others.
     """
     P = round(MARGIN * size)
     drawings = Drawings(np.empty((count, P, P, 3), np.uint8), np.empty((count, 16, 2), np.float32),
@@ -363,7 +363,7 @@ def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: 
 
     draw, indices = partial(draw_person, seed, size=size), range(first, first + count)
     pool = None
-    if workers > 1 and count >= POOL_FROM:
+    if workers > 1 and count >= POOL_FROM and current_process().name == "MainProcess":
         with suppress(OSError):                               # a machine without shared memory: alone, then
             pool = get_context("spawn").Pool(workers)         # workers end with us, even where we are killed
     if pool is None:

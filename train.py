@@ -483,7 +483,7 @@ def load_data(args, size, distributed):
         train = load_samples(args.data, "train", skip_bad=args.skip_bad_data)
         if train.skipped:
             print(f"{len(train.skipped):,} entries left out, listed in {args.out / 'skipped.txt'}")
-    valid = validation_samples(args.data, size, os.cpu_count())
+    valid = validation_samples(args.data, size)
     cache = None if args.data == "drawn" else args.cache
     print(f"{train.name}: {len(train):,} samples to train on; {valid.name}: {len(valid):,} to score on"
           + (f"; {valid.note}" if valid.note else ""))

@@ -62,10 +62,11 @@ def test_the_number_of_workers_changes_nothing(people, monkeypatch):
     assert same(draw_people(70, SEED, workers=2), [field[:70] for field in people])
 
 
-def test_a_script_without_a_main_guard_ends(tmp_path):
-    """The library starts no process by itself: one would run this script again."""
-    (tmp_path / "script.py").write_text("from synthetic import drawn_people\nprint('began')\n"
-                                        "print(len(drawn_people('valid', 1000, 16)))\n")
+@pytest.mark.parametrize("workers", (1, pytest.param(2, marks=pytest.mark.long)))
+def test_a_script_without_a_main_guard_ends(workers, tmp_path):
+    """The library starts no process by itself; where it is told to, each worker runs this script once."""
+    (tmp_path / "script.py").write_text("from synthetic import drawn_people\nprint('began', flush=True)\n"
+                                        f"print(len(drawn_people('valid', 1000, 16, {workers})))\n")
     done = subprocess.run(
         [sys.executable, "script.py"],
         cwd=tmp_path,
@@ -74,7 +75,8 @@ def test_a_script_without_a_main_guard_ends(tmp_path):
         timeout=100,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.stdout.split() == ["began", "1000"], done.stderr
+    times = 1 if workers == 1 else 3
+    assert sorted(done.stdout.split()) == times * ["1000"] + times * ["began"], done.stderr
 
 
 @pytest.mark.parametrize("size", (48, 64, 101))
