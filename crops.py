@@ -3,9 +3,9 @@
     python -m pytest tests/test_crops.py
 
     crop_matrix   image -> crop, an affine map: a box around a person, rotated, mirrored, resized. Loading,
-                  augmentation, decoding and drawing all use this function or its `invert`.
+                  augmentation, decoding and drawing all use this function or its inverse (`invert`).
     cut           one image through such a map (Pillow), once per sample, with a margin
-    warp          a batch of cut crops through another such map, on the device, at every step
+    warp          a batch of stored crops to the network's input, through another such map, at every step
     gaussian      labels: a Gaussian along one axis; two make SimCC labels, their outer product a heatmap
 
 A pixel's coordinate is that of its centre: the crop's first pixel has its centre at 0 and its left edge at
@@ -27,14 +27,14 @@ from tqdm import tqdm
 
 from common import BadInput, locked
 
-MARGIN = 1.5                # side of a stored crop / the network's input: room to turn and zoom out.
-                            # Beyond it, in the corners of rotated crops, is black.
-SLICE = 1000                # crops between two saves of the progress
-# pixels that a CPU warps at once, to fit its cache (64 crops of 256: 84 instead of 226 ms)
+MARGIN = 1.5                # stored crops are this many times as wide as the network's input: room to turn
+                            # and zoom out; beyond it, in the corners of rotated crops, is black
+SLICE = 1000                # crops that are cut between two saves of the progress
+# pixels that a CPU warps at once: they fit its cache (84 instead of 226 ms for 64 crops of 256)
 CACHED = 384 * 384
-ROUNDED = 2 ** 20           # parts of a pixel to which the map of a shrunk image is rounded
-HIDDEN = 0.15, 0.4          # sides of a hidden rectangle / the crop's: a limb or two
-# Joint k of a mirrored person is joint FLIP[k] of the original: left and right change places.
+ROUNDED = 2 ** 20           # the map of a shrunk image is rounded to 1 / this of a pixel
+HIDDEN = 0.15, 0.4          # sides of the occluding rectangle, fractions of the crop: a limb or two
+# Joint k of a mirrored person is joint FLIP[k] of the original: left and right are swapped.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
 
 
@@ -47,6 +47,8 @@ def crop_matrix(center, side, size, rotation=0.0, flip=False):
     by which the image is rotated, counter-clockwise as seen. flip: (B,) bool, mirror left and right.
 
         u = diag(mirror, 1) S R (x - center) + middle,      S = size / side, middle = (size - 1) / 2
+
+    x: image pixel, u: crop pixel, R: the rotation, mirror: -1 where flipped.
     """
     center = torch.as_tensor(center, dtype=torch.float64)                      # (B, 2)
     side = torch.as_tensor(side, dtype=torch.float64)                          # (B,)
@@ -87,13 +89,13 @@ def cut(image, matrix, size):
     shrink = max(1, int(1 / math.sqrt(abs(float(torch.linalg.det(matrix[:, :2]))))))
     if shrink > 1:
         image = image.reduce(shrink)
-        first = (shrink - 1) / 2                  # where the centre of the reduced image's first pixel was
+        first = (shrink - 1) / 2                  # the reduced image's first pixel, in the original
         matrix = compose(matrix, torch.tensor([[shrink, 0, first], [0, shrink, first]], dtype=torch.float64))
     # Pillow takes the inverse map, and coordinates from the edge of the first pixel instead of its centre.
     half = torch.full((2,), 0.5, dtype=torch.float64)
     back = invert(matrix)
     back[:, 2] += half - back[:, :2] @ half
-    if shrink > 1:      # the crop's pixels often lie exactly on cells, where noise decides which
+    if shrink > 1:      # points often fall just between two pixels, where noise would choose
         back = back.mul(ROUNDED).round().div(ROUNDED)
     return np.asarray(image.transform((size, size), Image.Transform.AFFINE, back.flatten().tolist(),
                                         Image.Resampling.BILINEAR))
@@ -103,14 +105,14 @@ def warp(images, matrix, size):
     """Images (B, 3, H, W) float through maps (B, 2, 3) -> (B, 3, size, size), bilinear, black outside."""
     H, W = images.shape[-2:]
 
-    def unit(width, height):    # pixels -> the [-1, 1] of PyTorch's grids, edge to edge
+    def unit(width, height):    # pixels -> [-1, 1] of grid_sample, edge to edge
         rows = [[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1]]
         return torch.tensor(rows, dtype=torch.float64)
 
-    # crop's unit -> image's
+    # from [-1, 1] of the crop to [-1, 1] of the image
     theta = compose(unit(W, H), compose(invert(matrix.cpu()), invert(unit(size, size))))
     theta = theta.to(images.device, images.dtype)
-    # affine_grid as two sums: a third of its time on a CPU
+    # F.affine_grid as two sums, in a third of its time on a CPU
     middles = (2 * torch.arange(size, device=theta.device, dtype=theta.dtype) + 1) / size - 1
     along_x = middles[:, None] * theta[:, None, None, :, 0]                                # (B, 1, size, 2)
     # (B, size, 1, 2)
@@ -124,11 +126,11 @@ def warp(images, matrix, size):
 class AugmentationParams(NamedTuple):
     """How each of N crops differs from the plain one."""
     rotation: torch.Tensor     # (N,) degrees
-    zoom: torch.Tensor         # (N,) side of the box / the plain one's: above 1 the crop shows more
+    zoom: torch.Tensor         # (N,) side of the box, in sides of the plain one: above 1 the crop shows more
     flip: torch.Tensor         # (N,) bool
     gain: torch.Tensor         # (N, 3) what red, green and blue are multiplied by
     shift: torch.Tensor        # (N, 1) what is then added to all three
-    # (N, 4) middle x, y, width and height of a rectangle that hides them, fractions of the crop
+    # (N, 4) middle x, y, width and height of an occluding rectangle, fractions of the crop
     hidden: torch.Tensor
     paint: torch.Tensor        # (N, 3) its colour
 
@@ -138,12 +140,12 @@ class AugmentationParams(NamedTuple):
 
 class Augmentation(NamedTuple):
     """How far random crops differ from the plain one."""
-    rotation: float            # standard deviation of the angle, degrees; twice that at most
+    rotation: float            # standard deviation of the angle, degrees; clipped at twice that
     rotation_chance: float     # fraction of the crops that are turned at all
-    zoom: float                # standard deviation of the box's size around 1; that much at most
+    zoom: float                # standard deviation of the box's size around 1; clipped at that
     flip_chance: float         # fraction of the crops that are mirrored
     colour: float = 0          # gain of each colour 1 ± this at most, shift of the brightness ± half of it
-    hidden_chance: float = 0   # fraction of the crops of which a rectangle is hidden
+    hidden_chance: float = 0   # fraction of the crops that get an occluding rectangle
 
     def draw(self, count, random):
         """The AugmentationParams of `count` crops, from a torch.Generator."""
@@ -180,12 +182,12 @@ AUGMENTATIONS = {"upright": Augmentation(rotation=10, rotation_chance=0.6, zoom=
 # ------------------------------------------------------------------------------- batches
 
 def stored_size(size):
-    """Side of the stored crops for a network with input side `size`: wider by an even number of pixels."""
+    """Side of the stored crops for a network with input side `size`: as much wider on both sides."""
     return size + 2 * round(size * (MARGIN - 1) / 2)
 
 
 def stored_matrix(center, side, size):
-    """Image -> stored crop: the same map as the network's, with the margin around it."""
+    """Image -> stored crop: the map without augmentation, with the margin around it."""
     wide = stored_size(size)
     return crop_matrix(center, torch.as_tensor(side) * wide / size, wide)
 
@@ -240,7 +242,7 @@ def store(samples, size, folder=None):
                   f"({math.prod(shape) / 1e9:.2f} GB)"
                   + (f", from the {start:,}th on" if start else ""))
 
-            def flushed(end):        # recorded only when it is on disk
+            def flushed(end):        # recorded once it is on disk
                 array.flush()
                 progress.write_text(str(end))
 
@@ -291,7 +293,7 @@ class Keypoints(NamedTuple):
 
 
 def crop_keypoints(samples, rows, size, params=None):
-    """The Keypoints of samples `rows` (B,). params: AugmentationParams of all N samples, or None."""
+    """The Keypoints of samples `rows` (B,). params: AugmentationParams of all N samples."""
     center, side, joints, visible = (
         torch.from_numpy(of)[rows] for of in (samples.center, samples.side, samples.joints, samples.visible))
     plain = 0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool)
@@ -304,7 +306,7 @@ def crop_keypoints(samples, rows, size, params=None):
 
 
 def make_batch(samples, stored, rows, size, device="cpu", params=None):
-    """Samples `rows` (B,) of stored crops (N, wide, wide, 3), an array or a tensor on the device, as a Batch.
+    """The Batch of samples `rows` (B,). stored: all crops (N, wide, wide, 3), array or tensor on the device.
 
     params: as in `crop_keypoints`.
     """

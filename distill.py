@@ -2,20 +2,22 @@
 
     python train.py --student cc --filter gd        # logs every term below
 
-    L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs
+    L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs  (+ L_bb)
 
     L_task   labels: SmoothL1 (regression), KL to a Gaussian label (coordinate classification)
     L_kt     mean squared error between keypoint tokens of student and teacher
     L_vt     mean squared error between visual tokens of student and teacher
-    L_hm     the student's prediction as a heatmap, or as its two marginals, against the teacher's heatmap
+    L_hm     the teacher's heatmap against a Gaussian at the prediction (regression), or its marginals against
+             the distributions over x and y (coordinate classification)
     L_cs     the student's confidence against the teacher's heatmap value at the student's prediction
 
-    L_bb     KL to the label of heatmaps read from the backbone: ours, in preset small, teacher included
+    L_bb     ours, in presets small and small-64, for students and teacher: KL to a Gaussian label of heatmaps
+             that are read from the backbone's features
 
 The terms are those of the BMVC 2024 paper's poster. For the regression student they are DistilPose's
 ("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification
-the heatmap is compared through its marginals. A joint that is unlabelled or
-outside the crop (visible = False) enters no term but L_vt, which is not per joint.
+the heatmap is compared through its marginals. `visible` is False for joints that are unlabelled or outside
+the crop: they are masked in every term but L_vt, which is not per joint.
 
 Shapes: B images, K = 16 joints, D channels, N visual tokens, S x S heatmap cells, `bins` SimCC bins per axis.
 Coordinates xy are fractions of the crop, visible is bool. Each loss is a tensor of shape ().
@@ -30,24 +32,24 @@ from tqdm import tqdm
 from crops import coordinate_labels, heatmaps, normalise
 from models import CoordinateHead, Regression
 
-# Weights a1 .. a4, for standardised tokens (TeacherTargets). Found in runs of 1,000 steps of the tiny gs
-# students, one seed, PCKh@0.5. cc with a1, a2 = 0.3, 0.1: 41.5; 1, 0.3: 43.1; 3, 1: 45.1. reg, whose L_task
-# is a twentieth of cc's, with 0.3, 0.1: 30.0; 1, 0.3: 29.8. DistilPose uses 5e-4, 5e-4, 1 and 0.01 for tokens
-# that are not standardised. Every term but L_vt is divided by all joints (masked_mean): where a fraction v of
-# the joints is visible, it is v times the mean over visible joints. L therefore scales with v, except for
-# L_vt. v is 0.93 in MPII, 1 for synthetic people.
+# Weights a1 .. a4, for standardised tokens (TeacherTargets). PCKh@0.5 of the tiny gs students after 1,000
+# steps, one seed, an early state of the code:
+#     cc, whose L_task is twenty times reg's    a1, a2 = 0.3, 0.1: 41.5    1, 0.3: 43.1    3, 1: 45.1
+#     reg                                       a1, a2 = 0.3, 0.1: 30.0    1, 0.3: 29.8
+# DistilPose uses 5e-4, 5e-4, 1 and 0.01 for tokens that are not standardised.
 WEIGHTS = {"cc": dict(keypoint_tokens=3.0, visual_tokens=1.0, heatmap=1.0, confidence=0.01),
            "reg": dict(keypoint_tokens=0.3, visual_tokens=0.1, heatmap=1.0, confidence=0.01)}
 TERMS = tuple(WEIGHTS["cc"])
 BACKBONE_SIGMA = 1 / 32      # of L_bb's label, fraction of the crop: as wide as the teacher's (2 of 64 cells)
-SMOOTH_L1_BETA = 1 / 64      # SmoothL1 is quadratic below this, one heatmap cell in fractions of the crop
+SMOOTH_L1_BETA = 1 / 64      # beta of SmoothL1, fraction of the crop: one heatmap cell
 
 
 def masked_mean(values, visible):
     """Sum of values (B, K) over visible joints (B, K), divided by all B * K joints, as in HRNet's loss.
 
-    The mean over equal parts of a batch is then that of the whole, so gradients can be accumulated and
-    averaged over processes. Values of invisible joints may be anything, including NaN.
+    The loss of a batch is then the mean of the losses of its equal parts, so gradients can be accumulated and
+    averaged over processes. The term scales with the fraction of visible joints: 0.93 in MPII, 1 for
+    synthetic people. Values of invisible joints may be anything, including NaN.
     """
     return torch.where(visible, values, 0).mean()
 
@@ -55,7 +57,7 @@ def masked_mean(values, visible):
 def kl_divergence(target, logits):
     """KL(target || softmax(logits)) of distributions (B, K, bins), summed over the bins: (B, K).
 
-    The sum makes it a property of the two distributions; a mean would shrink with the number of bins.
+    Summed, as a mean over bins would depend on their number.
     """
     return (torch.xlogy(target, target) - target * logits.log_softmax(-1)).sum(-1)
 
@@ -84,7 +86,7 @@ def heatmap_task(logits, xy, visible, sigma):
 def backbone_task(logits, xy, visible):
     """L_bb = KL(Gaussian label || softmax(logits)) over positions of the backbone's map. logits (B, K, S, S).
 
-    Ours, not the paper's; the teacher of small-64 scored 25.0 with it and 17.6 without (docs/lab.md).
+    Ours, not the paper's; the teacher of small-64 scored 25.0 PCKh@0.5 with it, 17.6 without (docs/lab.md).
     """
     return heatmap_task(logits, xy, visible, BACKBONE_SIGMA * logits.shape[-1])
 
@@ -111,7 +113,7 @@ def visual_token_loss(student, teacher):
 
 
 def heatmap_loss_regression(prediction, teacher, visible):
-    """L_hm = ||H_student - H_teacher||^2 / S^2, H_student a Gaussian at (x, y), widths (sigma_x, sigma_y)."""
+    """L_hm = ||H_student - H_teacher||^2 / S^2, H_student a Gaussian: predicted (x, y) and sigma."""
     simulated = heatmaps(prediction.xy, prediction.sigma, teacher.shape[-1])               # (B, K, S, S)
     return masked_mean((simulated - teacher).square().mean((-2, -1)), visible)
 
@@ -130,7 +132,7 @@ def heatmap_loss_coordinates(prediction, teacher, visible):
 
 
 def confidence_loss(confidence, xy, teacher, visible):
-    """L_cs = |c_student - H_teacher(x_student, y_student)|: certainty is learned from the teacher's heatmap.
+    """L_cs = |c_student - H_teacher(x_student, y_student)|, the heatmap's value at the student's prediction.
 
     confidence (B, K), xy (B, K, 2) in fractions (no gradient passes through xy), teacher (B, K, S, S).
     """
@@ -149,7 +151,7 @@ class Targets(NamedTuple):
 
 @torch.no_grad()
 def teacher_targets(teacher, images):
-    """The Targets of images (B, 3, size, size), tokens not standardised. No gradient reaches the teacher."""
+    """The Targets of images (B, 3, size, size), tokens as they are (see TokenScale). No gradient."""
     output = teacher(images)
     return Targets(output.keypoint_tokens.float(), output.visual_tokens.float(),
                    teacher.head.heatmaps(output.prediction))
@@ -172,15 +174,15 @@ class TokenScale(NamedTuple):
 class TeacherTargets:
     """Targets of a teacher with standardised tokens, computed at every call or once per augmented view.
 
-    Two thirds of the variance of the tiny teacher's visual tokens is the same in every image, and their scale
-    is arbitrary. Standardised, they carry what differs between images, and one set of weights a1 and a2 suits
-    every teacher.
+    Two thirds of the variance of the tiny teacher's visual tokens come from their position, not from the
+    image, and the scale of tokens is arbitrary. Standardised, they carry what differs between images, and one
+    pair a1, a2 suits every teacher.
 
     teacher: network in evaluation mode. images: (B, 3, size, size), crops without augmentation, from which
     mean and standard deviation are measured. source: identifies the teacher's weights when a run is resumed.
-    views, samples: with views > 0, the targets of all samples are kept for each view in CPU memory (tokens in
-    float16, heatmaps in 255 steps), because the teacher's forward pass takes longer than a step of a small
-    student.
+    views, samples: with views > 0, every process computes the targets of all samples once for each view and
+    keeps them in CPU memory (tokens in float16, heatmaps in 255 steps), because the teacher's forward pass
+    takes longer than a step of a small student. With views = 0 they are computed at every step.
     """
 
     def __init__(self, teacher, images, views=0, samples=0, source=None):
@@ -189,7 +191,7 @@ class TeacherTargets:
         self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in list(zip(*parts))[:2]]
         self.kept = [torch.empty(views, samples, *part.shape[1:], dtype=dtype)
                      for part, dtype in zip(parts[0], (torch.float16, torch.float16, torch.uint8))]
-        self.ready = set()               # views whose targets are kept
+        self.computed = set()            # views whose targets are kept
 
     def nbytes(self):
         """Memory of the kept targets, bytes."""
@@ -207,7 +209,7 @@ class TeacherTargets:
         whether the run was resumed. batch_of: rows (B,) -> Batch. between: called after each batch; may
         raise.
         """
-        if not self.views or view in self.ready:
+        if not self.views or view in self.computed:
             return
         batches = torch.arange(self.samples).split(64)
         for rows in tqdm(batches, desc="teacher targets", leave=False, disable=None):
@@ -215,7 +217,7 @@ class TeacherTargets:
             for kept, part in zip(self.kept, (tokens, visual, (255 * heatmaps).round())):
                 kept[view, rows] = part.to(kept.dtype).cpu()
             between()
-        self.ready.add(view)
+        self.computed.add(view)
 
     def __call__(self, images, view, rows):
         """The Targets of images (B, 3, size, size), which show samples `rows` (B,) in this view."""

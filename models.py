@@ -2,21 +2,22 @@
 
     python evaluate.py --costs              # parameters, multiply-adds and speed of the paper's networks
 
-All networks are one: an image becomes 16 x 16 visual tokens (8 x 8 in preset tiny); one learned token per
-joint is added; an encoder of identical blocks mixes all of them; a head reads each joint from its token.
+All networks share one design: an image becomes 16 x 16 visual tokens (8 x 8 in preset tiny); one learned
+token per joint is added; an encoder of identical blocks mixes all of them; a head reads each joint from its
+token.
 
       image (B, 3, size, size)      the token grid, H x (W + 1)
             |                        . . . . . . . k       . visual token   (B, 256, D)
-      patches, or HRNet + patches    . . . . . . . k       k keypoint token (B, 16, D): 16 joints fill
-            |                        . . . . . . . k         exactly one more column of 16 rows, so rows
-      encoder: depth x block         . . . . . . . k         and columns of the image stay intact
+      patches, or HRNet + patches    . . . . . . . k       k keypoint token (B, 16, D): one more column,
+            |                        . . . . . . . k         as 16 joints fill 16 rows (two columns in a
+      encoder: depth x block         . . . . . . . k         grid of 8 rows); the image keeps its own
             |
       head: regression (x, y, score, sigma), coordinate classification (SimCC), or heatmap (the teacher)
 
 What differs between the 16 students of the paper's Tables A and B is the block's mixer (attention, GS or GD
-of gfl.py), the backbone (none, HRNet-W32, HRNet-W48) and the head. Sizes: decoded from the tables' parameter
-counts. Positions inside the networks are fractions of the crop, 0 at its left or top edge and 1 at its right
-or bottom edge; `decode` alone turns them into pixels.
+of gfl.py), the backbone (none, HRNet-W32, HRNet-W48) and the head. Sizes are inferred from the tables'
+parameter counts. Positions inside the networks are fractions of the crop, 0 at its left or top edge and 1 at
+its right or bottom edge; `decode` alone turns them into pixels.
 """
 
 import math
@@ -46,7 +47,7 @@ class Attention(nn.Module):
 
         softmax(Q K^T / sqrt(D / heads)) V, qkv without bias, output projection with bias
 
-    Input and output (B, H, W, D). mask: (H, W) bool, False where a slot of the grid is padding, or None.
+    Input and output (B, H, W, D). mask: (H, W) bool, False at padded cells of the grid; None without padding.
     """
 
     def __init__(self, dim, heads, mask=None):
@@ -61,8 +62,8 @@ class Attention(nn.Module):
         # (B, heads, N, d)
         q, k, v = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if q.is_cpu and q.dtype == torch.bfloat16 and self.mask is None:
-            # in bfloat16 PyTorch's fused CPU kernel is slower: 64 instead of 29 ms for a training step of one
-            # layer of the small teacher (in float32 it is faster: 51 and 58 ms)
+            # PyTorch's fused CPU kernel takes 64 ms, these products 29, for a training step of one layer of
+            # the small teacher in bfloat16 (51 and 58 in float32)
             mixed = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
@@ -100,8 +101,8 @@ def sine_position_embedding(rows, columns, dim):
 class Encoder(nn.Module):
     """Visual tokens (B, H * W, D) -> keypoint tokens (B, K, D), visual tokens (B, H * W, D) after all blocks.
 
-    grid: (H, W) of the visual tokens. filter: 'attention', 'gs' or 'gd'. Keypoint tokens stand in
-    ceil(K / H) more columns to the right, top to bottom, slots left over hold zeros.
+    grid: (H, W) of the visual tokens. filter: 'attention', 'gs' or 'gd'. Keypoint tokens fill
+    ceil(K / H) more columns on the right, top to bottom; cells left over are zero.
     """
 
     def __init__(self, grid, dim, depth, heads, filter, joints=JOINTS):
@@ -111,7 +112,8 @@ class Encoder(nn.Module):
         self.padding = self.columns * H - joints
         slots = torch.ones(H, self.columns, dtype=torch.bool).T.flatten()
         slots[joints:] = False
-        slots = F.pad(slots.view(self.columns, H).T, (W, 0), value=True)                  # (H, W + columns)
+        # (H, W + columns), False at padding
+        slots = F.pad(slots.view(self.columns, H).T, (W, 0), value=True)
         self.register_buffer("slots", slots[..., None], persistent=False)
 
         full = (H, W + self.columns)
@@ -119,7 +121,7 @@ class Encoder(nn.Module):
                  "gs": lambda: StaticFilter(full, dim),
                  "gd": lambda: GlobalDynamicFilter(full, dim)}[filter]
         self.keypoint_tokens = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, joints, dim), std=0.02))
-        # Not trained, but a parameter, as the paper's counts include it.
+        # A parameter that is not trained, as the paper's counts include it.
         self.position = nn.Parameter(sine_position_embedding(H, W, dim), requires_grad=False)
         self.blocks = nn.ModuleList(Block(dim, mixer()) for _ in range(depth))
 
@@ -148,8 +150,8 @@ class Encoder(nn.Module):
 #
 #     decode        prediction -> coordinates (B, K, 2) in fractions of the crop, and confidences (B, K)
 #     with_mirror   predictions of a crop and of its mirror image -> their mean. Distributions are averaged
-#                   bin by bin: the middle between two peaks may have no probability in either. Regression has
-#                   coordinates alone, which are averaged.
+#                   bin by bin: the mean of two decoded peaks could be a point that neither supports.
+#                   Regression has no distributions: its coordinates are averaged.
 
 class Regression(NamedTuple):
     """Prediction of the regression head."""
@@ -165,8 +167,8 @@ class RegressionHead(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim),
                                     nn.LayerNorm(2 * dim), nn.Linear(2 * dim, 5))
-        # The score is learned from the teacher alone (the confidence term). Without that term it stays noise,
-        # and train.py sets this to False: decode then returns confidences of 1.
+        # Only the confidence term trains the score. Without that term train.py sets this to False, and decode
+        # returns confidences of 1.
         self.scored = True
 
     def forward(self, tokens):
@@ -178,7 +180,7 @@ class RegressionHead(nn.Module):
         return xy, score if self.scored else torch.ones_like(score)
 
     def with_mirror(self, prediction, mirrored):
-        """Mean of positions: (xy + mirror(xy')) / 2."""
+        """Mean of positions, (xy + mirror(xy')) / 2, and of scores."""
         x, y = mirrored.xy[:, FLIP].unbind(-1)                                            # (B, K) each
         return prediction._replace(xy=(prediction.xy + torch.stack([1 - x, y], -1)) / 2,
                                    score=(prediction.score + mirrored.score[:, FLIP]) / 2)
@@ -187,15 +189,15 @@ class RegressionHead(nn.Module):
 class CoordinateHead(nn.Module):
     """SimCC: a joint's x and y as two classifications over bins (B, K, bins), logits of both in a pair.
 
-    LayerNorm, then Linear D -> bins for x and another for y, shared by all joints. sigma: of the Gaussian
-    label, in bins. Li et al., "SimCC: a Simple Coordinate Classification Perspective for Human Pose
-    Estimation", ECCV 2022.
+    LayerNorm, then Linear D -> bins for x and another for y, shared by all joints. sigma: standard
+    deviation of the Gaussian label, bins. Li et al., "SimCC: a Simple Coordinate Classification Perspective
+    for Human Pose Estimation", ECCV 2022.
     """
 
     def __init__(self, dim, bins, sigma):
         super().__init__()
         self.sigma = sigma
-        self.temperature = 1.0       # of the confidence alone: studies/confidence.py --calibrate measures it
+        self.temperature = 1.0       # of the confidence alone, from studies/confidence.py --calibrate
         self.norm = nn.LayerNorm(dim)
         self.x = nn.Linear(dim, bins)
         self.y = nn.Linear(dim, bins)
@@ -205,7 +207,7 @@ class CoordinateHead(nn.Module):
         return self.x(tokens).float(), self.y(tokens).float()
 
     def confidence(self, prediction):
-        """(B, K) in [0, 1]: geometric mean of both peaks of softmax(logits / T), relative to a label's."""
+        """(B, K) in [0, 1]: sqrt(max p_x max p_y) / peak of a label, p = softmax(logits / T)."""
         label_peak = 1 / (self.sigma * math.sqrt(2 * math.pi))
         x, y = ((logits / self.temperature).softmax(-1).amax(-1) for logits in prediction)
         return ((x * y).sqrt() / label_peak).clamp(max=1)
@@ -224,8 +226,7 @@ class CoordinateHead(nn.Module):
 class HeatmapHead(nn.Module):
     """TokenPose's head: LayerNorm, Linear D -> width, LayerNorm, Linear -> S * S: heatmaps (B, K, S, S).
 
-    Ours puts out logits of a distribution over positions; values=True is for published weights, whose output
-    is the heatmap.
+    Our output are logits over positions. values=True: it is the heatmap itself, as in published weights.
     """
 
     def __init__(self, dim, size, sigma, width=None, values=False):
@@ -239,18 +240,18 @@ class HeatmapHead(nn.Module):
         return self.layers(tokens).float().unflatten(-1, (self.size, self.size))
 
     def relative(self, output):
-        """Output -> heatmaps relative to the peak of a label, above 1 where sharper than that."""
+        """Output -> heatmaps divided by the peak of a label's distribution; they can exceed 1."""
         if self.values:
             return output
         label_peak = 1 / (2 * math.pi * self.sigma ** 2)
         return output.flatten(-2).softmax(-1).view_as(output) / label_peak
 
     def heatmaps(self, output):
-        """Output -> heatmaps in [0, 1] with a peak near 1, as the label has it."""
+        """Output -> heatmaps in [0, 1], on a scale on which a label's peak is 1."""
         return self.relative(output).clamp(0, 1)
 
     def decode(self, output):
-        # before clamping, which would make several cells equal
+        # not of clamped heatmaps, in which several cells may be equal
         xy, peak = decode_heatmaps(self.relative(output))
         return xy, peak.clamp(0, 1)
 
@@ -285,7 +286,8 @@ def decode_heatmaps(heatmaps):
 class Output(NamedTuple):
     """Output of a network: the tokens that distillation compares, and the head's prediction.
 
-    backbone_heatmaps: logits of heatmaps read from the backbone's map, for training (some presets).
+    backbone_heatmaps: logits of heatmaps read from the backbone's map, while training, in presets small and
+    small-64.
     """
     keypoint_tokens: torch.Tensor         # (B, K, D)
     visual_tokens: torch.Tensor           # (B, H * W, D)
@@ -331,18 +333,17 @@ class PoseNet(nn.Module):
         return (images - self.mean).div_(self.std).to(self.embed.project.weight.dtype)
 
     def forward(self, images):
-        # (B, width, size / 4, size / 4), without a backbone the images
+        # (B, width, size / 4, size / 4), or the images themselves
         features = self.backbone(self.normalised(images))
         maps = self.backbone_heatmaps(features).float() if self.training and self.backbone_heatmaps else None
         keypoint, visual = self.encoder(self.embed(features))
         kind = "cpu" if images.is_meta else images.device.type
-        # the head always computes in float32: bfloat16 has 8 significant bits, too few for positions in a
-        # crop
+        # the head computes in float32: the 8 significant bits of bfloat16 tell 256 positions apart
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             return Output(keypoint, visual, self.head(keypoint.to(self.mean.dtype)), maps)
 
     def decode(self, output):
-        """Output -> joints (B, K, 2) in pixels of the crop (0: centre of the first), confidences (B, K)."""
+        """Output -> joints (B, K, 2) in pixels, (0, 0) the first one's centre, and confidences (B, K)."""
         xy, confidence = self.head.decode(output.prediction)
         return xy * self.size - 0.5, confidence
 
@@ -351,24 +352,24 @@ class PoseNet(nn.Module):
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of one family of networks. Everything that the paper's tables fix is in 'paper'."""
+    """Sizes of one family of networks. 'paper' has the paper's; sigmas and the split ratio are borrowed."""
     size: int                 # side of the square input, pixels
     dim: int                  # D, channels of a token
     depth: int                # blocks of the encoder
     heads: int                # attention heads
     teacher_depth: int
     teacher_width: int        # HRNet's C in the teacher
-    simcc_sigma: float        # of the coordinate classification's label, bins
-    hrnet: Depths = Depths()  # of the backbones
+    simcc_sigma: float        # standard deviation of SimCC's label, bins
+    hrnet: Depths = Depths()  # depths of the HRNets
     grid: int = 16            # rows and columns of visual tokens
     bins_per_pixel: int = 2   # SimCC's split ratio
     heatmap: int = 64         # side of the teacher's heatmaps, cells
-    heatmap_sigma: float = 2  # of the heatmap label, cells (TokenPose)
+    heatmap_sigma: float = 2  # standard deviation of the heatmap's label, cells (TokenPose)
     backbone_heatmaps: bool = False      # whether heatmaps are read from the backbone, too, in training
 
 
-# 'small' is ours, for photos and CPUs. Its lighter HRNet of width 24 trains 1.5 times as fast as a full one
-# of width 16 (53 and 36 images a second in bfloat16, 39 and 23 in float32, two cores with AVX-512).
+# 'small' is ours, for photos and CPUs. Its light HRNet of width 24 trains at 53 images a second, a full one
+# of width 16 at 36 (bfloat16; 39 and 23 in float32; two cores with AVX-512).
 PRESETS = {
     "paper": Preset(size=256, dim=192, depth=12, heads=8, teacher_depth=12, teacher_width=48, simcc_sigma=6),
     "tiny": Preset(size=64, dim=96, depth=4, heads=4, teacher_depth=4, teacher_width=16, simcc_sigma=3,
@@ -385,9 +386,9 @@ BACKBONES = {"none": 0, "w16": 16, "w24": 24, "w32": 32, "w48": 48}
 
 
 def build_student(student, filter, backbone="none", preset="paper"):
-    """A PoseNet. student: of STUDENTS, filter: of FILTERS, backbone: of BACKBONES, preset: of PRESETS.
+    """A PoseNet. student: one of STUDENTS, filter of FILTERS, backbone of BACKBONES, preset of PRESETS.
 
-    ValueError names the choices where one of them is something else.
+    ValueError, with the choices, for anything else.
     """
     for name, value, choices in (("student", student, STUDENTS), ("filter", filter, FILTERS),
                                  ("backbone", backbone, BACKBONES), ("preset", preset, PRESETS)):
@@ -405,7 +406,7 @@ def build_student(student, filter, backbone="none", preset="paper"):
 def build_teacher(preset="paper", head="ours"):
     """The heatmap teacher: HRNet (W48 at paper size), attention blocks, heatmap head.
 
-    head: 'ours', or 'tokenpose' to hold published weights (checkpoint.published_teacher): 512 wide, the
+    head: 'ours', or 'tokenpose', that of published weights (checkpoint.published_teacher): 512 wide, its
     output is the heatmap itself.
     """
     sizes = PRESETS[preset]

@@ -51,8 +51,8 @@ RECIPES = {"paper": dict(epochs=300, batch_size=64, optimiser="adam"),
            "small": dict(epochs=100, batch_size=32, optimiser="muon", backbone="w24"),     # the teacher's
            "tiny": dict(epochs=16, batch_size=32, optimiser="muon")}
 RECIPES["small-64"] = RECIPES["small"]
-RATE = 1e-3              # the highest of Adam
-MUON_RATE = 20           # Muon's rate divided by Adam's. That 41.5 is at --lr 1e-3; 2e-3 gave 36.5
+RATE = 1e-3              # peak learning rate of Adam
+MUON_RATE = 20           # Muon's rate divided by Adam's: 41.5 is at --lr 1e-3, 2e-3 gave 36.5
 # Rate of networks with attention or a backbone where the optimiser is muon. PCKh@0.5 of tiny students from
 # labels alone, 1,000 steps, at 2e-3, 1e-3, 5e-4, 2.5e-4: cc attention 18.4, 22.7, 37.7, 37.0; cc gs at 1e-3,
 # 5e-4, 2.5e-4: 32.0, 30.7, 29.2. The small-64 teacher, 3 epochs of photos, at 1e-3, 5e-4, 2.5e-4: 12.1, 13.5,
@@ -63,7 +63,7 @@ ADAM_ALONE = (".M1.weight", ".M2.weight", "backbone.conv1.weight")
 DECAY_AT = (2 / 3, 13 / 15)              # fractions of the training after which the rate is divided by ten
 WARM_UP = 500                            # steps, at most a tenth of the training
 EMA_FRACTION = 0.02                      # window of the weight average, as a fraction of all steps
-VIEWS = {"drawn": 2, "photos": 4}       # augmented views of each sample for tiny students (others: unlimited)
+VIEWS = {"drawn": 2, "photos": 4}       # augmented views of each sample, tiny students; others: unlimited
 SCORE_EVERY = 4          # epochs; the last epoch is always scored
 DRAWINGS = {"student": 4000, "teacher": 40000}
 TEACHERS = {("tiny", "drawn"): "teacher-tiny-drawn.pt", ("small", "photos"): "teacher-small-photos.pt"}
@@ -74,10 +74,11 @@ SAVE_EVERY = 300         # seconds between two checkpoints within an epoch
 CHUNK = 1024             # crops copied to a GPU at once
 BEGAN = time.monotonic() # --stop-after counts from the start of the process
 STATES = "last.pt", "previous.pt"        # a folder that holds one of these holds a run
-LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"     # a process is gone
+# in the errors of processes that another one has left
+LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"
 
-# What a resumed run must have in common with the stopped one. Epochs may change (the decay of the rate
-# follows the new number), and the rate may be lowered.
+# Arguments that must not change on --resume. --epochs may (the decay of the rate follows the new number), and
+# --lr may be lowered.
 SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed",
             "amp", "compile", "deterministic")
 
@@ -113,15 +114,16 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
     """Train until the last epoch. Raises Stopped, with the state saved, where stop() returns True.
 
     train, valid: pairs of Samples and their stored crops (N, wide, wide, 3). teacher: TeacherTargets or None.
-    Order and augmentation are functions of (seed, epoch), and the loop draws no other random number: weights,
-    their average, optimisers and progress are all the state there is.
+    Order and augmentation depend only on (seed, epoch), and the loop draws no other random number: weights,
+    their average, optimisers and progress are all of the state.
     """
     model, ema, optimisers, progress = state.model, state.ema, state.optimisers, state.progress
     (samples, crops), device = train, distributed.device
     crops, network = on_device(crops, device), distributed.wrap(model)
     steps = len(samples) // args.batch_size      # per epoch; samples that are left over come in another epoch
     weights = {name: WEIGHTS[args.student][name] for name in args.terms} if teacher else {}
-    autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16, use_bfloat16(args, device))
+    autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16,
+                       enabled=use_bfloat16(args, device))
     save_or_stop = partial(save_or_raise_stopped, args, distributed, state, stop)
 
     while progress.epoch < args.epochs:
@@ -138,8 +140,8 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
                    initial=progress.step, disable=None if distributed.is_main else True)
         for step in bar:
             number, all_steps = progress.epoch * steps + step, args.epochs * steps
-            rows = order[step * args.batch_size:(step + 1) * args.batch_size].sort().values
-            parts = rows.view(args.accumulate, distributed.world_size, -1)[:, distributed.rank]
+            rows = order[step * args.batch_size:(step + 1) * args.batch_size].sort().values  # as on disk
+            parts = rows.view(args.accumulate, distributed.world_size, -1)[:, distributed.rank]    # ours
             for optimiser in optimisers:
                 optimiser.param_groups[0]["lr"] = optimiser.defaults["lr"] * rate_factor(number, all_steps)
                 optimiser.zero_grad()
@@ -161,7 +163,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
                 values = values + torch.stack([term.detach() for term in terms.values()]) / args.accumulate
             *values, norm = torch.cat([distributed.mean(values), gradient_norm(model)[None]]).tolist()
             terms = dict(zip(terms, values))
-            refuse_non_finite(args, distributed, state, terms, norm, rows)
+            refuse_non_finite(args, distributed, state, terms, norm, rows)                # before the step
             for optimiser in optimisers:
                 optimiser.step()
             update_ema(ema, model, number, all_steps)
@@ -180,7 +182,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
         write_log(args.out / "log.jsonl", line, distributed)
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, {}, 0
         save(args, distributed, state)
-    # best.pt is missing where no epoch of this run was scored; only the main process can tell for sure
+    # best.pt is missing where no epoch was scored; the main process decides for all
     if distributed.any(distributed.is_main and not (args.out / "best.pt").exists()):
         score(args, distributed, state, valid, save_or_stop)
 
@@ -188,7 +190,12 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
 # ------------------------------------------------------------------------------- steps of the loop
 
 def use_bfloat16(args, device):
-    """Whether to compute in bfloat16: with --amp, on a device that multiplies bfloat16 matrices natively."""
+    """Whether to compute in bfloat16: with --amp, on a device that multiplies bfloat16 matrices natively.
+
+    In bfloat16 are then the products of backbone and encoder, the teacher but for its head, and the heatmaps
+    read from the backbone. In float32: weights and their average, head, loss, Adam, scores. Muon's iterations
+    are in bfloat16 on every GPU that has it (`orthogonal`).
+    """
     return args.amp and fast_bfloat16(device)
 
 
@@ -204,7 +211,7 @@ def on_device(crops, device):
 
 
 def measure_input(batch_of, rows, distributed):
-    """Images per second of make_batch alone, an upper limit for training. rows: of all processes."""
+    """Images per second of make_batch alone, an upper bound for training. rows: those of all processes."""
     rows = rows[distributed.rank::distributed.world_size]
     wait = (lambda: None) if distributed.device == "cpu" else torch.cuda.synchronize
     for _ in range(2):                               # the first one warms up
@@ -247,10 +254,10 @@ def refuse_non_finite(args, distributed, state, terms, norm, rows):
 def update_ema(ema, model, step, steps):
     """Move the weight average towards the model's weights.
 
-        ema <- ema + w (model - ema),    w = max(1 / (step + 1), 1 / (EMA_FRACTION * steps))
+        ema <- ema + w (model - ema),    w = max(1 / (step + 1), min(1, 1 / (EMA_FRACTION * steps)))
 
-    It starts as a plain mean. A window of 500 of 2,000 steps (a quarter) cost the tiny cc gs student 2.2
-    PCKh@0.5, as it reaches back to before the decay of the rate.
+    It starts as a plain mean. A window of a quarter of the steps cost the tiny cc gs student 2.2 PCKh@0.5: it
+    reaches back to before the decay of the rate.
     """
     pairs = [(mean, now) for mean, now in zip(ema.state_dict().values(), model.state_dict().values())
              if mean.is_floating_point()]
@@ -262,7 +269,7 @@ def score(args, distributed, state, valid, between):
     distributed.broadcast_buffers(state.ema)
     found = evaluate(state.ema, *valid, distributed.device, distributed=distributed, between=between)
     scores = {name: values["mean"] for name, values in found.items()}
-    if not scores["pckh@0.5"] <= state.progress.best:             # NaN, too: no label to score
+    if not scores["pckh@0.5"] <= state.progress.best:             # true for NaN, too (no labels)
         state.progress.best = scores["pckh@0.5"]
         if distributed.is_main:
             epoch = min(state.progress.epoch + 1, args.epochs)
@@ -287,9 +294,9 @@ def write_log(path, line, distributed):
 # ------------------------------------------------------------------------------- stop, save, resume
 
 class StopRequest:
-    """True after SIGINT or SIGTERM, and between steps after the time of --stop-after.
+    """True after SIGINT or SIGTERM, and, if asked between steps, after the time of --stop-after.
 
-    At least one step is made before the time counts. A second signal ends the process at once.
+    So at least one step is made before the time counts. A second signal ends the process at once.
     """
 
     def __init__(self, minutes):
@@ -321,7 +328,10 @@ def save_or_raise_stopped(args, distributed, state, stop, between_steps=False):
 
 
 def save(args, distributed, state):
-    """Write last.pt, from which a run resumes bit-exactly. The last.pt before it becomes previous.pt."""
+    """Write last.pt, from which a run resumes to the bit. The last.pt before it becomes previous.pt.
+
+    Not in it, as they are computed again: order, augmentation, the teacher's token statistics and targets.
+    """
     state.saved_at = time.monotonic()
     if distributed.is_main:
         training = dict(progress=asdict(state.progress), epochs=args.epochs, lr=args.lr,
@@ -359,9 +369,9 @@ def resume(args, distributed, state):
     for optimiser, saved in zip(state.optimisers, training["optimisers"]):
         optimiser.load_state_dict(saved)
     state.progress = Progress(**training["progress"])
-    if not (args.out / "best.pt").exists():          # it was not copied along: the next score is the best one
+    if not (args.out / "best.pt").exists():          # not copied along: the next score is the best so far
         state.progress.best = -1
-    log = args.out / "log.jsonl"                 # may be a line ahead of the checkpoint if the run was killed
+    log = args.out / "log.jsonl"                 # can be a line ahead of last.pt after a kill
     lines = log.read_text().splitlines(keepends=True) if log.exists() else []
     if distributed.is_main and len(lines) > state.progress.epoch:
         shorter = log.with_suffix(".partial")
@@ -387,8 +397,8 @@ def build_optimisers(model, name, lr):
     convolutions but the first, Adam for the rest.
 
     Convolutions with Muon and with Adam, the tiny teacher after 600 steps of drawings, PCKh@0.5: 58.0, 43.3.
-    M of the dynamic filters learns with Adam: Muon's steps are large whatever the gradient, and saturate its
-    softmax.
+    M of the dynamic filters learns with Adam: Muon's steps have one size whatever the gradient and saturate
+    its softmax.
     """
     learning = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
     if name == "adam":
@@ -429,8 +439,8 @@ class Muon(torch.optim.Optimizer):
         W <- W - rate * sqrt(max(1, rows / columns)) * orthogonal(g + momentum (m - g))
 
     Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024. torch.optim.Muon takes the
-    same steps, but always in bfloat16: on a CPU without native bfloat16 its iterations took 235 of the 400 ms
-    of a training step. In float32, on batches of matrices of one shape, they take 7 of 90 ms on every CPU.
+    same steps, but always iterates in bfloat16: on a CPU without native bfloat16 that took 235 of the 400 ms
+    of a training step. Here CPUs use float32, on batches of matrices of one shape: 7 of 90 ms.
     """
 
     def __init__(self, parameters, lr):
@@ -529,7 +539,7 @@ def load_teacher(args, train, valid, size):
 
 def initial_state(args, distributed, model, samples, teacher=None):
     """The State before the first step."""
-    # the samples themselves, wherever their files are
+    # a fingerprint of the labels, wherever the files are
     labels = [torch.from_numpy(of) for of in (samples.joints, samples.visible, samples.center, samples.side)]
     settings = {name: getattr(args, name) for name in SETTINGS} | {
         "processes": distributed.world_size, "teacher": teacher and teacher.source,
@@ -579,7 +589,7 @@ def train(args, distributed):
 
 
 def lock_folder(folder):
-    """Keep other processes from training into this folder while this process lives; BadInput if one does."""
+    """Lock a run's folder until this process ends; BadInput where another one trains into it."""
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(os, "O_DIRECTORY") and not lock(os.open(folder, os.O_RDONLY), wait=False):
         raise BadInput(f"another process trains into {folder}: wait until it finishes, or name another "
@@ -657,16 +667,17 @@ def parse_arguments():
              "also brightness and colours; occlusion: also a hidden rectangle (default: upright for "
              "synthetic people, tiny students and small-64, colour for tiny teachers, else tokenpose)")
     add("--views", type=int,
-        help="augmented views of each sample, for which teacher targets are computed once and kept in "
-             "memory; 0: a new "
+        help="repeat this many augmented views of each sample, whose teacher targets are computed once and "
+             "kept in memory; 0: a new "
              f"view in every epoch (default: {VIEWS['drawn']} for synthetic people, {VIEWS['photos']} for "
              f"photos and tiny students; else 0)")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, help="passes over the samples (default: 16 tiny, 100 small, 300 paper)")
-    add("--batch-size", type=int, help="samples of a step, over all processes and parts (default: 32 tiny "
-                                       "and small, 64 paper)")
+    add("--batch-size", type=int, help="samples of a step, of all processes and parts together (default: 32 "
+                                       "tiny and small, 64 paper)")
     add("--accumulate", type=int, default=1, metavar="N",
-        help="compute each step in N parts: the same batch in less memory (default: 1)")
+        help="compute each step in N parts: less memory, the same gradients but for batch norms, which see a "
+              "part (default: 1)")
     add("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3; {LOW_RATE:g} with muon "
                                  f"and attention or a backbone); Muon's is {MUON_RATE} times that")
     add("--optimiser", choices=("adam", "muon"),
@@ -676,12 +687,12 @@ def parse_arguments():
     add("--device", default=default_device(),
         help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
     add("--amp", action="store_true",
-        help="bfloat16 autocast, and a bfloat16 teacher, on devices with native bfloat16; heads and losses "
-             "stay in float32 (default: float32)")
+        help="bfloat16 autocast, and a bfloat16 teacher, on devices with native bfloat16; heads, losses and "
+             "scores stay in float32 (default: float32)")
     add("--compile", action="store_true", help="compile the network with torch.compile, which takes a minute "
                                                "or two and needs a C++ compiler (default: off)")
     add("--deterministic", action="store_true",
-        help="reproducible weights on a GPU, where that is slower (a CPU always gives them)")
+        help="reproducible weights on a GPU, by slower kernels (on a CPU they always are)")
     add("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
     add("--stop-after", type=float, metavar="MINUTES", help="save and stop after this time")
     add("--resume", action="store_true", help="continue from last.pt of the run's folder (--out)")
@@ -715,7 +726,7 @@ def check_arguments(args):
         (not drawn and args.drawings is not None,
          "--drawings is the number of synthetic people: leave it out where --data names a folder"))
     if args.distill and not (drawn or args.teacher or shipped):
-        find_labels(args.data, "train")              # a wrong folder is said before a missing teacher
+        find_labels(args.data, "train")              # a wrong folder is reported before a missing teacher
     refuse(
         (args.backbone_weights and args.backbone in (None, "none") and not args.train_teacher,
          "--backbone-weights needs a backbone: add --backbone w32 or w48"),
