@@ -121,7 +121,9 @@ def parts_table(group):
             continue
         row = [title, str(len(found)), *(mean_and_spread(scores(names, t)) for t in (0.5, 0.1))]
         if group == "terms":
-            row += [mean_of(found, lambda run, key=key: run["confidence"][key]) for key in ("ece", "auroc")]
+            constant = all(run["confidence"]["auroc"] == 0.5 for run in found)       # no term trains it
+            row += ["–" if constant else mean_of(found, lambda run, key=key: run["confidence"][key])
+                    for key in ("ece", "auroc")]
         elif group in DYNAMIC:
             row += [", ".join(f"{statistics.mean(run['dynamic']['blocks'][b][key] for run in found):.2f}"
                               for b in blocks) for key in ("deviation", "dead")]
