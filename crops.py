@@ -28,7 +28,7 @@ from tqdm import tqdm
 from common import BadInput, locked
 
 MARGIN = 1.5                # stored crops are this many times as wide as the network's input: room to turn
-                            # and zoom out; beyond it, in the corners of rotated crops, is black
+                            # and zoom out; what lies outside is black
 SLICE = 1000                # crops that are cut between two saves of the progress
 # pixels that a CPU warps at once: they fit its cache (84 instead of 226 ms for 64 crops of 256)
 CACHED = 384 * 384
@@ -95,7 +95,7 @@ def cut(image, matrix, size):
     half = torch.full((2,), 0.5, dtype=torch.float64)
     back = invert(matrix)
     back[:, 2] += half - back[:, :2] @ half
-    if shrink > 1:      # points often fall just between two pixels, where noise would choose
+    if shrink > 1:      # points often fall just between two pixels: no noise decides
         back = back.mul(ROUNDED).round().div(ROUNDED)
     return np.asarray(image.transform((size, size), Image.Transform.AFFINE, back.flatten().tolist(),
                                         Image.Resampling.BILINEAR))
@@ -142,7 +142,7 @@ class Augmentation(NamedTuple):
     """How far random crops differ from the plain one."""
     rotation: float            # standard deviation of the angle, degrees; clipped at twice that
     rotation_chance: float     # fraction of the crops that are turned at all
-    zoom: float                # standard deviation of the box's size around 1; clipped at that
+    zoom: float                # standard deviation of the box's size around 1; clipped at one
     flip_chance: float         # fraction of the crops that are mirrored
     colour: float = 0          # gain of each colour 1 ± this at most, shift of the brightness ± half of it
     hidden_chance: float = 0   # fraction of the crops that get an occluding rectangle

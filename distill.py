@@ -9,10 +9,12 @@
     L_vt     mean squared error between visual tokens of student and teacher
     L_hm     the teacher's heatmap against a Gaussian at the prediction (regression), or its marginals against
              the distributions over x and y (coordinate classification)
-    L_cs     the student's confidence against the teacher's heatmap value at the student's prediction
+    L_cs     absolute difference of the student's confidence and the teacher's heatmap at its prediction
 
     L_bb     ours, in presets small and small-64, for students and teacher: KL to a Gaussian label of heatmaps
              that are read from the backbone's features
+
+The teacher's tokens are standardised (TokenScale); the student's are compared as they are.
 
 The terms are those of the BMVC 2024 paper's poster. For the regression student they are DistilPose's
 ("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification

@@ -413,7 +413,7 @@ def main():
     check_device(args.device)
     check_json(args.json)
     if args.data != "drawn" and not (args.predictions or args.checkpoint):
-        raise BadInput("--data says what to score on: name what to score with --checkpoint or --predictions")
+        raise BadInput("--data names what to score on: name what to score with --checkpoint or --predictions")
     figures, nothing_asked = {}, not (args.checkpoint or args.predictions or args.costs)
     if args.costs or nothing_asked:
         print(f"timing the paper's 16 students for at most {COST_SECONDS} seconds", flush=True)

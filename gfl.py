@@ -9,8 +9,8 @@ an image: it goes to the frequency domain, multiplies by a learnable filter K, a
     X'   = T^-1(G(X))              O(HW log HW) with FFTs; every output depends on every input token
 
 A product of spectra is a circular convolution in space, so the layer is a depth-wise convolution whose kernel
-is as large as the token grid. On such small grids matrix products are faster than FFTs: the layers use these.
-There are two filters:
+is as large as the token grid. On such small grids matrix products are faster than FFTs, so the layers use
+products. There are two filters:
 
     GS  global, static    K is a parameter, one complex number per frequency and channel   (GFNet's form)
     GD  global, dynamic   GS, plus a filter K^ = K_basis (x) M(X): an MLP M predicts, for
@@ -224,10 +224,10 @@ class DynamicFilter(nn.Module):
     grid: (H, W) of the token grids, dim: channels D. Input and output (B, H, W, D).
 
     In DFFormer, M sees the mean token itself (over the whole grid, keypoint tokens included). After the layer
-    norm that hardly differs between images (standard deviation 0.08 to 0.2), and with Muon all hidden units
-    of M died in our runs: its output became constant. Here the mean is standardised over images, channel by
-    channel, by a batch norm without parameters, and 1 is added, so that M has a constant input, too. While
-    the norm's mean and variance are 1, 1 + z is the mean token: DFFormer's form. `docs/lab.md` has the runs.
+    norm the mean hardly differs between images (standard deviation 0.08 to 0.2), and with Muon all hidden
+    units of M died in our runs: its output became constant. Here the mean is standardised over images,
+    channel by channel, by a batch norm without parameters, and 1 is added, as M1 has no bias. While the
+    norm's mean and variance are 1, 1 + z is the mean token: DFFormer's form. `docs/lab.md` has the runs.
     """
 
     def __init__(self, grid, dim):

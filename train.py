@@ -7,7 +7,7 @@
     python train.py --student cc --filter gd --backbone w32 --data MPII --preset paper \\
                     --teacher runs/teacher-paper-MPII/best.pt --amp
 
-    torchrun --nproc-per-node 4 train.py ...                # the same experiment on four GPUs
+    torchrun --nproc-per-node 4 train.py ...                # the same experiment and batch on four GPUs
 
 A run writes into one folder (--out): config.json, log.jsonl with one line per epoch, best.pt, last.pt and
 previous.pt (to resume from), and at the end result.json (arguments, scores, the log) and predictions.png.
@@ -77,8 +77,8 @@ STATES = "last.pt", "previous.pt"        # a folder that holds one of these hold
 # in the errors of processes that another one has left
 LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"
 
-# Arguments that must not change on --resume. --epochs may (the decay of the rate follows the new number), and
-# --lr may be lowered.
+# Arguments that must not change on --resume, as the network, the samples, the teacher and the number of
+# processes must not. --epochs may (the decay of the rate follows the new number), and --lr may be lowered.
 SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed",
             "amp", "compile", "deterministic")
 
@@ -182,7 +182,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
         write_log(args.out / "log.jsonl", line, distributed)
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, {}, 0
         save(args, distributed, state)
-    # best.pt is missing where no epoch was scored; the main process decides for all
+    # best.pt can be missing where a finished run is resumed; the main process decides for all
     if distributed.any(distributed.is_main and not (args.out / "best.pt").exists()):
         score(args, distributed, state, valid, save_or_stop)
 
@@ -192,8 +192,8 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
 def use_bfloat16(args, device):
     """Whether to compute in bfloat16: with --amp, on a device that multiplies bfloat16 matrices natively.
 
-    In bfloat16 are then the products of backbone and encoder, the teacher but for its head, and the heatmaps
-    read from the backbone. In float32: weights and their average, head, loss, Adam, scores. Muon's iterations
+    bfloat16: products of backbone and encoder, the teacher but for its head, and the heatmaps read from the
+    backbone. float32: weights and their average, head, loss, Adam, scores. Muon's iterations
     are in bfloat16 on every GPU that has it (`orthogonal`).
     """
     return args.amp and fast_bfloat16(device)
@@ -256,8 +256,8 @@ def update_ema(ema, model, step, steps):
 
         ema <- ema + w (model - ema),    w = max(1 / (step + 1), min(1, 1 / (EMA_FRACTION * steps)))
 
-    It starts as a plain mean. A window of a quarter of the steps cost the tiny cc gs student 2.2 PCKh@0.5: it
-    reaches back to before the decay of the rate.
+    It starts as a plain mean. With a window of a quarter of the steps, which begins before the last decay of
+    the rate, the tiny cc gs student scored 2.2 PCKh@0.5 less.
     """
     pairs = [(mean, now) for mean, now in zip(ema.state_dict().values(), model.state_dict().values())
              if mean.is_floating_point()]
@@ -294,9 +294,10 @@ def write_log(path, line, distributed):
 # ------------------------------------------------------------------------------- stop, save, resume
 
 class StopRequest:
-    """True after SIGINT or SIGTERM, and, if asked between steps, after the time of --stop-after.
+    """Whether the run should stop: after SIGINT or SIGTERM, or when the time of --stop-after is over.
 
-    So at least one step is made before the time counts. A second signal ends the process at once.
+    The time is looked at only between steps, so at least one is made. A second signal ends the process at
+    once.
     """
 
     def __init__(self, minutes):
@@ -667,10 +668,9 @@ def parse_arguments():
              "also brightness and colours; occlusion: also a hidden rectangle (default: upright for "
              "synthetic people, tiny students and small-64, colour for tiny teachers, else tokenpose)")
     add("--views", type=int,
-        help="repeat this many augmented views of each sample, whose teacher targets are computed once and "
-             "kept in memory; 0: a new "
-             f"view in every epoch (default: {VIEWS['drawn']} for synthetic people, {VIEWS['photos']} for "
-             f"photos and tiny students; else 0)")
+        help="augmented views of each sample, repeated in turn; teacher targets are computed once for each "
+             "and kept in memory; 0: a new view in every epoch (default: for tiny students "
+             f"{VIEWS['drawn']} on synthetic people and {VIEWS['photos']} on photos, else 0)")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, help="passes over the samples (default: 16 tiny, 100 small, 300 paper)")
     add("--batch-size", type=int, help="samples of a step, of all processes and parts together (default: 32 "

@@ -2,6 +2,7 @@
 
     python studies/dynamic.py weights/student-cc-gd-drawn.pt
     python studies/dynamic.py FILE --data DATA
+    python studies/dynamic.py               # M in its first 300 steps: today's form, and what it replaced
 
     deviation   of M over images: standard deviation of each weight, mean over channels and basis filters
     dead        fraction of M's hidden units that are 0 for every image
@@ -10,16 +11,25 @@
 """
 
 import sys
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
 import gfl
+import train
 from common import BadInput, CommandLine, main_with_clear_errors
+from crops import make_batch, store
+from distill import task_loss
 from evaluate import evaluate, load_to_score
 from gfl import DynamicFilter
+from models import build_student
+from synthetic import drawn_people
+
+PEOPLE, BATCH = 256, 16                          # drawings to learn from in `train_and_watch`, and of a step
 
 
 def watch(model, run):
@@ -60,13 +70,55 @@ def liveliness_and_loss(model, samples, crops):
                 **{name: values["pckh@0.5"]["mean"] for name, values in scores.items()})
 
 
+def train_and_watch(steps, standardised=True, muon=False):
+    """Train a tiny cc gd student from labels; after each of `steps` yield it and what `watch` sees.
+
+    standardised: M sees 1 + z, else the mean token (DFFormer). muon: M learns with Muon, not with Adam.
+    """
+    torch.manual_seed(0)
+    samples, random = drawn_people("train", PEOPLE, 64), np.random.default_rng(0)
+    crops, model = store(samples, 64), build_student("cc", "gd", "none", "tiny")
+    adam_alone = train.ADAM_ALONE
+    train.ADAM_ALONE = () if muon else adam_alone
+    optimisers = train.build_optimisers(model, "muon", train.RATE)
+    train.ADAM_ALONE = adam_alone
+    for step in range(1, max(steps) + 1):
+        for module in model.train().modules():
+            if isinstance(module, DynamicFilter) and not standardised:
+                module.norm.eval()                           # mean and variance stay 1
+        batch = make_batch(samples, crops, np.sort(random.choice(PEOPLE, BATCH, replace=False)), 64)
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        task_loss(model.head, model(batch.images).prediction, batch.xy, batch.visible).backward()
+        for optimiser in optimisers:
+            optimiser.step()
+        if step in steps:
+            images = make_batch(samples, crops, np.arange(PEOPLE // 2), 64).images
+            with torch.inference_mode():
+                seen = watch(model.eval(), lambda: model(images))
+            yield model, seen
+
+
+def print_training():
+    """M after 50, 150 and 300 steps, in four forms."""
+    steps = 50, 150, 300
+    for standardised, muon in product((True, False), (False, True)):
+        for step, (_, blocks) in zip(steps, train_and_watch(steps, standardised, muon), strict=True):
+            found = [liveliness(*block) for block in blocks]
+            print(f"{'1 + z' if standardised else 'mean token'}, {'Muon' if muon else 'Adam'}, {step} steps: "
+                  + "; ".join(f"{name} {', '.join(f'{block[name]:.2f}' for block in found)}"
+                              for name in found[0]), flush=True)
+
+
 def main():
     parser = CommandLine(__doc__)
-    parser.add_argument("checkpoint", type=Path, nargs="+", help="gd students")
+    parser.add_argument("checkpoint", type=Path, nargs="*", help="gd students (default: training, watched)")
     parser.add_argument("--data", default="drawn", help="folder in MPII's layout (default: synthetic people)")
     parser.add_argument("--cache", type=Path, default=Path("runs/crops"),
                         help="folder for cut crops (default: runs/crops)")
     args = parser.parse_args()
+    if not args.checkpoint:
+        print_training()
     for path in args.checkpoint:
         model, _, samples, crops = load_to_score(path, args.data, args.cache)
         if model.config.get("filter") != "gd":

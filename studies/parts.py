@@ -1,4 +1,5 @@
-"""What each part is worth: one table a group, on drawings, preset tiny, 1,000 steps in every cell but `long`.
+"""What each part is worth: one table a group, on drawings, preset tiny, 1,000 steps in every cell (but `long`
+and `dynamic-photos`).
 
     python studies/parts.py                     # all groups, some minutes a run on two cores
     python studies/parts.py dynamic attention   # two of them; --seeds 0 for one seed
@@ -8,7 +9,7 @@
     dynamic-photos   the same on photos, from labels alone, 16 epochs
     join             static and dynamic filter side by side, or in series
     attention        attention's heads, rate, optimiser, warm-up; the filters at the same rates
-    mixers           attention and both filters, distilled, at three rates
+    mixers           attention and both filters, distilled, at several rates
     long             all six students from labels alone, 4,000 steps
     terms            each term of the loss beside labels, for cc gs and reg gs
     tokens           the teacher's tokens standardised, or raw as in DistilPose
@@ -63,6 +64,7 @@ CELLS = {
         "gd-slow-M": ("1 + z, and M learns at half the rate", GD, ["slow-M"]),
         "gd-slower-M": ("1 + z, and M learns at a fifth of the rate", GD, ["slower-M"]),
         "gd-triple-rate": ("1 + z, and M learns at three times the rate", GD, ["triple-rate"]),
+        "gd-half-rate": ("1 + z, the whole network at half the rate", {**GD, "lr": 5e-4}, []),
         "gd-half-triple-rate": ("0.5 + z, and M learns at three times the rate", GD, ["half", "triple-rate"]),
         "gd-plain-mean": ("the mean token, as in DFFormer", GD, ["plain-mean"]),
         "gd-plain-mean-muon": ("the mean token, and M learns with Muon", GD,
