@@ -285,15 +285,11 @@ class Batch(NamedTuple):
     matrix: torch.Tensor       # (B, 2, 3) image -> crop, float64 on the CPU
 
 
-class Keypoints(NamedTuple):
-    """The maps of B crops and the joints in them."""
-    matrix: torch.Tensor       # (B, 2, 3) image -> crop, float64
-    xy: torch.Tensor           # (B, K, 2) joints as fractions of the crop
-    visible: torch.Tensor      # (B, K) bool: labelled and inside the crop
-
-
 def crop_keypoints(samples, rows, size, params=None):
-    """The Keypoints of samples `rows` (B,). params: AugmentationParams of all N samples."""
+    """Of samples `rows` (B,): maps image -> crop, joints in the crops, visible, as in Batch, on the CPU.
+
+    params: AugmentationParams of all N samples, or None.
+    """
     center, side, joints, visible = (
         torch.from_numpy(of)[rows] for of in (samples.center, samples.side, samples.joints, samples.visible))
     plain = 0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool)
@@ -302,7 +298,7 @@ def crop_keypoints(samples, rows, size, params=None):
     xy = (transform(matrix, joints) + 0.5) / size                              # pixels -> fractions
     xy = torch.where(flip[:, None, None], xy[:, FLIP], xy).float()
     visible = torch.where(flip[:, None], visible[:, FLIP], visible)
-    return Keypoints(matrix, xy, visible & ((xy >= 0) & (xy <= 1)).all(-1))
+    return matrix, xy, visible & ((xy >= 0) & (xy <= 1)).all(-1)
 
 
 def make_batch(samples, stored, rows, size, device="cpu", params=None):

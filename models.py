@@ -93,9 +93,8 @@ def sine_position_embedding(rows, columns, dim):
         angle = 2 * math.pi * torch.arange(1, count + 1)[:, None] / count * frequency
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
-    by_row = encode(rows)[:, None].expand(rows, columns, -1)
-    by_column = encode(columns)[None].expand(rows, columns, -1)
-    return torch.cat([by_row, by_column], dim=-1)
+    by_row, by_column = torch.broadcast_tensors(encode(rows)[:, None], encode(columns)[None])
+    return torch.cat([by_row, by_column], dim=-1)                                       # (rows, columns, dim)
 
 
 class Encoder(nn.Module):

@@ -48,28 +48,11 @@ def mixture_of(statistic):
     gfl.DynamicFilter.mixture = mixture
 
 
-@change
-def constant():
-    """M sees ones: the static control with the same parameters."""
-    mixture_of(lambda x, z: torch.ones_like(z))
-
-
-@change
-def plain_mean():
-    """M sees the mean of the tokens, as in DFFormer."""
-    mixture_of(lambda x, z: x.mean(dim=(1, 2)))
-
-
-@change
-def half():
-    """M sees 0.5 + z instead of 1 + z."""
-    mixture_of(lambda x, z: 0.5 + z)
-
-
-@change
-def z_alone():
-    """M sees z instead of 1 + z."""
-    mixture_of(lambda x, z: z)
+CHANGES |= {
+    "constant": lambda: mixture_of(lambda x, z: torch.ones_like(z)),       # the static control
+    "plain-mean": lambda: mixture_of(lambda x, z: x.mean(dim=(1, 2))),     # as in DFFormer
+    "half": lambda: mixture_of(lambda x, z: 0.5 + z),                      # instead of 1 + z
+    "z-alone": lambda: mixture_of(lambda x, z: z)}
 
 
 def learn_apart(chosen, factor=1):
@@ -204,16 +187,11 @@ def teacher_loss(of_cells):
     distill.heatmap_task = heatmap_task
 
 
-@change
-def mean_squared_error():
-    """The teacher's output is the heatmap itself (HRNet, TokenPose)."""
-    teacher_loss(lambda logits, target: (logits - target).square())
-
-
-@change
-def binary_cross_entropy():
-    """Every cell of the teacher's heatmap is a probability of its own."""
-    teacher_loss(partial(nn.functional.binary_cross_entropy_with_logits, reduction="none"))
+CHANGES |= {
+    # the output is the heatmap itself (HRNet, TokenPose); every cell is a probability of its own
+    "mean-squared-error": lambda: teacher_loss(lambda logits, target: (logits - target).square()),
+    "binary-cross-entropy": lambda: teacher_loss(
+        partial(nn.functional.binary_cross_entropy_with_logits, reduction="none"))}
 
 
 # ------------------------------------------------------------------------------- the command

@@ -24,6 +24,7 @@ import checkpoint
 from common import BadInput, CommandLine, main_with_clear_errors
 from crops import crop_matrix, cut, make_batch, store, transform
 from data_mpii import load_samples
+from dynamic import watch
 from evaluate import SCORED, load_to_score, predict, validation_samples
 from gfl import GlobalDynamicFilter, StaticFilter
 from models import FILTERS, STUDENTS
@@ -94,12 +95,7 @@ def filters(args):
             raise BadInput(f"{path} ({title}) holds no filters to look at: name a gs or gd student")
         rows.append((f"{title}\nstatic", [response(m.K_real, m.K_imag) for m in static], None))
         dynamic = [m.dynamic for m in model.modules() if isinstance(m, GlobalDynamicFilter)]
-        mixtures = []
-        hooks = [m.register_forward_pre_hook(lambda m, x, kept=mixtures: kept.append(m.mixture(x[0])))
-                 for m in dynamic]
-        model(batch.images)
-        for hook in hooks:
-            hook.remove()
+        mixtures = [M for M, _ in watch(model, lambda model=model: model(batch.images))]     # (2, N, E) each
         if dynamic:
             one, other = ([response(m.K_real @ M[n], m.K_imag @ M[n]) for m, M in zip(dynamic, mixtures)]
                           for n in range(2))
