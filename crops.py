@@ -95,7 +95,7 @@ def cut(image, matrix, size):
     half = torch.full((2,), 0.5, dtype=torch.float64)
     back = invert(matrix)
     back[:, 2] += half - back[:, :2] @ half
-    if shrink > 1:      # points often fall just between two pixels: no noise decides
+    if shrink > 1:      # points often fall just between two pixels: rounding noise must not decide
         back = back.mul(ROUNDED).round().div(ROUNDED)
     return np.asarray(image.transform((size, size), Image.Transform.AFFINE, back.flatten().tolist(),
                                         Image.Resampling.BILINEAR))
@@ -142,7 +142,7 @@ class Augmentation(NamedTuple):
     """How far random crops differ from the plain one."""
     rotation: float            # standard deviation of the angle, degrees; clipped at twice that
     rotation_chance: float     # fraction of the crops that are turned at all
-    zoom: float                # standard deviation of the box's size around 1; clipped at one
+    zoom: float                # standard deviation of the box's size around 1; clipped at that
     flip_chance: float         # fraction of the crops that are mirrored
     colour: float = 0          # gain of each colour 1 ± this at most, shift of the brightness ± half of it
     hidden_chance: float = 0   # fraction of the crops that get an occluding rectangle
@@ -182,7 +182,7 @@ AUGMENTATIONS = {"upright": Augmentation(rotation=10, rotation_chance=0.6, zoom=
 # ------------------------------------------------------------------------------- batches
 
 def stored_size(size):
-    """Side of the stored crops for a network with input side `size`: as much wider on both sides."""
+    """Side of the stored crops of a network with input side `size`: that and equal margins on both sides."""
     return size + 2 * round(size * (MARGIN - 1) / 2)
 
 

@@ -224,7 +224,7 @@ class DynamicFilter(nn.Module):
     grid: (H, W) of the token grids, dim: channels D. Input and output (B, H, W, D).
 
     In DFFormer, M sees the mean token itself (over the whole grid, keypoint tokens included). After the layer
-    norm the mean hardly differs between images (standard deviation 0.08 to 0.2), and with Muon all hidden
+    norm the mean hardly differs between images (standard deviation 0.08 to 0.2), and with Muon most hidden
     units of M died in our runs: its output became constant. Here the mean is standardised over images,
     channel by channel, by a batch norm without parameters, and 1 is added, as M1 has no bias. While the
     norm's mean and variance are 1, 1 + z is the mean token: DFFormer's form. `docs/lab.md` has the runs.

@@ -193,8 +193,8 @@ def use_bfloat16(args, device):
     """Whether to compute in bfloat16: with --amp, on a device that multiplies bfloat16 matrices natively.
 
     bfloat16: products of backbone and encoder, the teacher but for its head, and the heatmaps read from the
-    backbone. float32: weights and their average, head, loss, Adam, scores. Muon's iterations
-    are in bfloat16 on every GPU that has it (`orthogonal`).
+    backbone. float32: weights and their average, head, loss, Adam, scores. Muon's iterations are in bfloat16
+    on every GPU that has it, with or without --amp (`orthogonal`).
     """
     return args.amp and fast_bfloat16(device)
 
@@ -677,7 +677,7 @@ def parse_arguments():
                                        "tiny and small, 64 paper)")
     add("--accumulate", type=int, default=1, metavar="N",
         help="compute each step in N parts: less memory, the same gradients but for batch norms, which see a "
-              "part (default: 1)")
+             "part (default: 1)")
     add("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3; {LOW_RATE:g} with muon "
                                  f"and attention or a backbone); Muon's is {MUON_RATE} times that")
     add("--optimiser", choices=("adam", "muon"),

@@ -37,7 +37,7 @@ def test_m_lives_through_training():
 
 
 @pytest.mark.long
-def test_the_plain_mean_leaves_m_half_dead():
+def test_the_plain_mean_kills_a_fifth_of_m():
     """What the test above must reject: the mean token as it is, after as many steps."""
     (_, blocks), = train_and_watch([150], standardised=False)
     assert max(liveliness(*block)["dead"] for block in blocks) > 0.2
