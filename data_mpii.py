@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,7 @@ CENTER_SHIFT = 15                    # pixels per unit of scale, before the enla
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # that unit in MPII for nearly everyone, used where there is no head box
 MOST_PIXELS = 200_000_000            # larger images are refused before they are decoded
-# none that starts a program, as EPS does
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")      # no EPS: it starts a program
 Image.MAX_IMAGE_PIXELS = None        # MOST_PIXELS is checked here, with a message in one line
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
 MAX_BAD_FRACTION = 0.05              # of the entries that --skip-bad-data may leave out
@@ -88,12 +88,34 @@ def load_samples(root, split, images=True, skip_bad=False):
     at the first. Every image is then decoded once.
     """
     root, file = Path(root), find_labels(root, split)
-    if file.suffix == ".json":
-        return read_json(root, split, file, images, skip_bad)
-    if skip_bad:
+    released, truth, note = file.suffix == ".mat", root / "annot" / "gt_valid.mat", ""
+    if released and skip_bad:
         raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's "
                        f"release {file.name}: leave the flag out")
-    return read_release(root, split, file, images)
+    entries = read_release(file, split) if released else read_json(file)
+    rows, skipped = check_entries(file, entries, root / "images" if images else None, skip_bad)
+    names, joints, visible, center, scale = zip(*rows)
+    files = tuple(root / "images" / name for name in names)
+    joints = np.array(joints, np.float32) - 1                                  # from 1-based to 0-based
+    visible, scale = np.array(visible, bool), np.array(scale, np.float32)
+    middle, side = box(np.array(center, np.float32) - 1, scale)
+    head_size = HEAD_SIZE_PER_SCALE * scale
+    if released:
+        head_size = np.array([entry["head_size"] for entry in entries])
+        note = "split by image from MPII's release: not the standard validation set"
+    elif split == "valid" and truth.is_file():              # it replaces the labels of the json file
+        labels, (joints, visible, head_size) = joints, read_truth(truth)
+        if len(joints) != len(labels):
+            raise BadInput(f"{truth} has {len(joints)} people and {file} {len(labels)}: they do not "
+                           f"belong together")
+        apart = np.median(np.abs(joints - labels).max(-1)[visible])
+        if apart > 1:
+            raise BadInput(f"{truth} and {file} disagree by {apart:.0f} pixels on most joints: they list "
+                           f"people in different orders")
+    elif split == "valid":
+        note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
+    return Samples(f"{root.name}/{split}{' by image' if released else ''}", joints, visible, middle, side,
+                   head_size.astype(np.float32), lambda i: open_image(files[i]), files, note, tuple(skipped))
 
 
 def find_labels(root, split):
@@ -112,37 +134,15 @@ def find_labels(root, split):
 
 # ------------------------------------------------------------------------------- HRNet's json layout
 
-def read_json(root, split, file, images, skip_bad):
-    """annot/train.json or valid.json. If gt_valid.mat is there, it replaces the labels of validation."""
+def read_json(file):
+    """The entries of annot/train.json or valid.json, a dictionary for each person; unchecked."""
     try:
         entries = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{file} cannot be read as json ({error}): download it again") from error
     if not isinstance(entries, list) or not entries:
         raise BadInput(f"{file} holds no list of people: download it again")
-    rows, skipped = check_entries(file, entries, root / "images" if images else None, skip_bad)
-    names, joints, visible, center, scale = (list(column) for column in zip(*rows))
-    files = [root / "images" / name for name in names]
-
-    joints = np.array(joints, np.float32) - 1                                  # from 1-based to 0-based
-    visible, scale = np.array(visible, bool), np.array(scale, np.float32)
-    middle, side = box(np.array(center, np.float32) - 1, scale)
-    head_size, note = HEAD_SIZE_PER_SCALE * scale, ""
-    truth = root / "annot" / "gt_valid.mat"
-    if split == "valid" and truth.is_file():
-        joints_mat, visible, head_size = read_truth(truth)
-        if len(joints_mat) != len(files):
-            raise BadInput(f"{truth} has {len(joints_mat)} people and {file} {len(files)}: they do not "
-                           f"belong together")
-        apart = np.abs(joints_mat - joints).max(-1)[visible]
-        if np.median(apart) > 1:
-            raise BadInput(f"{truth} and {file} disagree by {np.median(apart):.0f} pixels on most joints: "
-                           f"they list people in different orders")
-        joints = joints_mat
-    elif split == "valid":
-        note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
-    return Samples(f"{root.name}/{split}", joints, visible, middle, side, head_size.astype(np.float32),
-                   lambda i: open_image(files[i]), tuple(files), note, tuple(skipped))
+    return entries
 
 
 FIELDS = "image", "joints", "joints_vis", "center", "scale"
@@ -165,21 +165,18 @@ RULES = (
 
 def check_entry(file, index, entry):
     """One entry of a json file -> (image, joints, visible, center, scale). BadInput if it violates a rule."""
-    def refuse(fault):
-        raise BadInput(f"{file}, entry {index}: {fault}: correct or remove this entry")
-
-    if not isinstance(entry, dict):
-        refuse("is not a person")
-    for key in FIELDS:
-        if key not in entry:
-            refuse(f"has no '{key}'")
     try:
-        values = {key: numbers(entry[key]) if key != "image" else entry[key] for key in FIELDS}
-    except (TypeError, ValueError, OverflowError):
-        refuse("joints, joints_vis, center and scale must be numbers")
-    for fault, holds in RULES:
-        if not holds(**values):
-            refuse(fault.format(**values))
+        values = {key: entry[key] if key == "image" else numbers(entry[key]) for key in FIELDS}
+    except TypeError:
+        fault = "is not a person"
+    except KeyError as error:
+        fault = f"has no {error}"
+    except (ValueError, OverflowError):
+        fault = "joints, joints_vis, center and scale must be numbers"
+    else:
+        fault = next((text.format(**values) for text, holds in RULES if not holds(**values)), None)
+    if fault:
+        raise BadInput(f"{file}, entry {index}: {fault}: correct or remove this entry")
     return tuple(values.values())
 
 
@@ -198,11 +195,7 @@ def numbers(value):
 
 def check_image(file, index, path, images, decode):
     """BadInput where an image is missing, lies outside the folder `images`, or (decode) cannot be decoded."""
-    try:
-        there = path.is_file()
-    except OSError:                                        # a name that is too long
-        there = False
-    if not there:
+    if not isfile(path):                                   # False for a name that is too long, too
         raise BadInput(f"{file}, entry {index}: there is no image {str(path)[:200]!r}: unpack the images "
                        f"into {images}")
     if not path.resolve().is_relative_to(images.resolve()):
@@ -218,10 +211,14 @@ def check_entries(file, entries, images, skip_bad):
     BadInput at the first of these unless skip_bad, and if they are more than MAX_BAD_FRACTION. images: the
     folder that must hold each image, or None.
     """
-    def attempt(numbered):
-        index, entry = numbered
+    keys = [json.dumps(entry, sort_keys=True) for entry in entries]
+    first = {key: index for index, key in reversed(list(enumerate(keys)))}     # of equal entries
+
+    def attempt(index):
         try:
-            row = check_entry(file, index, entry)
+            row = check_entry(file, index, entries[index])
+            if first[keys[index]] != index:
+                raise BadInput(f"{file}, entry {index}: is the same as one before: remove this entry")
             if images is not None:
                 check_image(file, index, images / row[0], images, decode=skip_bad)
             return row
@@ -230,20 +227,9 @@ def check_entries(file, entries, images, skip_bad):
                 raise
             return str(error)
 
-    if skip_bad and images is not None:
-        with ThreadPoolExecutor() as pool:             # Pillow releases the GIL
-            found = list(tqdm(pool.map(attempt, enumerate(entries)), "checking images", len(entries),
-                              leave=False, disable=None))
-    else:
-        found = list(map(attempt, enumerate(entries)))
-    seen = set()
-    for index, row in enumerate(found):
-        key = json.dumps(entries[index], sort_keys=True)
-        if not isinstance(row, str) and key in seen:
-            found[index] = f"{file}, entry {index}: is the same as one before: remove this entry"
-            if not skip_bad:
-                raise BadInput(found[index])
-        seen.add(key)
+    with ThreadPoolExecutor() as pool:             # where images are decoded: Pillow releases the GIL
+        found = list(tqdm((pool.map if skip_bad else map)(attempt, range(len(entries))), "checking entries",
+                          len(entries), leave=False, disable=None))
     skipped = [row for row in found if isinstance(row, str)]
     if len(skipped) > MAX_BAD_FRACTION * len(entries):
         raise BadInput(f"{file}: {len(skipped):,} of {len(entries):,} entries cannot be used, more than "
@@ -279,44 +265,29 @@ def split_of(name):
     return "train" if zlib.crc32(name.encode()) % VALIDATION_EVERY else "valid"
 
 
-def read_release(root, split, file, images):
-    """RELEASE.annolist(i).annorect(j) of MPII's .mat: labelled people of training images, split by image."""
+def read_release(file, split):
+    """RELEASE.annolist(n).annorect(k) of MPII's .mat -> entries of the labelled people of a split, unchecked.
+
+    The split is made of the training images. Entries are those of a json file, with head_size besides.
+    """
     try:
         release = loadmat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
-        annolist = np.atleast_1d(release.annolist)
-        training = np.atleast_1d(release.img_train)
-    except Exception as error:
+        annolist, training = np.atleast_1d(release.annolist), np.atleast_1d(release.img_train)
+        entries = [dict(image=entry.image.name, annorect=(n, k), **person)
+                   for n, (entry, train) in enumerate(zip(annolist, training))
+                   if train and split_of(entry.image.name) == split
+                   for k, rect in enumerate(np.atleast_1d(getattr(entry, "annorect", [])))
+                   if (person := read_person(rect))]
+    except Exception as error:          # scipy raises a dozen kinds on damaged files
         raise BadInput(f"{file} is not MPII's release ({error!r:.80}): it must hold "
                        f"RELEASE.annolist") from error
-    try:
-        found = [(n, entry.image.name, *person)
-                 for n, (entry, train) in enumerate(zip(annolist, training))
-                 if train and split_of(entry.image.name) == split
-                 for person in map(read_person, np.atleast_1d(getattr(entry, "annorect", [])))
-                 if person is not None]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise BadInput(f"{file} is not MPII's release ({error!r:.80}): download it again") from error
-    if not found:
+    if not entries:
         raise BadInput(f"{file} has no labelled person of the {split} split: download it again")
-    rows = []
-    for n, name, joints, visible, center, scale, head_size in found:       # the same rules as for a json file
-        entry = dict(image=name, joints=joints.tolist(), joints_vis=visible.astype(int).tolist(),
-                     center=list(center), scale=scale)
-        check_entry(file, n, entry)
-        rows.append((root / "images" / name, joints, visible, center, scale, head_size))
-    files, joints, visible, center, scale, head_size = (list(column) for column in zip(*rows))
-    for path in files:
-        if images and not path.is_file():
-            raise BadInput(f"{file} names an image {path}, which is not there: unpack all images into "
-                           f"{root / 'images'}")
-    middle, side = box(np.array(center) - 1, scale)
-    return Samples(f"{root.name}/{split} by image", np.array(joints, np.float32) - 1, np.array(visible),
-                   middle, side, np.array(head_size, np.float32), lambda i: open_image(files[i]),
-                   tuple(files), "split by image from MPII's release: not the standard validation set")
+    return entries
 
 
 def read_person(rect):
-    """One annorect -> (joints, visible, center, scale, head size), or None if its labels are incomplete.
+    """One annorect -> its joints, joints_vis, center, scale and head_size; None if its labels are incomplete.
 
     A value that the release does not have is a missing field or an empty array. loadmat unwraps arrays of
     length 1.
@@ -332,12 +303,13 @@ def read_person(rect):
         if id in range(len(JOINTS)) and np.isfinite(xy).all():
             joints[int(id)], visible[int(id)] = xy, True
     objpos = getattr(rect, "objpos", None)
-    center, scale = (number(objpos, "x"), number(objpos, "y")), number(rect, "scale")
+    center, scale = [number(objpos, "x"), number(objpos, "y")], number(rect, "scale")
     x1, y1, x2, y2 = (number(rect, corner) for corner in ("x1", "y1", "x2", "y2"))
     head_size = HEAD_SIZE_OF_DIAGONAL * np.hypot(x2 - x1, y2 - y1)
     if not (visible.any() and np.isfinite(center).all() and scale > 0 and head_size > 0):     # false for NaN
         return None
-    return joints, visible, center, scale, head_size
+    return dict(joints=joints.tolist(), joints_vis=visible.astype(int).tolist(), center=center, scale=scale,
+                head_size=head_size)
 
 
 # ------------------------------------------------------------------------------- images

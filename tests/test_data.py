@@ -229,12 +229,9 @@ def test_a_joint_without_a_place_counts_as_missing():
     from types import SimpleNamespace as struct
     point = [struct(id=3, x=np.array([]), y=5.0), struct(id=4, x=7.0, y=8.0)]
     rect = struct(annopoints=struct(point=point), objpos=struct(x=1, y=2), scale=1, x1=0, y1=0, x2=3, y2=4)
-    joints, visible, *_, head_size = read_person(rect)
-    assert (
-        visible.tolist() == [k == 4 for k in range(16)]
-        and np.isfinite(joints).all()
-        and head_size == pytest.approx(3)
-    )
+    found = read_person(rect)
+    assert found["joints_vis"] == [k == 4 for k in range(16)]
+    assert np.isfinite(found["joints"]).all() and found["head_size"] == pytest.approx(3)
     assert read_person(struct(**{**vars(rect), "x2": 0, "y2": 0})) is None
 
 
