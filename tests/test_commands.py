@@ -236,6 +236,6 @@ def test_an_unreadable_picture_stops_training_before_it_starts(tmp_path):
         ),
         "a.jpg cannot be read",
     )
-    assert not list(tmp_path.glob("runs/**/*.p*"))
+    assert not list(tmp_path.glob("runs/**/*.pt"))
 
 
