@@ -314,14 +314,13 @@ def read_person(rect):
 
 # ------------------------------------------------------------------------------- images
 
-def open_image(path):
-    """Decode an image as RGB. BadInput if the file is not an image or has more than MOST_PIXELS."""
+def open_image(path, read=lambda image: image.convert("RGB")):
+    """read(opened Pillow image), by default RGB. BadInput if it is no image or has more than MOST_PIXELS."""
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} "
                                  f"million")
-            return image.convert("RGB")
+            return read(image)
     except Exception as error:          # Pillow raises a dozen kinds on damaged files
-        fault = " ".join(str(error).split())[:160]
-        raise BadInput(f"{path} cannot be read as an image ({fault}): download it again") from error
+        raise BadInput(f"{path} cannot be read as an image ({' '.join(str(error).split())[:160]})") from error

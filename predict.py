@@ -14,8 +14,9 @@ import math
 import os
 import sys
 import time
-from contextlib import nullcontext
-from itertools import chain, count
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from tqdm import tqdm
 import checkpoint
 from common import BadInput, CommandLine, check_device, default_device, main_with_clear_errors
 from crops import crop_matrix, cut, invert, transform
-from data_mpii import BOX_ENLARGEMENT, FARTHEST, IMAGE_FORMATS, JOINTS, MOST_PIXELS
+from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, open_image
 from evaluate import predict_crops
 from export import WEIGHTS, for_inference
 
@@ -36,7 +37,7 @@ VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 OUTPUT = "-pose.jpg"                 # ends the names of our output, which is never taken as input
 LONGEST = 4096                       # JPEGs with a longer side are decoded at 1/2, 1/4 or 1/8
 THINNEST = 2                         # pixels of a line
-BATCH_CROPS, BATCH_PIXELS = 32, 50_000_000      # the most images, and pixels, of a batch
+BATCH_IMAGES, BATCH_CROPS = 8, 32    # images in memory at once, crops in the network at once
 RIGHT, LEFT, MIDDLE = (255, 140, 0), (0, 200, 255), (120, 220, 90)       # colours of the person's own sides
 WHITE = (255, 255, 255)
 LIMBS = ((0, 1, RIGHT), (1, 2, RIGHT), (2, 6, RIGHT), (3, 6, LEFT), (3, 4, LEFT), (4, 5, LEFT),
@@ -95,36 +96,30 @@ def contact_sheet(crops, *skeletons, columns=6, side=192):
 
 # ------------------------------------------------------------------------------- images and boxes
 
-def read_image(path):
-    """-> (RGB image, upright by its Exif; its pixels over those of the file: 1, or less for a huge JPEG).
+def upright_rgb(image):
+    """An opened image -> (RGB, upright by its Exif; its pixels over the file's: 1, or less for a huge JPEG).
 
     Grey, palette, transparent (on black) and CMYK images become RGB, 16 bits 8; of an animation the first
-    frame is taken. Raises BadInput where the file is no image.
+    frame is taken.
     """
-    try:
-        image = Image.open(path, formats=IMAGE_FORMATS)
-        width, height = image.size
-        if width * height > MOST_PIXELS:
-            raise BadInput(f"{path} has {width} x {height} pixels, more than {MOST_PIXELS // 10 ** 6} "
-                           f"million: make it smaller")
-        shrink = max(width, height) / LONGEST
-        if shrink > 1:
-            image.draft("RGB", (int(width / shrink), int(height / shrink)))     # JPEGs are decoded smaller
-        scale = image.size[0] / width
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            values = np.asarray(image, np.float64)
-            image = Image.fromarray((values * (255 / max(values.max(), 1))).clip(0, 255).astype(np.uint8))
-        elif image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-        return image.convert("RGB"), scale
-    except BadInput:
-        raise
-    except Exception as error:       # Pillow raises a dozen kinds on damaged files
-        raise BadInput(f"{path} cannot be read as an image ({' '.join(str(error).split())[:120]})") from error
+    width, height = image.size
+    shrink = max(width, height) / LONGEST
+    if shrink > 1:
+        image.draft("RGB", (int(width / shrink), int(height / shrink)))     # JPEGs are decoded smaller
+    scale = image.size[0] / width
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        values = np.asarray(image, np.float64)
+        image = Image.fromarray((values * (255 / max(values.max(), 1))).clip(0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert("RGB"), scale
+
+
+read_image = partial(open_image, read=upright_rgb)       # path -> the same; BadInput if it is no image
 
 
 def list_images(paths, out=None):
@@ -252,26 +247,19 @@ def record(path, people, scale):
         for person in people]}
 
 
-class Records:
-    """A json file written image by image; it appears at its path when it is complete."""
-
-    def __init__(self, path):
-        self.path, self.partial, self.count = path, path.with_name(path.name + ".partial"), 0
-        self.file = self.partial.open("w")
-
-    def add(self, record):
-        start = ",\n" if self.count else f'{{"joints": {json.dumps(JOINTS)}, "images": [\n'
-        self.file.write(start + json.dumps(record))
-        self.count += 1
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind is None:
-            self.file.write("]}\n" if self.count else '{"images": []}\n')
-        self.file.close()
-        self.partial.unlink() if kind else os.replace(self.partial, self.path)
+@contextmanager
+def json_file(path):
+    """A function that adds a record to a json file; the file appears at its path when it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w") as file:
+            file.write(f'{{"joints": {json.dumps(JOINTS)}, "images": [')
+            between = chain(["\n"], repeat(",\n"))
+            yield lambda record: file.write(next(between) + json.dumps(record))
+            file.write("]}\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def predict_images(args, model):
@@ -280,38 +268,32 @@ def predict_images(args, model):
     boxes = read_boxes(args.boxes) if args.boxes else {}
     if unknown := boxes.keys() - {path.name for path, _ in listed}:
         raise BadInput(f"--boxes {args.boxes} names {sorted(unknown)[0]}, which is not among the images")
-    waiting = []
 
-    def flush(records):
-        nonlocal read
-        found = find(model, [image for _, _, image, *_ in waiting], [of for *_, of in waiting], args.device,
-                     args.flip_test)
-        for (path, name, image, scale, _), people in zip(waiting, found):
-            target = args.out / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            draw_people(image, people, args.threshold).save(target, quality=92)
-            if records:
-                records.add(record(path, people, scale))
-        read += len(waiting)
-        waiting.clear()
-
-    with Records(args.json) if args.json else nullcontext() as records:
+    def usable():
+        nonlocal failed
         for path, name in tqdm(listed, "images", leave=False, disable=None if len(listed) > 1 else True):
             try:
                 image, scale = read_image(path)
                 of = boxes.get(path.name, args.box)
                 if outside := [box for box in of or () if not overlaps(box, image.size, scale)]:
                     raise BadInput(f"{path} has nothing in the box {outside[0]}")
+                yield path, name, image, scale, of and [[scale * number for number in box] for box in of]
             except BadInput as error:
                 print(f"error: {error}", file=sys.stderr)
                 failed += 1
-                continue
-            of = of and [[scale * number for number in box] for box in of]
-            waiting.append((path, name, image, scale, of))
-            pixels = sum(math.prod(image.size) for _, _, image, *_ in waiting)
-            if len(waiting) >= BATCH_CROPS or pixels > BATCH_PIXELS:
-                flush(records)
-        flush(records)
+
+    images = usable()
+    with json_file(args.json) if args.json else nullcontext() as add:
+        while batch := list(islice(images, BATCH_IMAGES)):
+            found = find(model, [image for _, _, image, *_ in batch], [of for *_, of in batch], args.device,
+                         args.flip_test)
+            for (path, name, image, scale, _), people in zip(batch, found):
+                target = args.out / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                draw_people(image, people, args.threshold).save(target, quality=92)
+                if add:
+                    add(record(path, people, scale))
+            read += len(batch)
     if read or args.json:
         print(f"{read} of {len(listed)} images: {args.out}/*{OUTPUT}"
               + (f", {args.json}" if args.json else ""))

@@ -16,10 +16,10 @@ from predict import (
     BETA,
     CUTOFF,
     OneEuro,
-    Records,
     box_matrix,
     draw_skeleton,
     find,
+    json_file,
     list_images,
     name_outputs,
     read_boxes,
@@ -125,14 +125,14 @@ def test_no_two_pictures_share_an_output(tmp_path):
 
 
 def test_a_json_file_is_whole_or_not_there(tmp_path):
-    with pytest.raises(KeyboardInterrupt), Records(tmp_path / "a.json") as records:
-        records.add({"file": "x.jpg"})
+    with pytest.raises(KeyboardInterrupt), json_file(tmp_path / "a.json") as add:
+        add({"file": "x.jpg"})
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
     for count in (0, 1, 3):
-        with Records(tmp_path / "a.json") as records:
+        with json_file(tmp_path / "a.json") as add:
             for n in range(count):
-                records.add({"file": f"{n}.jpg"})
+                add({"file": f"{n}.jpg"})
         assert [found["file"] for found in json.loads((tmp_path / "a.json").read_text())["images"]] == [
             f"{n}.jpg" for n in range(count)]
 
