@@ -386,8 +386,8 @@ def check_json(path):
 
 
 def write_json(path, figures):
-    """Write figures as json, with null for NaN."""
-    known = json.loads(json.dumps(figures), parse_constant=lambda name: None)
+    """Write figures as json, with null for NaN and text for paths."""
+    known = json.loads(json.dumps(figures, default=str), parse_constant=lambda name: None)
     path.write_text(json.dumps(known, indent=1) + "\n")
 
 

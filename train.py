@@ -92,6 +92,7 @@ class Progress:
     sums: dict = field(default_factory=dict)     # sums of the loss terms over these steps
     seconds: float = 0                           # duration of these steps
     best: float = -1                             # highest PCKh@0.5 so far
+    log: list = field(default_factory=list)      # of finished epochs: losses, rate and scores by name
 
 
 @dataclass
@@ -133,7 +134,6 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
         batch_of = partial(make_batch, samples, crops, size=model.size, device=device, params=params)
         if teacher:
             teacher.prepare(view, batch_of, save_or_stop)
-        input_rate = measure_input(batch_of, order[:args.batch_size // args.accumulate], distributed)
         model.train()
         began = time.monotonic() - progress.seconds
         bar = tqdm(range(progress.step, steps), f"epoch {progress.epoch + 1}/{args.epochs}", steps, False,
@@ -175,11 +175,12 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
 
         line = {"epoch": progress.epoch + 1, "lr": optimisers[-1].param_groups[0]["lr"],
                 **{name: value / steps for name, value in progress.sums.items()},
-                "images_per_second": rounded(steps * args.batch_size / progress.seconds),
-                "input_alone": rounded(input_rate)}
+                "images_per_second": round(steps * args.batch_size / progress.seconds, 2)}
         if (progress.epoch + 1) % SCORE_EVERY == 0 or progress.epoch + 1 == args.epochs:
             line |= score(args, distributed, state, valid, save_or_stop)
-        write_log(args.out / "log.jsonl", line, distributed)
+        progress.log.append(line)
+        print("  ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}"
+                        for name, value in line.items()), flush=True)
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, {}, 0
         save(args, distributed, state)
     # best.pt can be missing where a finished run is resumed; the main process decides for all
@@ -208,18 +209,6 @@ def on_device(crops, device):
         # a mapped file is read-only
         moved[start:start + CHUNK] = torch.from_numpy(crops[start:start + CHUNK].copy())
     return moved
-
-
-def measure_input(batch_of, rows, distributed):
-    """Images per second of make_batch alone, an upper bound for training. rows: those of all processes."""
-    rows = rows[distributed.rank::distributed.world_size]
-    wait = (lambda: None) if distributed.device == "cpu" else torch.cuda.synchronize
-    for _ in range(2):                               # the first one warms up
-        wait()
-        began = time.monotonic()
-        batch_of(rows)
-        wait()
-    return distributed.world_size * len(rows) / (time.monotonic() - began)
 
 
 def generator(*numbers):
@@ -277,20 +266,6 @@ def score(args, distributed, state, valid, between):
     return scores
 
 
-def rounded(rate):
-    """Images per second with three digits: 237, 7.31."""
-    return round(rate) if rate >= 10 else round(rate, 2)
-
-
-def write_log(path, line, distributed):
-    """Print a dictionary of numbers and append it to a file as one line of json."""
-    print("  ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}"
-                    for name, value in line.items()), flush=True)
-    if distributed.is_main:
-        with open(path, "a") as log:
-            print(json.dumps(line), file=log)
-
-
 # ------------------------------------------------------------------------------- stop, save, resume
 
 class StopRequest:
@@ -329,7 +304,7 @@ def save_or_raise_stopped(args, distributed, state, stop, between_steps=False):
 
 
 def save(args, distributed, state):
-    """Write last.pt, from which a run resumes to the bit. The last.pt before it becomes previous.pt.
+    """Write log.jsonl and last.pt, from which a run resumes to the bit. The old last.pt becomes previous.pt.
 
     Not in it, as they are computed again: order, augmentation, the teacher's token statistics and targets.
     """
@@ -339,10 +314,11 @@ def save(args, distributed, state):
                         settings=state.settings, ema=state.ema.state_dict(),
                         optimisers=[each.state_dict() for each in state.optimisers])
         metadata = {**state.metadata, "epoch": state.progress.epoch}
+        (args.out / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in state.progress.log))
         checkpoint.save(args.out / "last.pt", state.model, metadata, training, keep=args.out / "previous.pt")
 
 
-def resume(args, distributed, state):
+def resume(args, state):
     """Load last.pt, or previous.pt if that is damaged, into the state -> its path.
 
     BadInput if the file does not belong to the same run.
@@ -372,12 +348,6 @@ def resume(args, distributed, state):
     state.progress = Progress(**training["progress"])
     if not (args.out / "best.pt").exists():          # not copied along: the next score is the best so far
         state.progress.best = -1
-    log = args.out / "log.jsonl"                 # can be a line ahead of last.pt after a kill
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    if distributed.is_main and len(lines) > state.progress.epoch:
-        shorter = log.with_suffix(".partial")
-        shorter.write_text("".join(lines[:state.progress.epoch]))
-        os.replace(shorter, log)
     return file
 
 
@@ -561,16 +531,15 @@ def train(args, distributed):
     if distributed.is_main:
         lock_folder(args.out)
     if args.resume:
-        file = resume(args, distributed, state)
+        file = resume(args, state)
         print(f"resuming from {file}, epoch {state.progress.epoch + 1}, step {state.progress.step + 1}"
               if state.progress.epoch < args.epochs else f"{file} has finished its {args.epochs} epochs: "
                                                          f"raise --epochs to go on")
     if distributed.is_main:
-        write_json(args.out / "config.json", plain(args))
+        write_json(args.out / "config.json", vars(args))
         if train[0].skipped:
             (args.out / "skipped.txt").write_text("\n".join(train[0].skipped) + "\n")
-        for outdated in ["result.json"] + ["log.jsonl"] * (not args.resume):
-            (args.out / outdated).unlink(missing_ok=True)
+        (args.out / "result.json").unlink(missing_ok=True)                   # outdated
     if args.compile:
         model.compile(dynamic=False)
     print(f"{checkpoint.describe(model.config)} on {args.device}: {args.epochs} epochs of "
@@ -597,11 +566,6 @@ def lock_folder(folder):
                        f"folder with --out")
 
 
-def plain(args):
-    """Arguments as a dictionary that json can hold."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-
-
 def write_result(args, valid):
     """Score the best epoch by joint, with and without flip test; write result.json and predictions.png."""
     model, metadata = checkpoint.load(args.out / "best.pt", args.device)
@@ -612,7 +576,7 @@ def write_result(args, valid):
     print("flip test: " + ", ".join(f"{name} {values['mean']:.2f}" for name, values in flipped.items()))
     log = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
     write_json(args.out / "result.json", dict(
-        arguments=plain(args), network=checkpoint.describe(model.config), metadata=metadata, scores=scores,
+        arguments=vars(args), network=checkpoint.describe(model.config), metadata=metadata, scores=scores,
         flip_test=flipped, torch=torch.__version__, log=log))
     shown = valid[0].first(SHOWN), valid[1][:SHOWN]
     save_predictions(args.out / "predictions.png", model, *shown, args.device)

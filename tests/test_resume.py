@@ -68,7 +68,7 @@ def outcome(folder):
         {
             name: value
             for name, value in json.loads(line).items()
-            if name not in ("images_per_second", "input_alone")
+            if name != "images_per_second"
         }
         for line in (folder / "log.jsonl").read_text().splitlines()
     ]
