@@ -92,28 +92,28 @@ def has_room(device, size):
     return size < torch.cuda.mem_get_info(device)[0] / 2
 
 
-def lock(file, wait):
-    """Lock an open file or folder descriptor until it is closed -> False if another process has locked it.
+def lock(folder, busy=""):
+    """Lock a folder until the descriptor that is returned is closed, or the process ends.
 
-    wait: wait for the other process instead. Always True where the system has no file locks.
+    busy: the BadInput where another process has locked it; without, wait for that process. None, and no lock,
+    where the system has none.
     """
     try:
         import fcntl
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        return descriptor
     except BlockingIOError:
-        return False
+        raise BadInput(busy) from None
     except (ImportError, OSError):       # Windows; file systems without locks
-        pass
-    return True
+        return None
 
 
 @contextlib.contextmanager
 def locked(folder):
-    """A context that one process at a time is in, for each folder; no lock where the system has none."""
-    descriptor = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None     # not on Windows
+    """A context that one process at a time is in, for each folder."""
+    descriptor = lock(folder)
     try:
-        if descriptor is not None:
-            lock(descriptor, wait=True)
         yield
     finally:
         if descriptor is not None:

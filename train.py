@@ -529,7 +529,9 @@ def train(args, distributed):
     teacher = load_teacher(args, train, valid, model.size) if args.distill else None
     state = initial_state(args, distributed, model, train[0], teacher)
     if distributed.is_main:
-        lock_folder(args.out)
+        args.out.mkdir(parents=True, exist_ok=True)
+        lock(args.out, f"another process trains into {args.out}: wait until it finishes, or name another "
+                       f"folder with --out")
     if args.resume:
         file = resume(args, state)
         print(f"resuming from {file}, epoch {state.progress.epoch + 1}, step {state.progress.step + 1}"
@@ -556,14 +558,6 @@ def train(args, distributed):
     distributed.barrier()
     if distributed.world_size > 1:
         dist.destroy_process_group()
-
-
-def lock_folder(folder):
-    """Lock a run's folder until this process ends; BadInput where another one trains into it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(os, "O_DIRECTORY") and not lock(os.open(folder, os.O_RDONLY), wait=False):
-        raise BadInput(f"another process trains into {folder}: wait until it finishes, or name another "
-                       f"folder with --out")
 
 
 def write_result(args, valid):

@@ -65,9 +65,8 @@ def call(script, *arguments, cwd):
     module = importlib.import_module(Path(script).stem)
     said, errors, status, held = io.StringIO(), io.StringIO(), 0, []
 
-    def hold(folder, wait):
-        held.append(folder)
-        return common.lock(folder, wait)
+    def hold(folder, busy):
+        held.append(common.lock(folder, busy))
 
     handler = signal.getsignal(signal.SIGTERM)
     with (

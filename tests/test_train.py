@@ -2,6 +2,7 @@
 """
 
 import copy
+import os
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 import checkpoint
 import train
-from common import BadInput, Distributed
+from common import BadInput, Distributed, lock
 from crops import store
 from export import for_inference
 from models import build_student, build_teacher
@@ -110,10 +111,13 @@ def test_orthogonal_updates():
 
 def test_two_processes_do_not_train_into_one_folder(tmp_path):
     pytest.importorskip("fcntl")
-    train.lock_folder(tmp_path / "run")
+    (tmp_path / "run").mkdir(), (tmp_path / "another").mkdir()
+    held = lock(tmp_path / "run")
     with pytest.raises(BadInput, match="another process trains into"):
-        train.lock_folder(tmp_path / "run")
-    train.lock_folder(tmp_path / "another")
+        lock(tmp_path / "run", "another process trains into run")
+    os.close(held)
+    for name in ("run", "another"):
+        os.close(lock(tmp_path / name, "busy"))
 
 
 @pytest.mark.parametrize(
