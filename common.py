@@ -10,7 +10,6 @@ import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -187,12 +186,6 @@ class Distributed:
             values = values / self.world_size
         return values
 
-    def broadcast_buffers(self, model):
-        """Copy buffers, such as batch statistics, from the main process to all others."""
-        if self.world_size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
-
     def any(self, flag):
         """Whether `flag` is true in any process."""
         if self.world_size == 1:
@@ -200,17 +193,6 @@ class Distributed:
         count = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(count)
         return bool(count > 0)
-
-    def gather(self, part):
-        """Rows rank, rank + world_size, ... of an array from each process -> the whole array, in order."""
-        if self.world_size == 1:
-            return part
-        parts = [None] * self.world_size
-        dist.all_gather_object(parts, part)
-        whole = np.empty((sum(map(len, parts)), *part.shape[1:]), part.dtype)
-        for rank, rows in enumerate(parts):
-            whole[rank::self.world_size] = rows
-        return whole
 
     def barrier(self):
         """Wait until every process has come here."""

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import checkpoint
-from common import (ONEDNN_LIMIT, BadInput, CommandLine, Distributed, check_device, default_device,
+from common import (ONEDNN_LIMIT, BadInput, CommandLine, check_device, default_device,
                     main_with_clear_errors)
 from crops import invert, make_batch, store, transform
 from data_mpii import load_samples, read_truth
@@ -90,30 +90,23 @@ def print_score(scores):
 # ------------------------------------------------------------------------------- predictions of a network
 
 @torch.inference_mode()
-def predict(model, samples, stored, device="cpu", flip_test=False,
-            distributed=Distributed(0, 1, "cpu"), between=lambda: None):          # noqa: B008
+def predict(model, samples, stored, device="cpu", flip_test=False, between=lambda: None):
     """Joints (N, 16, 2) in pixels of the images and confidences (N, 16) in [0, 1], from stored crops.
 
     flip_test: average each prediction with that of the mirrored crop (with_mirror of models.py).
-    distributed: processes that share the work; each returns the whole result.
-    between: called before each batch, equally often in every process; it may raise to end the run.
+    between: called before each batch; it may raise to end the run.
     """
     model.eval()
-    world, mine = distributed.world_size, len(range(distributed.rank, len(samples), distributed.world_size))
     # Allocated at once: small results among the network's large tensors would keep those from being freed.
-    joints, confidences, done = np.empty((mine, 16, 2)), np.empty((mine, 16), np.float32), 0
-    steps = np.array_split(np.arange(len(samples)), range(BATCH * world, len(samples), BATCH * world))
-    for rows in tqdm(steps, desc="evaluating", leave=False, disable=None):
+    joints, confidences = np.empty((len(samples), 16, 2)), np.empty((len(samples), 16), np.float32)
+    parts = np.split(np.arange(len(samples)), range(BATCH, len(samples), BATCH))
+    for rows in tqdm(parts, desc="evaluating", leave=False, disable=None):
         between()
-        rows = rows[distributed.rank::world]
-        if not len(rows):
-            continue
         batch = make_batch(samples, stored, rows, model.size, device)
         xy, confidence = predict_crops(model, batch.images, flip_test)
-        joints[done:done + len(rows)] = transform(invert(batch.matrix), xy.cpu())          # crop -> image
-        confidences[done:done + len(rows)] = confidence.cpu()
-        done += len(rows)
-    return distributed.gather(joints), distributed.gather(confidences)
+        joints[rows] = transform(invert(batch.matrix), xy.cpu())                           # crop -> image
+        confidences[rows] = confidence.cpu()
+    return joints, confidences
 
 
 def predict_crops(model, images, flip_test=False):

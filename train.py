@@ -183,8 +183,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
                         for name, value in line.items()), flush=True)
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, {}, 0
         save(args, distributed, state)
-    # best.pt can be missing where a finished run is resumed; the main process decides for all
-    if distributed.any(distributed.is_main and not (args.out / "best.pt").exists()):
+    if not (args.out / "best.pt").exists():              # can be so where a finished run is resumed
         score(args, distributed, state, valid, save_or_stop)
 
 
@@ -254,15 +253,19 @@ def update_ema(ema, model, step, steps):
 
 
 def score(args, distributed, state, valid, between):
-    """Score the weight average and keep it if it is the best -> {'pckh@0.5': mean, 'pckh@0.1': mean}."""
-    distributed.broadcast_buffers(state.ema)
-    found = evaluate(state.ema, *valid, distributed.device, distributed=distributed, between=between)
+    """Score the weight average and keep it if it is the best -> {'pckh@0.5': mean, 'pckh@0.1': mean}.
+
+    The main process does so; others wait for it at their next step.
+    """
+    if not distributed.is_main:
+        return {}
+    alone = distributed.world_size == 1                  # `between` is called by all processes or by none
+    found = evaluate(state.ema, *valid, distributed.device, between=between if alone else lambda: None)
     scores = {name: values["mean"] for name, values in found.items()}
     if not scores["pckh@0.5"] <= state.progress.best:             # true for NaN, too (no labels)
         state.progress.best = scores["pckh@0.5"]
-        if distributed.is_main:
-            epoch = min(state.progress.epoch + 1, args.epochs)
-            checkpoint.save(args.out / "best.pt", state.ema, {**state.metadata, "epoch": epoch, **scores})
+        epoch = min(state.progress.epoch + 1, args.epochs)
+        checkpoint.save(args.out / "best.pt", state.ema, {**state.metadata, "epoch": epoch, **scores})
     return scores
 
 
