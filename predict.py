@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import checkpoint
 from common import BadInput, CommandLine, check_device, default_device, main_with_clear_errors
-from crops import crop_matrix, cut, invert, transform
+from crops import crop_matrix, cut, invert, make_batch, transform
 from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, open_image
 from evaluate import predict_crops
 from export import WEIGHTS, for_inference
@@ -92,6 +92,17 @@ def contact_sheet(crops, *skeletons, columns=6, side=192):
             draw_skeleton(cell, xy, visible[n], *colour, width=1 if colour else 2)
         sheet.paste(cell, (n % columns * side, n // columns * side))
     return sheet
+
+
+def prediction_sheet(samples, stored, rows, joints, size, **layout):
+    """A contact sheet of samples `rows`: predicted joints (N, 16, 2) in colour over labels in white.
+
+    stored, size: crops of all N samples, side of the network's input. layout: columns and side of the sheet.
+    """
+    batch, visible = make_batch(samples, stored, rows, size), samples.visible[rows]
+    crops = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
+    labels, found = (transform(batch.matrix, torch.from_numpy(xy[rows])) for xy in (samples.joints, joints))
+    return contact_sheet(crops, (labels, visible, WHITE), (found, np.ones_like(visible)), **layout)
 
 
 # ------------------------------------------------------------------------------- images and boxes

@@ -34,14 +34,14 @@ from tqdm import tqdm
 import checkpoint
 from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16, has_room,
                     init_distributed, lock, main_with_clear_errors)
-from crops import AUGMENTATIONS, make_batch, store, transform
+from crops import AUGMENTATIONS, make_batch, store
 from data_mpii import find_labels, load_samples
 from distill import (TERMS, WEIGHTS, TeacherTargets, backbone_task, distillation_loss, task_loss,
                      total)
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_samples, write_json
 from export import for_inference
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
-from predict import WHITE, contact_sheet
+from predict import prediction_sheet
 from synthetic import drawn_people
 
 # 'paper': DistilPose's recipe (Adam, 300 epochs, a tenth of the rate at 200 and at 260, 500 steps of warm-up)
@@ -575,20 +575,13 @@ def write_result(args, valid):
     write_json(args.out / "result.json", dict(
         arguments=vars(args), network=checkpoint.describe(model.config), metadata=metadata, scores=scores,
         flip_test=flipped, torch=torch.__version__, log=log))
-    shown = valid[0].first(SHOWN), valid[1][:SHOWN]
-    save_predictions(args.out / "predictions.png", model, *shown, args.device)
+    samples = valid[0].first(SHOWN)
+    joints, _ = predict(model, samples, valid[1], args.device)
+    sheet = prediction_sheet(samples, valid[1], np.arange(len(samples)), joints, model.size)
+    sheet.save(args.out / "predictions.png")
     print(f"drawn: {args.out / 'predictions.png'}\nnext: python evaluate.py --checkpoint "
           f"{args.out / 'best.pt'}"
           + ("" if args.data == "drawn" else f" --data {args.data}"))
-
-
-def save_predictions(path, model, samples, crops, device):
-    """A sheet of crops with predictions in colour over labels in white."""
-    joints, _ = predict(model, samples, crops, device)
-    batch = make_batch(samples, crops, np.arange(len(samples)), model.size)
-    images = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
-    labels, found = (transform(batch.matrix, torch.from_numpy(where)) for where in (samples.joints, joints))
-    contact_sheet(images, (labels, samples.visible, WHITE), (found, np.ones_like(samples.visible))).save(path)
 
 
 # ------------------------------------------------------------------------------- command line

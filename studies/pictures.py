@@ -28,7 +28,7 @@ from dynamic import watch
 from evaluate import SCORED, load_to_score, predict, validation_samples
 from gfl import GlobalDynamicFilter, StaticFilter
 from models import FILTERS, STUDENTS
-from predict import WHITE, contact_sheet, draw_skeleton
+from predict import contact_sheet, draw_skeleton, prediction_sheet
 from sweep import SEEDS, name_of, result
 from synthetic import SERIES, draw_people, draw_person
 
@@ -160,13 +160,8 @@ def predictions(args):
     order = by_error(people, joints)
     middle = (len(order) - COLUMNS) // 2
     chosen = np.concatenate([order[:COLUMNS], order[middle:middle + COLUMNS], order[-COLUMNS:]])
-    batch = make_batch(people, stored, chosen, model.size)
-    crops = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
-    labels, found = (transform(batch.matrix, torch.from_numpy(xy[chosen])) for xy in (people.joints, joints))
-    visible = people.visible[chosen]
     name = f"predictions-{args.data.resolve().name if args.data else 'drawn'}.jpg"
-    sheet = contact_sheet(crops, (labels, visible, WHITE), (found, np.ones_like(visible)), columns=COLUMNS,
-                          side=160)
+    sheet = prediction_sheet(people, stored, chosen, joints, model.size, columns=COLUMNS, side=160)
     sheet.save(args.out / name, quality=85)
     return args.out / name
 
