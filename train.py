@@ -591,60 +591,45 @@ def parse_arguments():
     add = parser.add_argument_group("network").add_argument
     add("--student", choices=STUDENTS, help="regression or coordinate classification (default: cc)")
     add("--filter", choices=FILTERS, help="static or dynamic global filter, or attention (default: gd)")
-    add("--backbone", choices=tuple(BACKBONES), help="none, or HRNet's width (default: none; w24, "
-                                                     "as the teacher's, with preset small)")
+    add("--backbone", choices=tuple(BACKBONES), help="HRNet's width (default: none; w24 with preset small)")
     add("--preset", choices=tuple(PRESETS), default="tiny",
-        help="sizes of the networks: 64 x 64 crops (tiny), 128 x 128 (small; small-64 is the same on 64 x 64 "
-             "crops) or the paper's 256 x 256 (default: tiny)")
-    add("--backbone-weights", type=Path, help="published HRNet weights to start the backbone from (default: "
-                                              "random)")
-    add("--init", type=Path, help="checkpoint to start from: of the same network, of any preset whose "
-                                  "layers have the same shapes; a student takes a teacher's, too, for all "
-                                  "but mixers and head (default: random weights)")
+        help="sizes for crops of 64 x 64 pixels (tiny, small-64), 128 x 128 (small) or 256 x 256 (paper)")
+    add("--backbone-weights", type=Path, help="published HRNet weights to start from (default: random)")
+    add("--init", type=Path,
+        help="checkpoint to start from: of the same network, of any preset with layers of the same shapes; "
+             "or a student's teacher, for all but mixers and head (default: random)")
     add("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
-    add("--teacher", type=Path, help="teacher's checkpoint (default: a shipped one, for synthetic people "
-                                     "with preset tiny and for photos with small)")
+    add("--teacher", type=Path, help="its checkpoint (default: the shipped one of the preset and the data)")
     add("--no-distill", action="store_true", help="learn from labels alone")
-    add("--terms", nargs="+", choices=TERMS, metavar="TERM",
-        help=f"which of the four distillation terms to use: {', '.join(TERMS)} (default: all)")
+    add("--terms", nargs="+", choices=TERMS, metavar="TERM", help=f"of {', '.join(TERMS)} (default: all)")
     add = parser.add_argument_group("data").add_argument
-    add("--data", default="drawn", help="folder in MPII's layout, or 'drawn' for synthetic people (default: "
-                                        "drawn)")
-    add("--drawings", type=int, help=f"number of synthetic people to train on (default: "
-                                     f"{DRAWINGS['student']} for a student, {DRAWINGS['teacher']} for the "
-                                     f"teacher)")
+    add("--data", default="drawn", help="folder in MPII's layout (default: drawn, synthetic people)")
+    add("--drawings", type=int, help=f"number of synthetic people (default: {DRAWINGS['student']} for a "
+                                     f"student, {DRAWINGS['teacher']} for the teacher)")
     add("--skip-bad-data", action="store_true",
-        help="leave out training entries that cannot be used, a twentieth at most, and list them in "
-             "skipped.txt (default: stop at the first)")
+        help="list entries that cannot be used in skipped.txt and go on (default: stop at the first)")
     add("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
     add("--augmentation", choices=tuple(AUGMENTATIONS),
         help="upright: small rotation and zoom; tokenpose: up to 60 degrees, 0.75 to 1.25 times; colour: "
              "also brightness and colours; occlusion: also a hidden rectangle (default: upright for "
              "synthetic people, tiny students and small-64, colour for tiny teachers, else tokenpose)")
     add("--views", type=int,
-        help="augmented views of each sample, repeated in turn; teacher targets are computed once for each "
-             "and kept in memory; 0: a new view in every epoch (default: for tiny students "
-             f"{VIEWS['drawn']} on synthetic people and {VIEWS['photos']} on photos, else 0)")
+        help="augmented views of each sample, repeated, teacher targets kept in memory; 0: always new ones "
+             f"(default: tiny students {VIEWS['drawn']} on drawings, {VIEWS['photos']} on photos, else 0)")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, help="passes over the samples (default: 16 tiny, 100 small, 300 paper)")
-    add("--batch-size", type=int, help="samples of a step, of all processes and parts together (default: 32 "
-                                       "tiny and small, 64 paper)")
+    add("--batch-size", type=int, help="samples of a step, all processes and parts (default: 32; paper 64)")
     add("--accumulate", type=int, default=1, metavar="N",
-        help="compute each step in N parts: less memory, the same gradients but for batch norms, which see a "
-             "part (default: 1)")
+        help="compute each step in N parts, with the same gradients but for batch norms: less memory")
     add("--lr", type=float, help=f"highest learning rate of Adam (default: 1e-3; {LOW_RATE:g} with muon "
                                  f"and attention or a backbone); Muon's is {MUON_RATE} times that")
     add("--optimiser", choices=("adam", "muon"),
-        help="adam, or muon for the encoder's matrices and the backbone's convolutions and adam for the rest "
-             "(default: muon tiny and small, adam paper)")
+        help="muon: for the encoder's matrices and the backbone's convolutions (default: muon; paper adam)")
     add("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
-    add("--device", default=default_device(),
-        help="where to run: cpu, cuda or cuda:N (default: cuda where there is one)")
+    add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
     add("--amp", action="store_true",
-        help="bfloat16 autocast, and a bfloat16 teacher, on devices with native bfloat16; heads, losses and "
-             "scores stay in float32 (default: float32)")
-    add("--compile", action="store_true", help="compile the network with torch.compile, which takes a minute "
-                                               "or two and needs a C++ compiler (default: off)")
+        help="bfloat16 on devices that have it natively; heads, losses and scores stay in float32")
+    add("--compile", action="store_true", help="torch.compile: takes a minute or two and a C++ compiler")
     add("--deterministic", action="store_true",
         help="reproducible weights on a GPU, by slower kernels (on a CPU they always are)")
     add("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
@@ -667,16 +652,15 @@ def check_arguments(args):
     shipped = TEACHERS.get((args.preset, kind))
     args.distill = not (args.train_teacher or args.no_distill)
     refuse(
-        (args.train_teacher and (args.teacher or args.student or args.filter or args.backbone
-                                 or args.no_distill),
+        (args.train_teacher
+         and any((args.teacher, args.student, args.filter, args.backbone, args.no_distill)),
          "--train-teacher takes no --student, --filter, --backbone, --teacher or --no-distill: the teacher "
          "is one network and learns from labels"),
         (args.no_distill and args.teacher, "--no-distill and --teacher contradict each other: leave one out"),
         (args.terms and not args.distill, "--terms are what a student learns from a teacher: remove --terms, "
                                           "or remove --no-distill or --train-teacher"),
         (not drawn and not Path(args.data).is_dir(),
-         f"--data {args.data} is not a folder: name one in MPII's layout, or leave it out for synthetic "
-         f"people"),
+         f"--data {args.data} is not a folder: name one in MPII's layout, or leave it out for drawings"),
         (not drawn and args.drawings is not None,
          "--drawings is the number of synthetic people: leave it out where --data names a folder"))
     if args.distill and not (drawn or args.teacher or shipped):
@@ -708,12 +692,11 @@ def check_arguments(args):
         what = "teacher" if args.train_teacher else f"{args.student}-{args.filter}-{args.backbone}"
         data = "drawn" if drawn else Path(args.data).resolve().name
         args.out = Path("runs") / f"{what}-{args.preset}-{data}{'-no-distill' if args.no_distill else ''}"
-    positive = ("epochs", "batch_size", "accumulate", "lr", "drawings", "stop_after")
+    positive = ("epochs", "batch_size", "accumulate", "lr", "drawings", "stop_after")     # or None
     holds_run = any((args.out / name).exists() for name in STATES)
     refuse(
-        *((value is not None and not 0 < value < math.inf, f"--{name.replace('_', '-')} {value} must be "
-                                                           f"above 0")
-          for name, value in ((name, getattr(args, name)) for name in positive)),
+        *((not 0 < value < math.inf, f"--{name.replace('_', '-')} {value} must be above 0")
+          for name, value in vars(args).items() if name in positive and value is not None),
         (args.views < 0, f"--views {args.views} must be 0 or above"),
         (not 0 <= args.seed < 2 ** 31, f"--seed {args.seed} must be 0 or above, and below 2^31"),
         (args.out.exists() and not args.out.is_dir(), f"--out {args.out} is a file: name a folder"),
