@@ -202,11 +202,6 @@ def start_from(model, path):
             f"{len(own)} tensors")
 
 
-def load_backbone(backbone, path):
-    """Published HRNet weights into a network's backbone -> a line on what was used."""
-    return fill_backbone(backbone, read_safely(path), path)
-
-
 # -------------------------------- published weights: HRNet's backbones, TokenPose's and DistilPose's teachers
 
 #     python train.py --student cc --filter gs --backbone w32 --backbone-weights hrnet_w32_imagenet.pth ...
@@ -273,9 +268,9 @@ def fill(model, found, path, beyond=()):
     return f"{path}: all {len(needed)} weights used, {len(left_over)} left over{where}"
 
 
-def fill_backbone(backbone, content, path):
+def load_backbone(backbone, path):
     """Load HRNet's published weights, of ImageNet or a pose network -> a line on what was used."""
-    return fill(backbone, state_dict(content), path, BEYOND_STAGE_3)
+    return fill(backbone, state_dict(read_safely(path)), path, BEYOND_STAGE_3)
 
 
 def is_teacher(content):

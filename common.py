@@ -47,6 +47,12 @@ def check_device(name):
     torch.cuda.set_device(name if index else 0)          # what events and memory counters refer to
 
 
+def check_folder(path, flag=""):
+    """BadInput where a file that is to be written has no folder. flag: what names it, such as "--json "."""
+    if path and not path.resolve().parent.is_dir():
+        raise BadInput(f"{flag}{path}: there is no folder {path.parent} to write into: make it first")
+
+
 # oneDNN's variable for the newest instructions that it may use, today's name and an older one, and the values
 # that leave out those for bfloat16 (oneDNN's documentation, "CPU dispatcher control"); it ignores others.
 ONEDNN_LIMIT = "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"

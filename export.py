@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import checkpoint
-from common import BadInput, CommandLine, fast_bfloat16, main_with_clear_errors
+from common import BadInput, CommandLine, check_folder, fast_bfloat16, main_with_clear_errors
 from crops import make_batch, store
 from data_mpii import BOX_ENLARGEMENT, JOINTS
 from evaluate import count_parameters, take_turns, validation_samples
@@ -154,8 +154,7 @@ def main():
     args = parser.parse_args()
     if args.out.suffix not in (".onnx", ".pt2"):
         raise BadInput(f"{args.out}: name a file that ends in .onnx or .pt2")
-    if not args.out.resolve().parent.is_dir():
-        raise BadInput(f"{args.out}: there is no folder {args.out.parent} to write into: make it first")
+    check_folder(args.out)
     model, metadata = checkpoint.load(args.checkpoint)
     samples = validation_samples(args.data, model.size).first(CHECKED)
     images = make_batch(samples, store(samples, model.size), np.arange(len(samples)), model.size).images

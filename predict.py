@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 import checkpoint
-from common import BadInput, CommandLine, check_device, default_device, main_with_clear_errors
+from common import BadInput, CommandLine, check_device, check_folder, default_device, main_with_clear_errors
 from crops import crop_matrix, cut, invert, make_batch, transform
 from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, open_image
 from evaluate import predict_crops
@@ -384,9 +384,7 @@ def check_arguments(args):
     check_device(args.device)
     if not args.images and args.camera is None:
         raise BadInput("name images, a folder, a video, or --camera N")
-    if args.json and not args.json.resolve().parent.is_dir():
-        raise BadInput(f"--json {args.json}: there is no folder {args.json.parent} to write into: "
-                       f"make it first")
+    check_folder(args.json, "--json ")
     if args.box and args.boxes:
         raise BadInput("--box and --boxes both say where people are: leave one out")
     if not 0 <= args.threshold <= 1:

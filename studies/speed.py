@@ -29,10 +29,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import BadInput, CommandLine, check_device, default_device, fast_bfloat16, main_with_clear_errors
+from common import (BadInput, CommandLine, check_device, check_folder, default_device, fast_bfloat16,
+                    main_with_clear_errors)
 from crops import AUGMENTATIONS, make_batch, store
 from distill import task_loss
-from evaluate import PAPER, check_json, count_multiply_adds, describe_device, take_turns, write_json
+from evaluate import PAPER, count_multiply_adds, describe_device, take_turns, write_json
 from export import for_inference
 from gfl import by_definition
 from models import PRESETS, build_student
@@ -304,7 +305,7 @@ def main():
     if unknown := set(rows) - set(ROWS):
         raise BadInput(f"{sorted(unknown)[0]}: choose from {', '.join(ROWS)}, or all")
     check_device(args.device)
-    check_json(args.json)
+    check_folder(args.json, "--json ")
     torch.backends.cudnn.allow_tf32 = False      # float32 in convolutions, too, as in products
     timings, rates = measure_speed(rows, args.device)
     machine = machine_line(args.device, rates)
