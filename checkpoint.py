@@ -213,7 +213,7 @@ def start_from(model, path):
 # error. Every weight that a network needs must be in the file, in its shape; every weight of the file must be
 # known, or it is not the file it is taken for.
 
-# Our name for each of TokenPose's, first match wins; its own HRNet has our names behind 'pre_feature.'.
+# Our name for each of TokenPose's; its own HRNet has our names behind 'pre_feature.'.
 TOKENPOSE = (
     (r"pre_feature\.", "backbone."),
     (r"transformer\.keypoint_token$", "encoder.keypoint_tokens"),
@@ -246,16 +246,14 @@ def state_dict(content):
 
 def rename(name, table):
     for pattern, ours in table:
-        new, found = re.subn("^" + pattern, ours, name)
-        if found:
-            return new
+        name = re.sub("^" + pattern, ours, name)
     return name
 
 
 def fill(model, found, path, beyond=()):
     """Load tensors with our names into the model -> a line on what was used. BadInput for any mismatch."""
     needed = model.state_dict()
-    left_over = [name for name in found if name.startswith(tuple(beyond))] if beyond else []
+    left_over = [name for name in found if name.startswith(beyond)]
     for what, names in (("lacks", needed.keys() - found.keys()),
                         ("holds unknown", found.keys() - needed.keys() - set(left_over)),
                         ("has another shape of", [name for name in needed if name in found

@@ -28,35 +28,21 @@ from common import BadInput, main_with_clear_errors
 from confidence import calibration
 from dynamic import liveliness_and_loss
 from evaluate import predict
+from models import build_student
+from train import build_optimisers
 
-CHANGES = {}
-
-
-def change(function):
-    """Register a change under the function's name."""
-    CHANGES[function.__name__.replace("_", "-")] = function
-    return function
-
-
-# ------------------------------------------------------------------------------- the dynamic filter
+# ------------------------------------------------------------------------------- the rivals
 
 def mixture_of(statistic):
-    """Replace what M sees; statistic: (x (B, H, W, D), z (B, D) standardised mean) -> (B, D)."""
+    """DynamicFilter.mixture where M sees statistic(x (B, H, W, D), z (B, D) standardised mean) -> (B, D)."""
     def mixture(self, x):
         logits = self.M2(self.M1(statistic(x, self.norm(x.mean(dim=(1, 2))))).relu().square())
         return logits.unflatten(-1, (gfl.BASIS_FILTERS, -1)).softmax(dim=1)
-    gfl.DynamicFilter.mixture = mixture
-
-
-CHANGES |= {
-    "constant": lambda: mixture_of(lambda x, z: torch.ones_like(z)),       # the static control
-    "plain-mean": lambda: mixture_of(lambda x, z: x.mean(dim=(1, 2))),     # as in DFFormer
-    "half": lambda: mixture_of(lambda x, z: 0.5 + z),                      # instead of 1 + z
-    "z-alone": lambda: mixture_of(lambda x, z: z)}
+    return gfl.DynamicFilter, "mixture", mixture
 
 
 def learn_apart(chosen, factor=1):
-    """Adam learns what chosen(name, weight) accepts, at this multiple of the rate of its other weights."""
+    """build_optimisers where Adam learns what chosen(name, weight) accepts, at a multiple of its rate."""
     def build(model, name, lr):
         apart = [weight for key, weight in model.named_parameters() if chosen(key, weight)]
         for weight in apart:
@@ -65,24 +51,12 @@ def learn_apart(chosen, factor=1):
         for weight in apart:
             weight.requires_grad_(True)
         return [*optimisers, torch.optim.Adam(apart, lr=factor * lr)]
-    build_optimisers, train.build_optimisers = train.build_optimisers, build
+    return train, "build_optimisers", build
 
 
 def of_M(key, weight):
     return key.endswith((".M1.weight", ".M2.weight"))
 
-
-CHANGES |= {"triple-rate": lambda: learn_apart(of_M, 3), "slow-M": lambda: learn_apart(of_M, 0.5),
-            "slower-M": lambda: learn_apart(of_M, 0.2)}
-
-
-@change
-def in_series():
-    """The dynamic filter behind the static one, instead of beside it."""
-    gfl.GlobalDynamicFilter.forward = lambda self, x: self.dynamic(self.static(x))
-
-
-# ------------------------------------------------------------------------------- attention
 
 class SeparateMatrices(nn.Module):
     """Three matrices for q, k and v: Muon makes each orthogonal by itself."""
@@ -95,103 +69,86 @@ class SeparateMatrices(nn.Module):
         return torch.cat([part(x) for part in self.parts], dim=-1)
 
 
-@change
-def separate_qkv():
-    """Muon sees q, k and v as three matrices."""
-    def build(*args, **kwargs):
-        model = build_student(*args, **kwargs)
-        for module in model.modules():
-            if isinstance(module, models.Attention):
-                module.qkv = SeparateMatrices(module.out.in_features)
-        return model
-    build_student = train.build_student
-    train.build_student = checkpoint.build_student = build
+def build_separate_qkv(*args, **kwargs):
+    model = build_student(*args, **kwargs)
+    for module in model.modules():
+        if isinstance(module, models.Attention):
+            module.qkv = SeparateMatrices(module.out.in_features)
+    return model
 
 
-@change
-def adam_attention():
-    """Adam for the matrices of attention, Muon for those of the MLP."""
-    train.ADAM_ALONE += (".qkv.weight", ".out.weight")
+def build_with_heads(student, filter, backbone, preset, count):
+    before = models.PRESETS[preset]
+    models.PRESETS[preset] = replace(before, heads=count)
+    model = build_student(student, filter, backbone, preset)
+    models.PRESETS[preset] = before
+    return model
 
 
-def heads(count):
-    """Attention heads of the student."""
-    def build(student, filter, backbone, preset):
-        before = models.PRESETS[preset]
-        models.PRESETS[preset] = replace(before, heads=count)
-        model = build_student(student, filter, backbone, preset)
-        models.PRESETS[preset] = before
-        return model
-    build_student = train.build_student
-    train.build_student = checkpoint.build_student = build
+class DecayingMuon(train.Muon):
+    """Matrices shrink by rate * 0.1 a step."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for W in group["params"]:
+                W.mul_(1 - 0.1 * group["lr"])
+        super().step()
 
 
-CHANGES |= {"two-heads": lambda: heads(2), "eight-heads": lambda: heads(8)}
+def long_warm_up(step, steps):
+    """rate_factor that rises over three tenths of the training instead of one."""
+    return min(1, (step + 1) / (0.3 * steps)) * 0.1 ** sum(step >= part * steps for part in train.DECAY_AT)
 
 
-@change
-def weight_decay():
-    """Muon's matrices shrink by rate * 0.1 a step."""
-    class Decaying(train.Muon):
-        @torch.no_grad()
-        def step(self):
-            for group in self.param_groups:
-                for W in group["params"]:
-                    W.mul_(1 - 0.1 * group["lr"])
-            super().step()
-    train.Muon = Decaying
-
-
-@change
-def long_warm_up():
-    """Warm-up over three tenths of the training instead of one."""
-    train.rate_factor = lambda step, steps: (
-        min(1, (step + 1) / (0.3 * steps)) * 0.1 ** sum(step >= part * steps for part in train.DECAY_AT))
-
-
-# ------------------------------------------------------------------------------- the backbone
-
-CHANGES["adam-convolutions"] = lambda: learn_apart(lambda key, weight: weight.ndim == 4)
-
-
-@change
-def no_backbone_heatmaps():
-    """The backbone learns from the encoder's gradient alone."""
-    for name, preset in models.PRESETS.items():
-        models.PRESETS[name] = replace(preset, backbone_heatmaps=False)
-
-
-# ------------------------------------------------------------------------------- the loss
-
-@change
-def raw_tokens():
-    """The teacher's tokens as they are, not standardised (DistilPose)."""
-    distill.TokenScale.__call__ = lambda self, tokens: tokens
-
-
-@change
-def sharp_heatmaps():
-    """The teacher's heatmaps squared."""
-    before = distill.teacher_targets
-    def targets(teacher, images):
-        found = before(teacher, images)
-        return found._replace(heatmaps=found.heatmaps.square())
-    distill.teacher_targets = targets
+def sharp_targets(teacher, images, targets=distill.teacher_targets):
+    found = targets(teacher, images)
+    return found._replace(heatmaps=found.heatmaps.square())
 
 
 def teacher_loss(of_cells):
-    """Another loss of the teacher, of_cells(logits, heatmaps of labels): all (B, K, S, S)."""
+    """heatmap_task as a mean of of_cells(logits, heatmaps of labels), all (B, K, S, S)."""
     def heatmap_task(logits, xy, visible, sigma):
         values = of_cells(logits, crops.heatmaps(xy, sigma, logits.shape[-1]))
         return distill.masked_mean(values.mean((-2, -1)), visible)
-    distill.heatmap_task = heatmap_task
+    return distill, "heatmap_task", heatmap_task
 
 
-CHANGES |= {
-    # the output is the heatmap itself (HRNet, TokenPose); every cell is a probability of its own
-    "mean-squared-error": lambda: teacher_loss(lambda logits, target: (logits - target).square()),
-    "binary-cross-entropy": lambda: teacher_loss(
-        partial(nn.functional.binary_cross_entropy_with_logits, reduction="none"))}
+def builder(build):
+    return [(module, "build_student", build) for module in (train, checkpoint)]
+
+
+# name -> where something else stands: (module or class, name there, what stands there)
+CHANGES = {
+    # the dynamic filter: M sees ones (the static control with the same parameters), the mean of the tokens
+    # (DFFormer), or something else instead of 1 + z; M learns at another rate; the filters are in series
+    "constant": [mixture_of(lambda x, z: torch.ones_like(z))],
+    "plain-mean": [mixture_of(lambda x, z: x.mean(dim=(1, 2)))],
+    "half": [mixture_of(lambda x, z: 0.5 + z)],
+    "z-alone": [mixture_of(lambda x, z: z)],
+    "triple-rate": [learn_apart(of_M, 3)],
+    "slow-M": [learn_apart(of_M, 0.5)],
+    "slower-M": [learn_apart(of_M, 0.2)],
+    "in-series": [(gfl.GlobalDynamicFilter, "forward", lambda self, x: self.dynamic(self.static(x)))],
+    # attention
+    "separate-qkv": builder(build_separate_qkv),
+    "adam-attention": [(train, "ADAM_ALONE", (*train.ADAM_ALONE, ".qkv.weight", ".out.weight"))],
+    "two-heads": builder(partial(build_with_heads, count=2)),
+    "eight-heads": builder(partial(build_with_heads, count=8)),
+    "weight-decay": [(train, "Muon", DecayingMuon)],
+    "long-warm-up": [(train, "rate_factor", long_warm_up)],
+    # the teacher: Adam for convolutions; no heatmaps of the backbone; its output is the heatmap (HRNet),
+    # or a probability for each cell
+    "adam-convolutions": [learn_apart(lambda key, weight: weight.ndim == 4)],
+    "no-backbone-heatmaps": [(models, "PRESETS", {name: replace(preset, backbone_heatmaps=False)
+                                                  for name, preset in models.PRESETS.items()})],
+    "mean-squared-error": [teacher_loss(lambda logits, target: (logits - target).square())],
+    "binary-cross-entropy": [teacher_loss(
+        partial(nn.functional.binary_cross_entropy_with_logits, reduction="none"))],
+    # what a student is told: tokens as they are (DistilPose), heatmaps squared
+    "raw-tokens": [(distill.TokenScale, "__call__", lambda self, tokens: tokens)],
+    "sharp-heatmaps": [(distill, "teacher_targets", sharp_targets)],
+}
 
 
 # ------------------------------------------------------------------------------- the command
@@ -209,9 +166,9 @@ def assign(word):
         raise BadInput(f"{word}: no such constant, or not a value for it ({error!r:.80})") from error
 
 
-def measure(out, valid):
+def measure(args, valid):
     """What result.json says beside the scores: calibration; for gd M's liveliness, and PCKh with M frozen."""
-    model, _ = checkpoint.load(out / "best.pt")
+    model, _ = checkpoint.load(args.out / "best.pt")
     found = dict(confidence=calibration(*predict(model, *valid), valid[0]))
     if model.config.get("filter") == "gd":
         found["dynamic"] = liveliness_and_loss(model, *valid)
@@ -225,21 +182,20 @@ def main():
         if "=" in word:
             assign(word)
         elif word in CHANGES:
-            CHANGES[word]()
+            for place in CHANGES[word]:
+                setattr(*place)
         else:
             raise BadInput(f"{word} is neither NAME=VALUE nor one of {', '.join(CHANGES)}")
-    write_result, write_json = train.write_result, train.write_json
+    write_result = train.write_result
 
-    def measure_and_write(args, valid):
-        def write_more(path, result):
-            result["arguments"]["changes"] = words[:end]
-            write_json(path, result | found)
-
-        found = measure(args.out, valid)
-        train.write_json = write_more
+    def write_more(args, valid):
         write_result(args, valid)
+        file = args.out / "result.json"
+        result = json.loads(file.read_text()) | measure(args, valid)
+        result["arguments"]["changes"] = words[:end]
+        train.write_json(file, result)
 
-    train.write_result = measure_and_write
+    train.write_result = write_more
     sys.argv[1:] = words[end + 1:]
     train.main()
 
