@@ -37,6 +37,7 @@ from evaluate import PAPER, count_multiply_adds, describe_device, take_turns, wr
 from export import for_inference
 from gfl import by_definition
 from models import PRESETS, build_student
+from sweep import table
 from synthetic import drawn_people
 from train import RATE, RECIPES, build_optimisers
 
@@ -242,19 +243,19 @@ def best(timings, row, filter, precision, batch=None, forms=FORMS):
     return max(found, key=lambda t: t.fps, default=None)
 
 
-def speed_lines(timings):
-    """A line for each form: frames a second at batch 1 and at the best larger batch, with quartiles."""
-    lines = [f"{'row':10}{'mixer':10}{'form':10}{'precision':10}{'batch 1: fps':>13}{'quartiles':>15}"
-             f"{'batch':>7}{'fps':>10}{'quartiles':>17}{'fraction':>9}{'off':>8}"]
-    for row, filter, form, precision in dict.fromkeys(t[:4] for t in timings):
-        one, many = (best(timings, row, filter, precision, batch, (form,)) for batch in (1, None))
-        line = f"{row:10}{filter:10}{form:10}{precision:10}"
-        line += f"{one.fps:13.1f}{f'{one.low:.1f} - {one.high:.1f}':>15}" if one else " " * 28
-        if many:
-            line += (f"{many.batch:7}{many.fps:10.1f}{f'{many.low:.1f} - {many.high:.1f}':>17}"
-                     f"{100 * many.fraction:8.0f}%{max(t.off for t in (one, many) if t):8.0e}")
-        lines.append(line)
-    return "\n".join(lines)
+def speed_table(timings):
+    """Frames a second of each form, at batch 1 and at the best larger one, and its fraction of the rate."""
+    measured, rows = [name for name in PRECISIONS if name in {timing.precision for timing in timings}], []
+    for row, filter, form in dict.fromkeys(timing[:3] for timing in timings):
+        cells = []
+        for precision in measured:
+            one, many = (best(timings, row, filter, precision, batch, (form,)) for batch in (1, None))
+            cells += [f"{one.fps:.1f}" if one else "", f"{many.fps:.1f} ({many.batch})" if many else "",
+                      f"{100 * many.fraction:.0f}%" if many else ""]
+        rows.append([row, filter, form, *cells])
+    columns = [f"{precision}, {what}" for precision in measured
+               for what in ("batch 1", "large batch", "fraction")]
+    return table(["students", "mixer", "form", *columns], rows)
 
 
 def ratios(timings):
@@ -278,13 +279,12 @@ def ratios(timings):
                     yield row, filter, stated, precision, mine.batch, *times
 
 
-def ratio_lines(timings):
-    """`ratios` as text."""
-    return "\n".join(f"{row} {filter} : attention (the paper's: {stated:.2f}), {precision}, "
-                     f"{f'batch {batch}':9} "
-                     f"{fused:6.2f} times fused, same precision, {written:6.2f} times written out, float32, "
-                     f"{plain:6.2f} times its own plain form"
-                     for row, filter, stated, precision, batch, fused, written, plain in ratios(timings))
+def ratios_table(timings):
+    """`ratios` as a table."""
+    return table(["students", "mixer", "the paper's ratio", "precision", "batch", "times fused attention",
+                  "times written-out attention, float32", "times its own plain form"],
+                 [[row, filter, f"{paper:.2f}", precision, str(batch), *(f"{times:.2f}" for times in over)]
+                  for row, filter, paper, precision, batch, *over in ratios(timings)])
 
 
 def machine_line(device, rates):
@@ -309,7 +309,7 @@ def main():
     torch.backends.cudnn.allow_tf32 = False      # float32 in convolutions, too, as in products
     timings, rates = measure_speed(rows, args.device)
     machine = machine_line(args.device, rates)
-    print(machine, speed_lines(timings), machine, ratio_lines(timings), sep="\n")
+    print(machine, speed_table(timings), ratios_table(timings), sep="\n\n")
     presets = ("tiny",) if args.device == "cpu" else PRESETS
     training = [training_speed(rates, args.device, preset) for preset in presets]
     for found in training:

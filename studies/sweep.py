@@ -38,6 +38,14 @@ def result(name):
     return json.loads(file.read_text()) if file.exists() else None
 
 
+def table(header, rows):
+    """Lists of cells as a table in Markdown."""
+    if not rows:
+        return "(not measured yet)"
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def folder(name, flags):
     """The folder of a run: its flag `out`, or runs/experiments/NAME."""
     return Path(flags.get("out", RUNS / name))

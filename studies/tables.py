@@ -18,8 +18,8 @@ from evaluate import PAPER, count_multiply_adds
 from models import FILTERS, PRESETS, STUDENTS, build_teacher
 from parts import CELLS
 from photos import PHOTO_STUDENTS, STARTS, TAKEN_APART
-from speed import PRECISIONS, best, ratios, read_timings
-from sweep import RESULTS, ROOT, SEEDS, name_of, result
+from speed import ratios_table, read_timings, speed_table
+from sweep import RESULTS, ROOT, SEEDS, name_of, result, table
 from train import RECIPES
 
 HEADS = {"reg": "regression", "cc": "SimCC"}
@@ -46,13 +46,6 @@ def mean_and_spread(values, digits=1):
         return ""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
-
-
-def table(header, rows):
-    if not rows:
-        return "(not measured yet)"
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def scored_epochs(names):
@@ -136,21 +129,13 @@ def parts_table(group):
 
 def photo_table():
     """Teacher and students on photos, joint by joint."""
-    titles = [("teacher", "photos-teacher")]
-    for (student, filter), distill in product(PHOTO_STUDENTS, (False, True)):
-        titles.append((f"{student} {filter} {'distilled' if distill else 'alone'}",
-                       "photos-" + name_of(student, filter, distill, 0)))
-    student, filter = PHOTO_STUDENTS[0]
-    for title, suffix in (("", "pretrained"), (", 64 epochs of 16 views", "long")):
-        titles.append((f"{student} {filter} distilled, pre-trained on drawn people{title}",
-                       f"photos-{name_of(student, filter, True, 0)}-{suffix}"))
-    return joints_table(titles)
-
-
-def small_table():
-    """Teacher and student of preset small on photos, joint by joint."""
-    return joints_table([("teacher", "small-teacher"),
-                         ("cc gd distilled", f"small-{name_of('cc', 'gd', True, 0)}")])
+    students = [(f"{student} {filter} {'distilled' if distill else 'alone'}",
+                 f"photos-{name_of(student, filter, distill, 0)}")
+                for (student, filter), distill in product(PHOTO_STUDENTS, (False, True))]
+    pretrained = "cc gd distilled, pre-trained on drawn people"
+    return joints_table(("teacher", "photos-teacher"), *students,
+                        (pretrained, "photos-cc-gd-distilled-0-pretrained"),
+                        (f"{pretrained}, 64 epochs of 16 views", "photos-cc-gd-distilled-0-long"))
 
 
 def compared_table():
@@ -164,7 +149,7 @@ def compared_table():
                                         for title in STARTS.values())], rows)
 
 
-def joints_table(titles):
+def joints_table(*titles):
     """The scores of runs by joint; titles: (what the row is called, name of its run). Blank where not run."""
     rows, joints = [], ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean")
     for title, name in titles:
@@ -229,42 +214,19 @@ def paper_table():
                   "M parameters, paper", "here", "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
 
 
-def speed_figures(name):
-    """-> the list of Timing of results/NAME.json, and a line that names its machine."""
+def of_machine(make, name):
+    """make(list of Timing) of results/NAME.json, and a line that names its machine."""
     figures = result(name) or {"timings": []}
-    return read_timings(figures), f"\n\n{figures['machine']}" if "machine" in figures else ""
-
-
-def speed_table(name):
-    """Frames a second of each form, and its fraction of the machine's rate."""
-    timings, machine = speed_figures(name)
-    measured, rows = [name for name in PRECISIONS if name in {timing.precision for timing in timings}], []
-    for row, filter, form in dict.fromkeys(timing[:3] for timing in timings):
-        cells = []
-        for precision in measured:
-            one, many = (best(timings, row, filter, precision, batch, (form,)) for batch in (1, None))
-            cells += [f"{one.fps:.1f}" if one else "", f"{many.fps:.1f} ({many.batch})" if many else "",
-                      f"{100 * many.fraction:.0f}%" if many else ""]
-        rows.append([row, filter, form, *cells])
-    columns = [f"{precision}, {what}" for precision in measured
-               for what in ("batch 1", "large batch", "fraction")]
-    return table(["students", "mixer", "form", *columns], rows) + machine
-
-
-def ratios_table(name):
-    """Speed of the filters over attention and over their own plain form, the best form of each."""
-    timings, machine = speed_figures(name)
-    return table(["students", "mixer", "the paper's ratio", "precision", "batch", "times fused attention",
-                  "times written-out attention, float32", "times its own plain form"],
-                 [[row, filter, f"{paper:.2f}", precision, str(batch), *(f"{times:.2f}" for times in over)]
-                  for row, filter, paper, precision, batch, *over in ratios(timings)]) + machine
+    return make(read_timings(figures)) + (f"\n\n{figures['machine']}" if "machine" in figures else "")
 
 
 TABLES = {"headline": headline_table, "drawn": drawn_table, "photos": photo_table,
-          "photo-parts": photo_parts_table, "small": small_table,
-          "compared": compared_table, "paper": paper_table, "hours": hours_table,
-          **{name: partial(speed_table, name) for name in MACHINES},
-          **{f"{name}-ratios": partial(ratios_table, name) for name in MACHINES},
+          "photo-parts": photo_parts_table, "compared": compared_table,
+          "small": partial(joints_table, ("teacher", "small-teacher"),
+                           ("cc gd distilled", "small-cc-gd-distilled-0")),
+          "paper": paper_table, "hours": hours_table,
+          **{name: partial(of_machine, speed_table, name) for name in MACHINES},
+          **{f"{name}-ratios": partial(of_machine, ratios_table, name) for name in MACHINES},
           **{group: partial(parts_table, group) for group in CELLS}}
 PAGES = {"README.md": ("headline",),
          "docs/results.md": ("drawn", *CELLS, "photos", "photo-parts", "small", "compared", "paper"),
