@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import importlib
 import os
 import signal
 import sys
@@ -28,6 +29,22 @@ class CommandLine(argparse.ArgumentParser):
 
     def error(self, message):
         raise BadInput(f"{message}: {self.prog} --help lists what there is")
+
+
+def optional(name):
+    """A package of requirements-extra.txt, imported; BadInput where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BadInput(f"{error.name or name} is not installed: "
+                       f"python -m pip install -r requirements-extra.txt") from error
+
+
+def refuse(*rules):
+    """Raise BadInput with the message of the first (condition, message) whose condition holds."""
+    for wrong, message in rules:
+        if wrong:
+            raise BadInput(message)
 
 
 def default_device():

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 import checkpoint
 from common import (ONEDNN_LIMIT, BadInput, CommandLine, check_device, check_folder, default_device,
-                    main_with_clear_errors)
+                    main_with_clear_errors, refuse)
 from crops import invert, make_batch, store, transform
 from data_mpii import load_samples, read_truth
 from gfl import by_definition
@@ -333,14 +333,11 @@ def newest_checkpoint():
 
 def score_predictions(args):
     """Scores of --predictions, against annot/gt_valid.mat of --data."""
-    if not args.predictions.is_file():
-        raise BadInput(f"there is no file {args.predictions}")
-    if args.data == "drawn":
-        raise BadInput("--predictions need --data, the MPII folder that they are scored against")
     truth = Path(args.data) / "annot" / "gt_valid.mat"
-    if not truth.is_file():
-        raise BadInput(f"--predictions are scored against {truth}, which is not there: "
-                       f"name MPII's folder with --data")
+    refuse((not args.predictions.is_file(), f"there is no file {args.predictions}"),
+           (args.data == "drawn", "--predictions need --data, the MPII folder that they are scored against"),
+           (not truth.is_file(), f"--predictions are scored against {truth}, which is not there: name MPII's "
+                                 f"folder with --data"))
     joints, visible, head_size = read_truth(truth)
     predictions = read_predictions(args.predictions, len(joints))
     print(f"{args.predictions}: PCKh against {truth}, {len(joints):,} samples")
@@ -382,12 +379,12 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    if args.predictions and (args.checkpoint or args.costs or args.flip_test):
-        raise BadInput("--predictions are scored as they are: leave out --checkpoint, --costs, --flip-test")
     check_device(args.device)
     check_folder(args.json, "--json ")
-    if args.data != "drawn" and not (args.predictions or args.checkpoint):
-        raise BadInput("--data names what to score on: name what to score with --checkpoint or --predictions")
+    refuse((args.predictions and (args.checkpoint or args.costs or args.flip_test),
+            "--predictions are scored as they are: leave out --checkpoint, --costs, --flip-test"),
+           (args.data != "drawn" and not (args.predictions or args.checkpoint),
+            "--data names what to score on: name what to score with --checkpoint or --predictions"))
     figures, nothing_asked = {}, not (args.checkpoint or args.predictions or args.costs)
     if args.costs or nothing_asked:
         print(f"timing the paper's 16 students for at most {COST_SECONDS} seconds", flush=True)

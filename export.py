@@ -28,14 +28,13 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import checkpoint
-from common import BadInput, CommandLine, check_folder, fast_bfloat16, main_with_clear_errors
+from common import BadInput, CommandLine, check_folder, fast_bfloat16, main_with_clear_errors, optional
 from crops import make_batch, store
 from data_mpii import BOX_ENLARGEMENT, JOINTS
 from evaluate import count_parameters, take_turns, validation_samples
 
 COMPILE = {"cpu": {}, "cuda": dict(mode="reduce-overhead")}
 WEIGHTS = Path(__file__).parent / "weights" / "student-small-photos.pt"
-INSTALL = "python -m pip install -r requirements-extra.txt"
 OPSET = 18
 CHECKED = 64                 # samples on which both are compared
 SECONDS = 20                 # for comparing their speed
@@ -112,11 +111,7 @@ def program(model):
 
 def export_onnx(model, path, source):
     """Write the network as ONNX and check it with ONNX; metadata names joints, input size and source."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401, what torch.onnx translates with
-    except ImportError as error:
-        raise BadInput(f"{error.name} is not installed: {INSTALL}") from error
+    onnx, _ = optional("onnx"), optional("onnxscript")           # which torch.onnx translates with
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)      # torchvision is missing, and not needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)           # of PyTorch, about itself
@@ -135,10 +130,7 @@ def runner(path):
     if Path(path).suffix == ".pt2":
         module = torch.export.load(path).module()
         return lambda crops: tuple(part.detach().numpy() for part in module(torch.from_numpy(crops)))
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BadInput(f"onnxruntime is not installed: {INSTALL}") from error
+    onnxruntime = optional("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -26,7 +26,8 @@ from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 import checkpoint
-from common import BadInput, CommandLine, check_device, check_folder, default_device, main_with_clear_errors
+from common import (BadInput, CommandLine, check_device, check_folder, default_device, main_with_clear_errors,
+                    optional, refuse)
 from crops import crop_matrix, cut, invert, make_batch, transform
 from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, open_image
 from evaluate import predict_crops
@@ -316,10 +317,7 @@ def predict_video(args, model, source, name):
     camera = isinstance(source, int)
     if not camera and not source.is_file():
         raise BadInput(f"there is no video {source}")
-    try:
-        import cv2
-    except ImportError as error:
-        raise BadInput("video needs OpenCV: python -m pip install -r requirements-extra.txt") from error
+    cv2 = optional("cv2")
     stream = cv2.VideoCapture(source if camera else str(source))
     if not stream.isOpened():
         raise BadInput(f"OpenCV cannot open {'camera ' if camera else ''}{source}")
@@ -382,13 +380,10 @@ def parse_arguments():
 def check_arguments(args):
     """Raise BadInput for arguments that contradict each other; read --box."""
     check_device(args.device)
-    if not args.images and args.camera is None:
-        raise BadInput("name images, a folder, a video, or --camera N")
     check_folder(args.json, "--json ")
-    if args.box and args.boxes:
-        raise BadInput("--box and --boxes both say where people are: leave one out")
-    if not 0 <= args.threshold <= 1:
-        raise BadInput(f"--threshold {args.threshold:g} must be between 0 and 1")
+    refuse((not args.images and args.camera is None, "name images, a folder, a video, or --camera N"),
+           (args.box and args.boxes, "--box and --boxes both say where people are: leave one out"),
+           (not 0 <= args.threshold <= 1, f"--threshold {args.threshold:g} must be between 0 and 1"))
     try:
         args.box = args.box and [check_box(box) for box in args.box]
     except ValueError as error:
@@ -401,10 +396,9 @@ def main():
     videos = [path for path in args.images if path.suffix.lower() in VIDEOS]
     args.images = [path for path in args.images if path not in videos]
     sources = videos + [args.camera] * (args.camera is not None)
-    if sources and (args.json or args.boxes):
-        raise BadInput("--json and --boxes are for images: leave them out for videos and cameras")
-    if args.smooth and not sources:
-        raise BadInput("--smooth is for videos and cameras: leave it out for images")
+    refuse((sources and (args.json or args.boxes),
+            "--json and --boxes are for images: leave them out for videos and cameras"),
+           (args.smooth and not sources, "--smooth is for videos and cameras: leave it out for images"))
     if args.images and not (sources or any(path.exists() for path in args.images)):
         raise BadInput(f"there is no file {args.images[0]}: name images, folders of images, or videos")
     model, metadata = checkpoint.load(args.checkpoint, args.device)

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import checkpoint
 from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16, has_room,
-                    init_distributed, lock, main_with_clear_errors)
+                    init_distributed, lock, main_with_clear_errors, refuse)
 from crops import AUGMENTATIONS, make_batch, store
 from data_mpii import find_labels, load_samples
 from distill import (TERMS, WEIGHTS, TeacherTargets, backbone_task, distillation_loss, task_loss,
@@ -636,13 +636,6 @@ def parse_arguments():
     add("--stop-after", type=float, metavar="MINUTES", help="save and stop after this time")
     add("--resume", action="store_true", help="continue from last.pt of the run's folder (--out)")
     return check_arguments(parser.parse_args())
-
-
-def refuse(*rules):
-    """Raise BadInput with the message of the first (condition, message) whose condition holds."""
-    for wrong, message in rules:
-        if wrong:
-            raise BadInput(message)
 
 
 def check_arguments(args):

@@ -21,7 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
-from common import BadInput, CommandLine, main_with_clear_errors
+from common import BadInput, CommandLine, main_with_clear_errors, optional, refuse
 from crops import crop_matrix, cut, make_batch, store, transform
 from data_mpii import load_samples
 from dynamic import watch
@@ -40,12 +40,7 @@ COLUMNS = 6                  # people in each row of the predictions: best, midd
 
 
 def pyplot():
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise BadInput("matplotlib is not installed: "
-                       "python -m pip install -r requirements-extra.txt") from error
-    matplotlib.use("Agg")
+    optional("matplotlib").use("Agg")
     import matplotlib.pyplot as plt
     return plt
 
@@ -212,10 +207,9 @@ def main():
     args = parser.parse_args()
     private = args.data or args.what == "drawings"
     args.out = args.out or (Path("predictions") if private else Path(__file__).resolve().parents[1] / "docs")
-    if args.what == "samples" and not args.data:
-        raise BadInput("samples need --data: a folder in MPII's layout")
-    if args.what in ("filters", "predictions", "strip") and not args.checkpoint:
-        raise BadInput(f"{args.what} need --checkpoint: which network to look at")
+    refuse((args.what == "samples" and not args.data, "samples need --data: a folder in MPII's layout"),
+           (args.what in ("filters", "predictions", "strip") and not args.checkpoint,
+            f"{args.what} need --checkpoint: which network to look at"))
     args.out.mkdir(parents=True, exist_ok=True)
     print(PICTURES[args.what](args))
 
