@@ -64,8 +64,7 @@ def save(path, model, metadata, training=None, half=False, keep=None):
     path = Path(path)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if half:
-        weights = {name: tensor.half() if tensor.is_floating_point() else tensor
-                   for name, tensor in weights.items()}
+        weights = {name: each.half() if each.is_floating_point() else each for name, each in weights.items()}
     metadata = metadata | {name: getattr(model.head, name) for name in OF_HEAD if hasattr(model.head, name)}
     content = dict(format=FORMAT, config=model.config, metadata=metadata, model=weights, training=training)
     content["checksum"] = checksum(content)

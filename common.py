@@ -106,14 +106,6 @@ def keep_freed_memory():
         mallopt(threshold, 2 ** 30)
 
 
-def has_room(device, size):
-    """Whether `size` bytes fit into half of a GPU's free memory. Always True for a CPU."""
-    if torch.device(device).type == "cpu":
-        return True
-    torch.cuda.empty_cache()                             # PyTorch's cache is free memory, too
-    return size < torch.cuda.mem_get_info(device)[0] / 2
-
-
 def lock(folder, busy=""):
     """Lock a folder until the descriptor that is returned is closed, or the process ends.
 

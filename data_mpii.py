@@ -181,16 +181,11 @@ def check_entry(file, index, entry):
 
 
 def numbers(value):
-    """A number, or nested lists of numbers, as an array. ValueError for anything else: "12", true, null."""
-    def check(part):
-        if isinstance(part, list):
-            for each in part:
-                check(each)
-        elif type(part) not in (int, float):
-            raise ValueError(part)
-
-    check(value)
-    return np.array(value, np.float64)
+    """A number, or nested lists of numbers, as an array. ValueError for anything else: "12", null."""
+    array = np.array(value)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(array.dtype)
+    return array.astype(np.float64)
 
 
 def check_image(file, index, path, images, decode):

@@ -58,21 +58,11 @@ def global_filter(x, K):
     FFTs for powers of two only, and none in bfloat16.
     """
     H, W = x.shape[1:3]
-    if tuple(K.shape[-3:-1]) != (H, W // 2 + 1):
-        raise wrong_grid(K.shape, H, W)
     real = x if x.dtype in (torch.float32, torch.float64) else x.float()
     spectrum = torch.fft.rfft2(real, dim=(1, 2), norm="ortho")           # T(X)  (B, H, W//2+1, D)
     filtered = K * spectrum                                            # G(X) = K (.) T(X)
     out = torch.fft.irfft2(filtered, s=(H, W), dim=(1, 2), norm="ortho")  # X' = T^-1(G(X))  (B, H, W, D)
     return out.to(x.dtype)
-
-
-def wrong_grid(shape, H, W, built=None):
-    """ValueError for a filter of this shape (..., rows, columns, D) that meets a token grid of H x W."""
-    of = f" of a {built[0]} x {built[1]} grid" if built else ""
-    return ValueError(f"the filter has {shape[-3]} x {shape[-2]} frequencies{of}, which do not fit a token "
-                      f"grid of {H} rows x {W} columns: that needs {H} x {W // 2 + 1}. Build the layer with "
-                      f"grid=({H}, {W}), or feed it the grid it was built for.")
 
 
 # ------------------------------------------------------------------------------- the same, as matrix products
@@ -153,7 +143,9 @@ class GlobalFilter(nn.Module):
         B, H, W, D = x.shape
         F = W // 2 + 1
         if (H, W) != self.grid or tuple(K_real.shape[-3:-1]) != (H, F):
-            raise wrong_grid(K_real.shape, H, W, self.grid)
+            raise ValueError(f"the filter has {K_real.shape[-3]} x {K_real.shape[-2]} frequencies of a "
+                             f"{self.grid[0]} x {self.grid[1]} grid, which do not fit a token grid of {H} "
+                             f"rows x {W} columns: build the layer with grid=({H}, {W}) for {H} x {F}")
         over_w, over_h, back_w = (m.to(x.dtype) for m in (self.over_w, self.over_h, self.back_w))
         along_w = torch.matmul(over_w, x)                                      # (B, H, 2 F, D)
         spectrum = torch.matmul(over_h, along_w.view(B, 2 * H, F * D))         # T(X)          (B, 2 H, F D)

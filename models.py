@@ -109,10 +109,8 @@ class Encoder(nn.Module):
         H, W = self.grid = grid
         self.columns = math.ceil(joints / H)
         self.padding = self.columns * H - joints
-        slots = torch.ones(H, self.columns, dtype=torch.bool).T.flatten()
-        slots[joints:] = False
-        # (H, W + columns), False at padding
-        slots = F.pad(slots.view(self.columns, H).T, (W, 0), value=True)
+        filled = torch.arange(self.columns * H).view(self.columns, H).T < joints          # (H, columns)
+        slots = F.pad(filled, (W, 0), value=True)                       # (H, W + columns), False at padding
         self.register_buffer("slots", slots[..., None], persistent=False)
 
         full = (H, W + self.columns)

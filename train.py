@@ -32,7 +32,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import checkpoint
-from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16, has_room,
+from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16,
                     init_distributed, lock, main_with_clear_errors, refuse)
 from crops import AUGMENTATIONS, make_batch, store
 from data_mpii import find_labels, load_samples
@@ -200,8 +200,11 @@ def use_bfloat16(args, device):
 
 
 def on_device(crops, device):
-    """Stored crops, on the GPU if they fit there, so that no step waits for a copy."""
-    if device == "cpu" or not has_room(device, crops.nbytes):
+    """Stored crops, on the GPU if they fit into half of its free memory, so that no step waits for a copy."""
+    if device == "cpu":
+        return crops
+    torch.cuda.empty_cache()                             # PyTorch's cache is free memory, too
+    if crops.nbytes >= torch.cuda.mem_get_info(device)[0] / 2:
         return crops
     moved = torch.empty(crops.shape, dtype=torch.uint8, device=device)
     for start in range(0, len(crops), CHUNK):

@@ -14,7 +14,7 @@ from torch import nn
 
 import checkpoint
 import train as loop
-from common import BadInput, Distributed, has_room
+from common import BadInput, Distributed
 from crops import store
 from distill import TERMS
 from models import build_student, build_teacher
@@ -264,19 +264,17 @@ def test_best_weights_left_behind_are_scored_anew(people, tmp_path):
 
 
 def test_what_is_kept_on_a_gpu_leaves_it_half(monkeypatch):
-    """Crops of a file that may not be written, and how much of a GPU with 1,000 free bytes may be filled."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    assert has_room("cuda:0", 499) and not has_room("cuda:0", 500) and has_room("cpu", 10 ** 15)
+    """Crops of a read-only file, and a GPU that has twice their bytes free, or a little more."""
     crops = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
     crops.flags.writeable = False
     monkeypatch.setattr(loop, "CHUNK", 2)
-    monkeypatch.setattr(loop, "has_room", lambda device, size: size == crops.nbytes)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert loop.on_device(crops, "cpu") is crops
     other = torch.device("cpu")                                      # stands for a GPU: it is not the string
-    assert np.array_equal(loop.on_device(crops, other).numpy(), crops)
-    monkeypatch.setattr(loop, "has_room", lambda device, size: False)
-    assert loop.on_device(crops, other) is crops
+    for free, kept in ((2 * crops.nbytes, False), (2 * crops.nbytes + 2, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 ** 6))
+        found = loop.on_device(crops, other)
+        assert np.array_equal(found.numpy(), crops) if kept else found is crops
 
 
 def test_a_damaged_state_does_not_replace_the_good_one(people, tmp_path):
