@@ -33,17 +33,14 @@ EPOCHS = 8               # of 125 steps; scored at 4 and 8
 LONG = 32                # epochs of the group `long`
 GS, GD = ({"student": "cc", "filter": filter} for filter in ("gs", "gd"))
 LABELS = {"no-distill": True}
+RATES = {"-double-rate": "2e-3", "": "1e-3", "-half-rate": "5e-4", "-quarter-rate": "2.5e-4",
+         "-eighth-rate": "1.25e-4"}
 
 
 def weights(student, keypoint, visual):
     """Changes that set a1 and a2."""
     return [f"distill.WEIGHTS.{student}.keypoint_tokens={keypoint}",
             f"distill.WEIGHTS.{student}.visual_tokens={visual}"]
-
-
-def unchanged(student):
-    """No changes."""
-    return []
 
 
 def of_labels(filter, title, *changes, **flags):
@@ -77,42 +74,37 @@ CELLS = {
     "attention": {
         "attention-alone": of_labels("attention", "attention, rate 1e-3: Muon for qkv as one, 4 heads",
                                      lr=1e-3),
-        "attention-alone-double-rate": of_labels("attention", "attention, rate 2e-3", lr=2e-3),
-        "attention-alone-half-rate": of_labels("attention", "attention, rate 5e-4", lr=5e-4),
-        "attention-alone-quarter-rate": of_labels("attention", "attention, rate 2.5e-4", lr=2.5e-4),
-        "attention-alone-eighth-rate": of_labels("attention", "attention, rate 1.25e-4", lr=1.25e-4),
+        **{f"attention-alone{name}": of_labels("attention", f"attention, rate {rate}", lr=float(rate))
+           for name, rate in RATES.items() if name},
         "attention-alone-adam": of_labels("attention", "Adam for all, rate 1e-3", optimiser="adam"),
         "attention-alone-separate-qkv": of_labels("attention", "q, k, v as three matrices, rate 1e-3",
                                                   "separate-qkv", lr=1e-3),
         **{f"attention-alone-{change}-half-rate": of_labels("attention", f"{title}, rate 5e-4", change,
                                                            lr=5e-4)
            for change, title in ATTENTION.items()},
-        **{f"{filter}-alone{name}": of_labels(filter, f"{filter}, rate {rate}", lr=float(rate))
-           for filter in ("gs", "gd")
-           for name, rate in (("-double-rate", "2e-3"), ("", "1e-3"), ("-half-rate", "5e-4"),
-                              ("-quarter-rate", "2.5e-4"))}},
+        **{f"{filter}-alone{name}": of_labels(filter, f"{filter}, rate {RATES[name]}", lr=float(RATES[name]))
+           for filter in ("gs", "gd") for name in ("-double-rate", "", "-half-rate", "-quarter-rate")}},
     "mixers": {
-        f"{name}{ending}": (f"{filter}, rate {rate}",
-                            {"student": "cc", "filter": filter, "lr": float(rate)}, [])
-        for filter, name in (("attention", "attention-all"), ("gs", "cc-gs-all"), ("gd", "gd"))
-        for ending, rate in (("", "1e-3"), ("-half-rate", "5e-4"), ("-quarter-rate", "2.5e-4"))},
+        f"{cell}{name}": (f"{filter}, rate {RATES[name]}",
+                          {"student": "cc", "filter": filter, "lr": float(RATES[name])}, [])
+        for filter, cell in (("attention", "attention-all"), ("gs", "cc-gs-all"), ("gd", "gd"))
+        for name in ("", "-half-rate", "-quarter-rate")},
     "long": {f"{student}-{filter}-alone-long": (f"{student} {filter}", {
                  "student": student, "filter": filter, **LABELS, "epochs": LONG}, [])
              for student, filter in product(STUDENTS, FILTERS)},
     "terms": {f"{student}-gs-{name}": (f"{student} gs: {title}",
-                                       {"student": student, "filter": "gs", **flags}, changes(student))
+                                       {"student": student, "filter": "gs", **flags}, changes)
               for student in ("cc", "reg")
               for name, title, flags, changes in (
-                  ("alone", "labels alone", LABELS, unchanged),
-                  *((term, f"labels and {term.replace('_', ' ')}", {"terms": [term]}, unchanged)
-                    for term in TERMS),
+                  ("alone", "labels alone", LABELS, []),
+                  *((term, f"labels and {term.replace('_', ' ')}", {"terms": [term]}, []) for term in TERMS),
                   ("heatmap-10", "labels and heatmap, a3 = 10", {"terms": ["heatmap"]},
-                   lambda student: [f"distill.WEIGHTS.{student}.heatmap=10"]),
+                   [f"distill.WEIGHTS.{student}.heatmap=10"]),
                   ("sharp-heatmap", "labels and heatmap, squared", {"terms": ["heatmap"]},
-                   lambda student: ["sharp-heatmaps"]),
+                   ["sharp-heatmaps"]),
                   ("confidence-1", "labels and confidence, a4 = 1", {"terms": ["confidence"]},
-                   lambda student: [f"distill.WEIGHTS.{student}.confidence=1"]),
-                  ("all", "labels and all four", {}, unchanged))},
+                   [f"distill.WEIGHTS.{student}.confidence=1"]),
+                  ("all", "labels and all four", {}, []))},
     "tokens": {
         "cc-gs-raw-as-distilpose": ("raw, a1 = a2 = 5e-4 (DistilPose)", GS,
                                     ["raw-tokens", *weights("cc", 5e-4, 5e-4)]),
