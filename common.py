@@ -203,11 +203,9 @@ class Distributed:
 
     def any(self, flag):
         """Whether `flag` is true in any process."""
-        if self.world_size == 1:
-            return flag
-        count = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(count)
-        return bool(count > 0)
+        if self.world_size > 1:
+            flag = bool(self.mean(torch.tensor(float(flag), device=self.device)))
+        return flag
 
     def barrier(self):
         """Wait until every process has come here."""

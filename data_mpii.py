@@ -20,7 +20,7 @@ import json
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import isfile
 from pathlib import Path
 
@@ -68,9 +68,8 @@ class Samples:
 
     def first(self, count):
         """The first `count` samples."""
-        arrays = (self.joints, self.visible, self.center, self.side, self.head_size)
-        return Samples(self.name, *(array[:count] for array in arrays), self.image, self.files[:count],
-                       self.note)
+        cut = ("joints", "visible", "center", "side", "head_size", "files")
+        return replace(self, **{name: getattr(self, name)[:count] for name in cut})
 
 
 def box(center, scale):

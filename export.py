@@ -50,9 +50,8 @@ CLOSE = 0.05                 # pixels between a joint of PyTorch's and one of th
 #     bfloat16       backbone and encoder in half the bytes; the head stays in float32, as bfloat16 has 8 bits
 #                    and a crop 256 pixels
 #     compiled       element-wise operations fused (on a GPU: CUDA graphs): half a minute on the first batch
-#                    of each size. On a CPU the weights of a backbone are frozen, which makes a crop of the
-#                    small student take 10.2 instead of 13.8 ms. Without a backbone that costs time: 16 crops
-#                    of the paper's reg gs 195 instead of 186 ms (AMD EPYC, two cores, AVX-512).
+#                    of each size. On a CPU the weights of a backbone are frozen, 10.2 instead of 13.8 ms a
+#                    crop of the small student; without a backbone that costs time (docs/speed.md).
 
 def fold_batch_norms(model):
     """Fold every batch norm into the convolution registered right before it (hrnet.py), in place."""
@@ -170,9 +169,8 @@ def main():
         os.replace(partial, args.out)
     finally:
         partial.unlink(missing_ok=True)
-    print(f"{args.out}: {checkpoint.describe(model.config)}, {args.out.stat().st_size / 1e6:.1f} MB, "
-          f"joints within "
-          f"{off:.5f} pixels of PyTorch's on {len(samples)} samples of {samples.name}\n"
+    print(f"{args.out}: {checkpoint.describe(model.config)}, {args.out.stat().st_size / 1e6:.1f} MB, joints "
+          f"within {off:.5f} pixels of PyTorch's on {len(samples)} samples of {samples.name}\n"
           f"crops a second, batch {len(samples)}, {torch.get_num_threads()} threads: "
           f"PyTorch {here:.0f}, this file {there:.0f}\n"
           f"next: cut crops as predict.box_matrix and crops.cut do, and feed them to it")

@@ -36,8 +36,7 @@ from common import (BadInput, CommandLine, check_device, default_device, fast_bf
                     init_distributed, lock, main_with_clear_errors, refuse)
 from crops import AUGMENTATIONS, make_batch, store
 from data_mpii import find_labels, load_samples
-from distill import (TERMS, WEIGHTS, TeacherTargets, backbone_task, distillation_loss, task_loss,
-                     total)
+from distill import TERMS, WEIGHTS, TeacherTargets, backbone_task, distillation_loss, task_loss, total
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_samples, write_json
 from export import for_inference
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher

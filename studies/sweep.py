@@ -89,13 +89,12 @@ def read_flags(words):
     flags = {}
     for word in words:
         if word.startswith("--"):
-            flags[key := word[2:]] = True
+            flags[key := word[2:]] = []
         elif flags:
-            many = [] if flags[key] is True else flags[key] if isinstance(flags[key], list) else [flags[key]]
-            flags[key] = [*many, word] if many else word
+            flags[key].append(word)
         else:
             raise BadInput(f"what follows -- are flags of train.py, not {word}")
-    return flags
+    return {key: values[0] if len(values) == 1 else values or True for key, values in flags.items()}
 
 
 def start(name, flags, slot, jobs, until):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, CommandLine, main_with_clear_errors
-from evaluate import PAPER, count_multiply_adds
+from evaluate import GROUPS, PAPER, count_multiply_adds
 from models import FILTERS, PRESETS, STUDENTS, build_teacher
 from parts import CELLS
 from photos import PHOTO_STUDENTS, STARTS, TAKEN_APART
@@ -24,8 +24,6 @@ from train import RECIPES
 
 HEADS = {"reg": "regression", "cc": "SimCC"}
 MIXERS = {"gs": "static filter (GS)", "gd": "dynamic filter (GD)", "attention": "attention"}
-TITLES = {(student, filter): f"{HEADS[student]}, {MIXERS[filter]}"
-          for student, filter in product(HEADS, MIXERS)}
 DYNAMIC = "dynamic", "dynamic-photos", "join"        # groups of parts.py of which M's liveliness is asked
 HEADINGS = {"dynamic": "M sees", "dynamic-photos": "on photos, M sees", "join": "static and dynamic filter",
             "attention": "cc from labels alone", "mixers": "cc distilled", "long": "4,000 steps",
@@ -71,7 +69,7 @@ def headline_table():
         names = partial(name_of, student, filter)
         cells = [mean_and_spread(scores([f"{data}-{names(distill, seed)}" for seed in SEEDS], 0.5))
                  for data in ("drawn", "small-64") for distill in (False, True)]
-        title = TITLES.get((student, filter), f"{student} {filter}")
+        title = f"{HEADS[student]}, {MIXERS.get(filter, filter)}"
         rows.append([title, *cells, paper_scores(student, filter)])
     return table(["student", "drawings, alone", "distilled", "photos, alone", "distilled", "the paper, MPII"],
                  rows)
@@ -151,7 +149,7 @@ def compared_table():
 
 def joints_table(*titles):
     """The scores of runs by joint; titles: (what the row is called, name of its run). Blank where not run."""
-    rows, joints = [], ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean")
+    rows, joints = [], (*GROUPS, "mean")
     for title, name in titles:
         found = result(name)
         half = found["scores"]["pckh@0.5"] if found else {}
