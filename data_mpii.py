@@ -145,8 +145,7 @@ def read_json(file):
 
 
 FIELDS = "image", "joints", "joints_vis", "center", "scale"
-# What must hold of an entry with these fields, numbers as arrays, and how the error describes it where it
-# does not.
+# How an error describes an entry, and what must hold of it instead; fields with numbers are arrays.
 RULES = (
     ("image {image!r:.200} does not name a file inside images/", lambda image, **_:
         isinstance(image, str) and not Path(image).is_absolute() and ".." not in Path(image).parts

@@ -119,10 +119,9 @@ class HRNet(nn.Module):
         self.stage2 = nn.Sequential(HighResolutionModule([C, 2 * C], keep=2, blocks=depths.blocks))
         self.transition2 = nn.ModuleList(
             [nn.Identity(), nn.Identity(), nn.Sequential(conv_bn(2 * C, 4 * C, 3, stride=2))])
-        last = depths.modules - 1
+        keeps = [3] * (depths.modules - 1) + [1]                                # branches that leave a module
         self.stage3 = nn.Sequential(
-            *[HighResolutionModule([C, 2 * C, 4 * C], 1 if module == last else 3, depths.blocks)
-              for module in range(last + 1)])
+            *[HighResolutionModule([C, 2 * C, 4 * C], keep, depths.blocks) for keep in keeps])
 
     def forward(self, x):
         x = self.bn1(self.conv1(x)).relu()                                     # (B, 64, H/2, W/2)

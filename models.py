@@ -393,10 +393,8 @@ def build_student(student, filter, backbone="none", preset="paper"):
             raise ValueError(f"{name} {value!r} is not one of {', '.join(choices)}")
     sizes = PRESETS[preset]
     config = dict(student=student, filter=filter, backbone=backbone, preset=preset)
-    if student == "reg":
-        head = RegressionHead(sizes.dim)
-    else:
-        head = CoordinateHead(sizes.dim, sizes.bins_per_pixel * sizes.size, sizes.simcc_sigma)
+    head = (RegressionHead(sizes.dim) if student == "reg" else
+            CoordinateHead(sizes.dim, sizes.bins_per_pixel * sizes.size, sizes.simcc_sigma))
     return PoseNet(sizes, filter, BACKBONES[backbone], head, config)
 
 

@@ -108,9 +108,8 @@ def main():
         one, other = (way(torch.arange(min(8, len(samples))))[0] for way in ways)
         off = (one - other).abs().mean()
         whole, alone = (images_a_second(way, samples) for way in ways)
-    print(f"{args.size} x {args.size} crops and 16 heatmaps, one core, batches of {BATCH}: "
-          f"sample by sample {alone:.0f} images a second, whole batches {whole:.0f}: "
-          f"{whole / alone:.1f} times\n"
+    print(f"{args.size} x {args.size} crops and 16 heatmaps, one core, batches of {BATCH}: sample by sample "
+          f"{alone:.0f} images a second, whole batches {whole:.0f}: {whole / alone:.1f} times\n"
           f"(crops differ by {off:.2f} deviations of a pixel's value: one is cut from a stored crop)")
 
 

@@ -24,8 +24,7 @@ from speed import PRECISIONS, build_form, precisions
 
 def peak():
     """The most memory that this process ever held, MB."""
-    unit = 1024 ** 2 / 1000 if sys.platform == "darwin" else 1000
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000         # Linux counts in KB
 
 
 @torch.inference_mode()
