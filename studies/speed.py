@@ -49,7 +49,6 @@ MATRIX = {"cpu": 3000, "cuda": 8192}  # rows and columns of the large product
 BATCH_SECONDS = 200                  # for one row at one batch: no network is compiled in its last third
 TRAINING_SECONDS = 20
 FEWEST_SECONDS = 20                  # to time all forms, however long they took to compile
-RENAMED = {"share": "fraction", "ready": "optimised"}        # in results written earlier
 
 
 class Timing(NamedTuple):
@@ -64,13 +63,11 @@ class Timing(NamedTuple):
     high: float
     fraction: float          # of the machine's rate of matrix products
     off: float        # largest difference of a token from the plain float32 network's, over the largest token
-    memory: float            # bytes at the peak beside the network, on a GPU; 0 on a CPU (studies/memory.py)
 
 
 def read_timings(figures):
     """The list of Timing in the content of a file that --json wrote."""
-    return [Timing(**{RENAMED.get(key, key): RENAMED.get(value, value) for key, value in timing.items()})
-            for timing in figures["timings"]]
+    return [Timing(*(timing[name] for name in Timing._fields)) for timing in figures["timings"]]
 
 
 ROWS = tuple(dict.fromkeys(f"{row[0]}-{row[2]}" for row in PAPER))
@@ -112,7 +109,6 @@ class Contender(NamedTuple):
     context: Callable
     operations: float        # a crop; a product
     off: float = 0           # as in Timing
-    memory: float = 0
 
 
 def products(device, kind):
@@ -136,9 +132,6 @@ def contenders(models, images, kind, until=float("inf")):
     for form, (precision, dtype), filter in product(FORMS, precisions(images.device).items(), models):
         problem = "the time is over" if form == "compiled" and time.monotonic() > until else ""
         try:
-            if kind == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated() if kind == "cuda" else 0
             if not problem:
                 network, context = build_form(models[filter], form, dtype)
                 with context():
@@ -156,9 +149,7 @@ def contenders(models, images, kind, until=float("inf")):
         if problem:
             tqdm.write(f"{filter} {form} {precision}, batch {len(images)}, is left out: {problem}")
             continue
-        memory = torch.cuda.max_memory_allocated() - before if kind == "cuda" else 0
-        yield Contender(filter, form, precision, partial(network, images), context, operations[filter], off,
-                        memory)
+        yield Contender(filter, form, precision, partial(network, images), context, operations[filter], off)
 
 
 @torch.inference_mode()
@@ -197,7 +188,7 @@ def measure_speed(rows, device="cpu", budget=BATCH_SECONDS):
                 continue
             high, median, low = (batch / t for t in np.quantile(found, (0.25, 0.5, 0.75)))
             fraction = contender.operations * median / rates[contender.precision][-1]
-            timings.append(Timing(row, *contender[:3], batch, median, low, high, fraction, *contender[-2:]))
+            timings.append(Timing(row, *contender[:3], batch, median, low, high, fraction, contender.off))
     return timings, {precision: statistics.median(found) for precision, found in rates.items() if found}
 
 

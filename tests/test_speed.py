@@ -20,7 +20,7 @@ native = pytest.mark.skipif(not fast_bfloat16("cpu"), reason="this CPU has no na
 
 
 def timing(filter, form, batch, fps, precision="float32", row="reg-none"):
-    return speed.Timing(row, filter, form, precision, batch, fps, fps - 1, fps + 1, 0.5, 1e-6, 0)
+    return speed.Timing(row, filter, form, precision, batch, fps, fps - 1, fps + 1, 0.5, 1e-6)
 
 
 TIMINGS = [
@@ -106,29 +106,6 @@ def test_nothing_is_compiled_when_time_is_up(monkeypatch, capsys):
     timings, _ = speed.measure_speed(["cc-none"], budget=0)
     assert [t.form for t in timings] == ["plain", "optimised"]
     assert "gs compiled float32, batch 1, is left out: the time is over" in capsys.readouterr().out
-
-
-def test_results_of_earlier_words_load():
-    (timing,) = speed.read_timings(
-        {
-            "timings": [
-                dict(
-                    row="reg-none",
-                    filter="gs",
-                    form="ready",
-                    precision="float32",
-                    batch=1,
-                    fps=3,
-                    low=2,
-                    high=4,
-                    share=0.5,
-                    off=0,
-                    memory=0,
-                )
-            ]
-        }
-    )
-    assert timing.form == "optimised" and timing.fraction == 0.5
 
 
 def test_the_machine_is_named(monkeypatch):
