@@ -257,14 +257,6 @@ class DynamicFilter(nn.Module):
         x = self.filter(x, *K_hat)                                             # X' = T^-1(K^ (.) T(X))
         return self.W2(x)                                                      # (B, H, W, D)
 
-    def _load_from_state_dict(self, weights, prefix, *more):
-        """Weights from before the norm was added get mean 1, variance 1: M sees the mean token, as then."""
-        ones = torch.ones_like(self.norm.running_mean)
-        for name, value in (("running_mean", ones), ("running_var", ones - self.norm.eps),
-                            ("num_batches_tracked", torch.tensor(0))):
-            weights.setdefault(f"{prefix}norm.{name}", value)
-        super()._load_from_state_dict(weights, prefix, *more)
-
 
 class GlobalDynamicFilter(nn.Module):
     """GD: a static filter and, beside it, a dynamic one; their outputs are added.

@@ -240,7 +240,7 @@ class OneEuro:
         return 1 / (1 + 1 / (2 * math.pi * frequency * dt))
 
 
-def draw_people(image, people, threshold=THRESHOLD):
+def draw_poses(image, people, threshold=THRESHOLD):
     width = max(THINNEST, round(max(image.size) / 250))
     for person in people:
         visible = np.ones(len(JOINTS), bool)
@@ -302,7 +302,7 @@ def predict_images(args, model):
             for (path, name, image, scale, _), people in zip(batch, found):
                 target = args.out / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                draw_people(image, people, args.threshold).save(target, quality=92)
+                draw_poses(image, people, args.threshold).save(target, quality=92)
                 if add:
                     add(record(path, people, scale))
             read += len(batch)
@@ -336,7 +336,7 @@ def predict_video(args, model, source, name):
                 joints = smooth(joints, now - last if camera else 1 / rate)
                 people = [person._replace(joints=xy) for person, xy in zip(people, sides * joints)]
             last = now
-            frame = cv2.cvtColor(np.asarray(draw_people(image, people, args.threshold)), cv2.COLOR_RGB2BGR)
+            frame = cv2.cvtColor(np.asarray(draw_poses(image, people, args.threshold)), cv2.COLOR_RGB2BGR)
             if writer is None:
                 writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, image.size)
                 if not writer.isOpened():

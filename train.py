@@ -176,14 +176,14 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
                 **{name: value / steps for name, value in progress.sums.items()},
                 "images_per_second": round(steps * args.batch_size / progress.seconds, 2)}
         if (progress.epoch + 1) % SCORE_EVERY == 0 or progress.epoch + 1 == args.epochs:
-            line |= score(args, distributed, state, valid, save_or_stop)
+            line |= score_average(args, distributed, state, valid, save_or_stop)
         progress.log.append(line)
         print("  ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}"
                         for name, value in line.items()), flush=True)
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, {}, 0
         save(args, distributed, state)
     if not (args.out / "best.pt").exists():              # can be so where a finished run is resumed
-        score(args, distributed, state, valid, save_or_stop)
+        score_average(args, distributed, state, valid, save_or_stop)
 
 
 # ------------------------------------------------------------------------------- steps of the loop
@@ -254,7 +254,7 @@ def update_ema(ema, model, step, steps):
     torch._foreach_lerp_(*map(list, zip(*pairs)), max(1 / (step + 1), min(1, 1 / (EMA_FRACTION * steps))))
 
 
-def score(args, distributed, state, valid, between):
+def score_average(args, distributed, state, valid, between):
     """Score the weight average and keep it if it is the best -> {'pckh@0.5': mean, 'pckh@0.1': mean}.
 
     The main process does so; others wait for it at their next step.
@@ -509,7 +509,7 @@ def load_teacher(args, train, valid, size):
     targets = TeacherTargets(fast, images, args.views, len(train[0]), source)
     if args.views:
         print(f"teacher targets are computed once for each of {args.views} views: "
-              f"{targets.nbytes() / 1e9:.1f} GB of memory")
+              f"{sum(part.nbytes for part in targets.kept) / 1e9:.1f} GB of memory")
     return targets
 
 

@@ -101,9 +101,16 @@ def long_warm_up(step, steps):
     return min(1, (step + 1) / (0.3 * steps)) * 0.1 ** sum(step >= part * steps for part in train.DECAY_AT)
 
 
-def sharp_targets(teacher, images, targets=distill.teacher_targets):
-    found = targets(teacher, images)
-    return found._replace(heatmaps=found.heatmaps.square())
+def heatmaps_to_the(power):
+    def teacher_targets(teacher, images, targets=distill.teacher_targets):
+        found = targets(teacher, images)
+        return found._replace(heatmaps=found.heatmaps ** power)
+    return distill, "teacher_targets", teacher_targets
+
+
+def mirrored_heatmaps(teacher, images, targets=distill.teacher_targets):
+    found, mirrored = targets(teacher, images), targets(teacher, images.flip(-1)).heatmaps
+    return found._replace(heatmaps=(found.heatmaps + mirrored.flip(-1)[:, crops.FLIP]) / 2)
 
 
 def teacher_loss(of_cells):
@@ -112,6 +119,12 @@ def teacher_loss(of_cells):
         values = of_cells(logits, crops.heatmaps(xy, sigma, logits.shape[-1]))
         return distill.masked_mean(values.mean((-2, -1)), visible)
     return distill, "heatmap_task", heatmap_task
+
+
+def presets(change):
+    """PRESETS with change(preset) -> {field: value} in each."""
+    return models, "PRESETS", {name: replace(preset, **change(preset))
+                               for name, preset in models.PRESETS.items()}
 
 
 def builder(build):
@@ -140,14 +153,18 @@ CHANGES = {
     # the teacher: Adam for convolutions; no heatmaps of the backbone; its output is the heatmap (HRNet),
     # or a probability for each cell
     "adam-convolutions": [learn_apart(lambda key, weight: weight.ndim == 4)],
-    "no-backbone-heatmaps": [(models, "PRESETS", {name: replace(preset, backbone_heatmaps=False)
-                                                  for name, preset in models.PRESETS.items()})],
+    "no-backbone-heatmaps": [presets(lambda preset: dict(backbone_heatmaps=False))],
     "mean-squared-error": [teacher_loss(lambda logits, target: (logits - target).square())],
     "binary-cross-entropy": [teacher_loss(
         partial(nn.functional.binary_cross_entropy_with_logits, reduction="none"))],
-    # what a student is told: tokens as they are (DistilPose), heatmaps squared
+    # what a student is told: tokens as they are (DistilPose); heatmaps of 0.7 and 1.4 times the width, or
+    # averaged with those of the mirrored crop; SimCC labels of half and twice the width
     "raw-tokens": [(distill.TokenScale, "__call__", lambda self, tokens: tokens)],
-    "sharp-heatmaps": [(distill, "teacher_targets", sharp_targets)],
+    "sharp-heatmaps": [heatmaps_to_the(2)],
+    "soft-heatmaps": [heatmaps_to_the(0.5)],
+    "mirrored-heatmaps": [(distill, "teacher_targets", mirrored_heatmaps)],
+    "narrow-labels": [presets(lambda preset: dict(simcc_sigma=preset.simcc_sigma / 2))],
+    "wide-labels": [presets(lambda preset: dict(simcc_sigma=preset.simcc_sigma * 2))],
 }
 
 

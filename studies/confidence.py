@@ -27,14 +27,14 @@ WITHIN = 0.5             # head sizes
 TEMPERATURES = 0.3, 3    # where it is looked for
 
 
-def right_and_confidence(joints, confidences, samples, people=slice(None)):
+def right_and_confidence(joints, confidences, samples, rows=slice(None)):
     """-> whether each joint is right (J,), its confidence (J,), of labelled joints that PCKh's mean counts.
 
-    joints (N, 16, 2) in pixels of the images, confidences (N, 16) in [0, 1]; people: which of the N.
+    joints (N, 16, 2) in pixels of the images, confidences (N, 16) in [0, 1]; rows: which of the N.
     """
     error = np.linalg.norm(joints - samples.joints, axis=-1) / samples.head_size[:, None]     # (N, 16)
-    counted = (samples.visible & np.isin(np.arange(16), SCORED))[people]
-    return error[people][counted] <= WITHIN, confidences[people][counted].astype(float)
+    counted = (samples.visible & np.isin(np.arange(16), SCORED))[rows]
+    return error[rows][counted] <= WITHIN, confidences[rows][counted].astype(float)
 
 
 def calibration(*predictions):
@@ -74,22 +74,22 @@ def main():
                         help="folder for cut crops (default: runs/crops)")
     parser.add_argument("--flip-test", action="store_true", help="average the predictions of mirror images")
     parser.add_argument("--calibrate", type=Path, metavar="OUT",
-                        help="fit the temperature of a cc student's confidences on half of the people, "
+                        help="fit the temperature of a cc student's confidences on half of the samples, "
                              "report those of the others, and write a copy with it, in float16")
     args = parser.parse_args()
     if args.calibrate and (len(args.checkpoint) > 1 or args.calibrate.exists()):
         raise BadInput("--calibrate takes one checkpoint and the name of a file that is not there yet")
     for path in args.checkpoint:
         model, metadata, samples, crops = load_to_score(path, args.data, args.cache)
-        people = slice(None)
+        rows = slice(None)
         if args.calibrate:
             if not isinstance(model.head, CoordinateHead):
                 raise BadInput(f"{path} is no cc student: only their confidences have a temperature")
             half = len(samples) // 2
-            people = slice(half, None)
+            rows = slice(half, None)
             print(f"temperature {calibrate(model, samples.first(half), crops[:half], args.flip_test)}")
             checkpoint.save(args.calibrate, model, metadata, half=True)
-        found = calibration(*predict(model, samples, crops, flip_test=args.flip_test), samples, people)
+        found = calibration(*predict(model, samples, crops, flip_test=args.flip_test), samples, rows)
         print(f"{path}: ece {found['ece']:.3f}, auroc {found['auroc']:.3f}")
         for mean, fraction, count in found["curve"]:
             print(f"confidence {mean:.2f}: {fraction:.2f} right of {count:,} joints")

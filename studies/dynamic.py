@@ -7,6 +7,7 @@
     deviation   of M over images: standard deviation of each weight, mean over channels and basis filters
     dead        fraction of M's hidden units that are 0 for every image
     entropy     of the weights of a channel, in units of log N: 1 is an even mixture, 0 a single basis filter
+    logits      their standard deviation around their mean over the N basis filters
     frozen      PCKh@0.5 with M replaced, in every block, by its mean over images
 """
 
@@ -33,7 +34,7 @@ PEOPLE, BATCH = 256, 16                          # drawings to learn from in `tr
 
 
 def watch(model, run):
-    """run() while M is watched -> M (images, N, E) and hidden units (images, hidden), by block."""
+    """run() while M is watched -> its logits (images, N, E) and hidden units (images, hidden), by block."""
     filters = [module for module in model.modules() if isinstance(module, DynamicFilter)]
     seen = [([], []) for _ in filters]
     hooks = [layer.register_forward_hook(lambda _, inputs, output, keep=keep: keep.append(output.detach()))
@@ -42,15 +43,17 @@ def watch(model, run):
     run()
     for hook in hooks:
         hook.remove()
-    return [(torch.cat(logits).unflatten(-1, (gfl.BASIS_FILTERS, -1)).softmax(1), torch.cat(hidden).relu())
+    return [(torch.cat(logits).unflatten(-1, (gfl.BASIS_FILTERS, -1)), torch.cat(hidden).relu())
             for logits, hidden in seen]
 
 
-def liveliness(M, hidden):
-    """-> {deviation, dead, entropy} of one block, as the module's docstring says."""
+def liveliness(logits, hidden):
+    """-> {deviation, dead, entropy, logits} of one block, as the module's docstring says."""
+    M = logits.softmax(1)
     entropy = -torch.xlogy(M, M).sum(1).mean() / torch.tensor(gfl.BASIS_FILTERS).log()
     dead = (hidden == 0).all(0).float().mean()
-    return dict(deviation=float(M.std(0).mean()), dead=float(dead), entropy=float(entropy))
+    return dict(deviation=float(M.std(0).mean()), dead=float(dead), entropy=float(entropy),
+                logits=float((logits - logits.mean(1, keepdim=True)).std()))
 
 
 def freeze(model, means):
@@ -64,7 +67,7 @@ def liveliness_and_loss(model, samples, crops):
     """{'blocks': a liveliness each, 'live': PCKh@0.5, 'frozen': with M at its mean}; leaves M frozen."""
     scores = {}
     blocks = watch(model, lambda: scores.update(live=evaluate(model, samples, crops)))
-    freeze(model, [M.mean(0) for M, _ in blocks])
+    freeze(model, [logits.softmax(1).mean(0) for logits, _ in blocks])
     scores["frozen"] = evaluate(model, samples, crops)
     return dict(blocks=[liveliness(*block) for block in blocks],
                 **{name: values["pckh@0.5"]["mean"] for name, values in scores.items()})

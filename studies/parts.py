@@ -7,6 +7,7 @@ and `dynamic-photos`).
 
     dynamic          what M of the dynamic filter sees, and the static control
     dynamic-photos   the same on photos, from labels alone, 16 epochs
+    recipe-photos    a student of preset small-64 on photos, from labels alone, 8 epochs: labels, batch, crops
     join             static and dynamic filter side by side, or in series
     attention        attention's heads, rate, optimiser, warm-up; the filters at the same rates
     mixers           attention and both filters, distilled, at several rates
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, main_with_clear_errors
 from distill import TERMS
 from models import FILTERS, STUDENTS
-from photos import PHOTO_EPOCHS
+from photos import PHOTO_EPOCHS, SMALL_EPOCHS
 from sweep import SEEDS, main
 
 EPOCHS = 8               # of 125 steps; scored at 4 and 8
@@ -46,6 +47,12 @@ def weights(student, keypoint, visual):
 def of_labels(filter, title, *changes, **flags):
     """A cell of the cc student with this mixer that learns from labels alone."""
     return title, {"student": "cc", "filter": filter, **LABELS, **flags}, list(changes)
+
+
+def of_photos(title, *changes, **flags):
+    """A cell of the cc gd student of preset small-64 that learns from labels alone."""
+    return of_labels("gd", title, *changes, preset="small-64", amp=True, epochs=SMALL_EPOCHS["compared"],
+                     **flags)
 
 
 ATTENTION = {"separate-qkv": "q, k, v as three matrices", "adam-attention": "Adam for qkv and output",
@@ -69,6 +76,14 @@ CELLS = {
     "dynamic-photos": {
         "photos-gd-alone": of_labels("gd", "**1 + z**"),
         "photos-gd-alone-constant": of_labels("gd", "ones: the static control", "constant")},
+    "recipe-photos": {
+        "small-64": of_photos("**labels of sigma 4 bins, batch of 32, crops `upright`**"),
+        "small-64-narrow": of_photos("labels half as wide", "narrow-labels"),
+        "small-64-wide": of_photos("labels twice as wide", "wide-labels"),
+        "small-64-tokenpose": of_photos("crops `tokenpose`: turned by up to 60 degrees",
+                                        augmentation="tokenpose"),
+        "small-64-batch-64": of_photos("batch of 64, half as many steps", **{"batch-size": 64}),
+        "small-64-batch-16": of_photos("batch of 16, twice as many steps", **{"batch-size": 16})},
     "join": {"gd": ("**side by side**, added", GD, []),
              "gd-in-series": ("in series, dynamic behind static", GD, ["in-series"])},
     "attention": {
@@ -102,9 +117,14 @@ CELLS = {
                    [f"distill.WEIGHTS.{student}.heatmap=10"]),
                   ("sharp-heatmap", "labels and heatmap, squared", {"terms": ["heatmap"]},
                    ["sharp-heatmaps"]),
+                  ("soft-heatmap", "labels and heatmap, its square root", {"terms": ["heatmap"]},
+                   ["soft-heatmaps"]),
+                  ("mirrored-heatmap", "labels and heatmap, averaged with the mirror image's",
+                   {"terms": ["heatmap"]}, ["mirrored-heatmaps"]),
                   ("confidence-1", "labels and confidence, a4 = 1", {"terms": ["confidence"]},
                    [f"distill.WEIGHTS.{student}.confidence=1"]),
-                  ("all", "labels and all four", {}, []))},
+                  ("all", "labels and all four", {}, []),
+                  ("all-new-views", "labels and all four, a new view in every epoch", {"views": 0}, []))},
     "tokens": {
         "cc-gs-raw-as-distilpose": ("raw, a1 = a2 = 5e-4 (DistilPose)", GS,
                                     ["raw-tokens", *weights("cc", 5e-4, 5e-4)]),
@@ -122,7 +142,7 @@ def parts_runs(groups=tuple(CELLS), seeds=SEEDS, data=None):
     for seed, group in product(seeds, groups):
         photos = {"epochs": PHOTO_EPOCHS["student"], "data": data} if group.endswith("-photos") else {}
         for cell, (_, flags, changes) in CELLS[group].items() if data or not photos else ():
-            runs[f"parts-{cell}-{seed}"] = {"epochs": EPOCHS, **flags, **photos, "seed": seed,
+            runs[f"parts-{cell}-{seed}"] = {"epochs": EPOCHS, **photos, **flags, "seed": seed,
                                             "changes": changes}
     return runs
 

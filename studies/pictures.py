@@ -34,9 +34,9 @@ from synthetic import SERIES, draw_people, draw_person
 
 RATIO = 0.5                  # of two people's filters: colours end at 2 to this power
 SHOWN, SIZE = 24, 192        # samples of a data set, side of their crops
-STRIP, TILE = 8, 160         # people in each row of the strip, side of their pictures
+STRIP, TILE = 8, 160         # drawings in each row of the strip, side of their tiles
 LARGER, TIGHTER = 4, 0.85    # the strip's drawings: pixels a side over the network's, shown part of the crop
-COLUMNS = 6                  # people in each row of the predictions: best, middling, worst
+COLUMNS = 6                  # samples in each row of the predictions: best, middling, worst
 
 
 def pyplot():
@@ -82,28 +82,28 @@ def filters(args):
     rows = []
     for path in args.checkpoint:
         model, _ = checkpoint.load(path)
-        people = validation_samples(args.data or "drawn", model.size).first(2)
-        batch = make_batch(people, store(people, model.size), np.arange(2), model.size)
+        pair = validation_samples(args.data or "drawn", model.size).first(2)
+        batch = make_batch(pair, store(pair, model.size), np.arange(2), model.size)
         title = checkpoint.describe(model.config)
         static = [m for m in model.modules() if isinstance(m, StaticFilter)]
         if not static:
             raise BadInput(f"{path} ({title}) holds no filters to look at: name a gs or gd student")
         rows.append((f"{title}\nstatic", [response(m.K_real, m.K_imag) for m in static], None))
         dynamic = [m.dynamic for m in model.modules() if isinstance(m, GlobalDynamicFilter)]
-        mixtures = [M for M, _ in watch(model, lambda model=model: model(batch.images))]     # (2, N, E) each
+        mixtures = [logits.softmax(1) for logits, _ in watch(model, lambda model=model: model(batch.images))]
         if dynamic:
             one, other = ([response(m.K_real @ M[n], m.K_imag @ M[n]) for m, M in zip(dynamic, mixtures)]
                           for n in range(2))
-            pictures = batch.images.permute(0, 2, 3, 1)
-            rows.append(("dynamic,\nthis person", one, pictures[0]))
-            rows.append(("this person's\nover the other's", [b / a for a, b in zip(one, other)], pictures[1]))
+            images = batch.images.permute(0, 2, 3, 1)
+            rows.append(("dynamic,\nthis person", one, images[0]))
+            rows.append(("this person's\nover the other's", [b / a for a, b in zip(one, other)], images[1]))
     columns = 1 + max(len(maps) for _, maps, _ in rows)
     figure, panels = plt.subplots(len(rows), columns, figsize=(1.5 * columns, 1.6 * len(rows)), squeeze=False)
-    for (title, maps, picture), row in zip(rows, panels):
+    for (title, maps, image), row in zip(rows, panels):
         for panel in row:
             panel.axis("off")
-        if picture is not None:
-            row[0].imshow(picture)
+        if image is not None:
+            row[0].imshow(image)
         row[0].set_title(title, fontsize=8)
         for n, (panel, seen) in enumerate(zip(row[1:], maps)):
             if "over" in title:      # a ratio: white where both are the same
@@ -119,17 +119,17 @@ def filters(args):
 def strip(args):
     """Two rows of drawings with predictions: the best of the held-out ones, and some around the median.
 
-    The network sees crops of its own size; they are drawn once more, larger, for people to look at.
+    The network sees crops of its own size; they are drawn once more, larger, to be looked at.
     """
-    model, _, people, stored = load_to_score(args.checkpoint[0], "drawn", args.cache)
-    joints, confidence = predict(model, people, stored)
-    order = by_error(people, joints)
+    model, _, samples, stored = load_to_score(args.checkpoint[0], "drawn", args.cache)
+    joints, confidence = predict(model, samples, stored)
+    order = by_error(samples, joints)
     middle = (len(order) - STRIP) // 2
     sheet = Image.new("RGB", (STRIP * TILE, 2 * TILE))
     for n, i in enumerate([*order[:STRIP], *order[middle:middle + STRIP]]):
         drawing = draw_person(SERIES["valid"], int(i), LARGER * model.size)
-        center = LARGER * people.center[i:i + 1] + (LARGER - 1) / 2
-        side = TIGHTER * LARGER * people.side[i:i + 1]
+        center = LARGER * samples.center[i:i + 1] + (LARGER - 1) / 2
+        side = TIGHTER * LARGER * samples.side[i:i + 1]
         matrix = crop_matrix(center, side, 2 * TILE)
         crop = Image.fromarray(cut(Image.fromarray(drawing.image), matrix[0], 2 * TILE))
         found = transform(matrix, torch.from_numpy(LARGER * joints[i:i + 1] + (LARGER - 1) / 2))[0].numpy()
@@ -140,38 +140,38 @@ def strip(args):
     return args.out / "strip.jpg"
 
 
-def by_error(people, joints):
-    """Rows of people by the mean error of their scored joints, best first; those without labels left out."""
-    error = np.linalg.norm(joints - people.joints, axis=-1) / people.head_size[:, None]
-    error = np.where(people.visible, error, np.nan)[:, SCORED]
+def by_error(samples, joints):
+    """Rows of samples by the mean error of their scored joints, best first; those without labels left out."""
+    error = np.linalg.norm(joints - samples.joints, axis=-1) / samples.head_size[:, None]
+    error = np.where(samples.visible, error, np.nan)[:, SCORED]
     scored = np.flatnonzero(~np.isnan(error).all(1))
     return scored[np.argsort(np.nanmean(error[scored], axis=1))]
 
 
 def predictions(args):
     """Held-out samples by mean error: best, median and worst, a row each; labels are white."""
-    model, _, people, stored = load_to_score(args.checkpoint[0], args.data or "drawn", args.cache)
-    joints, _ = predict(model, people, stored)
-    order = by_error(people, joints)
+    model, _, samples, stored = load_to_score(args.checkpoint[0], args.data or "drawn", args.cache)
+    joints, _ = predict(model, samples, stored)
+    order = by_error(samples, joints)
     middle = (len(order) - COLUMNS) // 2
     chosen = np.concatenate([order[:COLUMNS], order[middle:middle + COLUMNS], order[-COLUMNS:]])
     name = f"predictions-{args.data.resolve().name if args.data else 'drawn'}.jpg"
-    sheet = prediction_sheet(people, stored, chosen, joints, model.size, columns=COLUMNS, side=160)
+    sheet = prediction_sheet(samples, stored, chosen, joints, model.size, columns=COLUMNS, side=160)
     sheet.save(args.out / name, quality=85)
     return args.out / name
 
 
 def samples(args):
     """Some crops of a split in MPII's layout, with their joints."""
-    people = load_samples(args.data, args.split)
-    print(f"{people.name}: {len(people):,} people in {len(set(people.files)):,} pictures, "
-          f"{people.visible.mean():.1%} of the joints labelled" + (f"; {people.note}" if people.note else ""))
-    shown = np.unique(np.linspace(0, len(people) - 1, SHOWN).astype(int))
-    matrix = crop_matrix(people.center[shown], people.side[shown], SIZE)
-    crops = np.stack([cut(people.image(i), one, SIZE) for i, one in zip(shown, matrix)])
+    found = load_samples(args.data, args.split)
+    print(f"{found.name}: {len(found):,} samples of {len(set(found.files)):,} images, "
+          f"{found.visible.mean():.1%} of the joints labelled" + (f"; {found.note}" if found.note else ""))
+    shown = np.unique(np.linspace(0, len(found) - 1, SHOWN).astype(int))
+    matrix = crop_matrix(found.center[shown], found.side[shown], SIZE)
+    crops = np.stack([cut(found.image(i), one, SIZE) for i, one in zip(shown, matrix)])
     file = args.out / f"samples-{args.data.resolve().name}-{args.split}.png"
-    joints = transform(matrix, torch.from_numpy(people.joints[shown]))
-    contact_sheet(crops, (joints, people.visible[shown])).save(file)
+    joints = transform(matrix, torch.from_numpy(found.joints[shown]))
+    contact_sheet(crops, (joints, found.visible[shown])).save(file)
     return file
 
 

@@ -25,7 +25,8 @@ from train import RECIPES
 HEADS = {"reg": "regression", "cc": "SimCC"}
 MIXERS = {"gs": "static filter (GS)", "gd": "dynamic filter (GD)", "attention": "attention"}
 DYNAMIC = "dynamic", "dynamic-photos", "join"        # groups of parts.py of which M's liveliness is asked
-HEADINGS = {"dynamic": "M sees", "dynamic-photos": "on photos, M sees", "join": "static and dynamic filter",
+HEADINGS = {"dynamic": "M sees", "dynamic-photos": "on photos, M sees",
+            "recipe-photos": "small-64 on photos, cc gd from labels", "join": "static and dynamic filter",
             "attention": "cc from labels alone", "mixers": "cc distilled", "long": "4,000 steps",
             "terms": "learns from", "tokens": "the teacher's tokens"}
 MACHINES = "speed", "speed-avx2", "speed-amx"    # files of speed.py in results/

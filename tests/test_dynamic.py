@@ -17,11 +17,11 @@ STEPS, DEAD = (800, 0.45) if os.environ.get("LONG_TESTS") else (150, 0.2)
 
 def test_liveliness_by_hand():
     """One channel that turns over and one that stands; three of four hidden units ever above 0."""
-    M = torch.tensor(
-        [[[1.0, 0.25], [0, 0.25], [0, 0.25], [0, 0.25]], [[0, 0.25], [1, 0.25], [0, 0.25], [0, 0.25]]]
-    )
-    found = liveliness(M, torch.tensor([[1.0, 0, 2, 0], [0, 0, 2, 3]]))
-    assert found == dict(deviation=pytest.approx(2 * 0.5 ** 0.5 / 8), dead=0.25, entropy=pytest.approx(0.5))
+    logits = torch.zeros(2, 4, 2)
+    logits[0, 0, 0] = logits[1, 1, 0] = 30
+    found = liveliness(logits, torch.tensor([[1.0, 0, 2, 0], [0, 0, 2, 3]]))
+    assert found == dict(deviation=pytest.approx(2 * 0.5 ** 0.5 / 8), dead=0.25, entropy=pytest.approx(0.5),
+                         logits=pytest.approx((2 * (22.5 ** 2 + 3 * 7.5 ** 2) / 15) ** 0.5))
 
 
 def test_m_lives_through_training():
@@ -30,7 +30,7 @@ def test_m_lives_through_training():
     (model, blocks), = train_and_watch([STEPS])
     for found in (liveliness(*block) for block in blocks):
         assert found["deviation"] > 0.02 and found["dead"] < DEAD, found
-    freeze(model, [M.mean(0) for M, _ in blocks])
+    freeze(model, [logits.softmax(1).mean(0) for logits, _ in blocks])
     with torch.inference_mode():
         M = model.encoder.blocks[0].mixer.dynamic.mixture(torch.rand(2, 8, 10, 96))
     assert float(M.std(0).max()) < 1e-6
