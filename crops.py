@@ -30,11 +30,11 @@ from common import BadInput, locked
 
 MARGIN = 1.5                # stored crops are this many times as wide as the network's input: room to turn
                             # and zoom out; what lies outside is black
-SLICE = 256                 # crops that are cut at a time, and then written
+SLICE = 256                 # crops handed to the threads at a time
 # pixels that a CPU warps at once: they fit its cache (84 instead of 226 ms for 64 crops of 256)
 CACHED = 384 * 384
-ROUNDED = 2 ** 20           # the map of a shrunk image is rounded to 1 / this of a pixel
-HIDDEN = 0.15, 0.4          # sides of the occluding rectangle, fractions of the crop: a limb or two
+ROUNDED = 2 ** 20           # maps of shrunk images are rounded to multiples of 1 / this
+HIDDEN = 0.15, 0.4          # shortest, longest side of the occluding rectangle, fractions of the crop
 # Joint k of a mirrored person is joint FLIP[k] of the original: left and right are swapped.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
 
@@ -96,7 +96,7 @@ def cut(image, matrix, size):
     half = torch.full((2,), 0.5, dtype=torch.float64)
     back = invert(matrix)
     back[:, 2] += half - back[:, :2] @ half
-    if shrink > 1:      # points often fall just between two pixels: rounding noise must not decide
+    if shrink > 1:      # points often fall on the border of two pixels: noise must not choose one
         back = back.mul(ROUNDED).round().div(ROUNDED)
     return np.asarray(image.transform((size, size), Image.Transform.AFFINE, back.flatten().tolist(),
                                         Image.Resampling.BILINEAR))
@@ -184,7 +184,10 @@ def stored_size(size):
 
 
 def stored_matrix(center, side, size):
-    """Image -> stored crop: the map without augmentation, with the margin around it."""
+    """Image -> stored crop: the map without augmentation, with the margin around it.
+
+    The margins are whole pixels: without augmentation the second map only shifts by these, and blurs nothing.
+    """
     wide = stored_size(size)
     return crop_matrix(center, torch.as_tensor(side) * wide / size, wide)
 

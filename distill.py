@@ -1,25 +1,28 @@
 """Losses: labels, and distillation from a teacher's tokens, heatmaps and confidence.
 
-    python train.py --student cc --filter gd        # logs every term below
+    python train.py --student cc --filter gd        # logs these terms but L_bb
 
     L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs  (+ L_bb)
 
-    L_task   labels: SmoothL1 (regression), KL to a Gaussian label (coordinate classification)
+    L_task   labels: SmoothL1 (regression), KL to a Gaussian label (coordinate classification; the teacher's
+             heatmaps). Label widths: models.Preset
     L_kt     mean squared error between keypoint tokens of student and teacher
     L_vt     mean squared error between visual tokens of student and teacher
     L_hm     the teacher's heatmap against a Gaussian at the prediction (regression), or its marginals against
              the distributions over x and y (coordinate classification)
-    L_cs     absolute difference of the student's confidence and the teacher's heatmap at its prediction
+    L_cs     |student's confidence - teacher's heatmap at the student's prediction|
 
-    L_bb     ours, in presets small and small-64, for students and teacher: KL to a Gaussian label of heatmaps
-             that are read from the backbone's features
+    L_bb     ours, for every backbone in presets small and small-64, student or teacher: heatmaps read from
+             its features, KL to a Gaussian label
 
-The teacher's tokens are standardised (TokenScale); the student's are compared as they are.
+Tokens are those after the last block. The teacher's are standardised (TokenScale), the student's compared as
+they are. Both have one number and width, as train.py refuses a teacher of another preset: none is projected.
 
 The terms are those of the BMVC 2024 paper's poster. For the regression student they are DistilPose's
 ("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification
 the heatmap is compared through its marginals. `visible` is False for joints that are unlabelled or outside
-the crop: they are masked in every term but L_vt, which is not per joint.
+the crop: they are masked in every term but L_vt, which is not per joint. (PCKh, in evaluate.py, counts every
+labelled joint, occluded or outside the crop, too.)
 
 Shapes: B images, K = 16 joints, D channels, N visual tokens, S x S heatmap cells, `bins` SimCC bins per axis.
 Coordinates xy are fractions of the crop, visible is bool. Each loss is a tensor of shape ().
@@ -112,7 +115,10 @@ def visual_token_loss(student, teacher):
 
 
 def heatmap_loss_regression(prediction, teacher, visible):
-    """L_hm = ||H_student - H_teacher||^2 / S^2, H_student a Gaussian: predicted (x, y) and sigma."""
+    """L_hm = ||H_student - H_teacher||^2 / S^2, H_student a Gaussian of height 1 at the predicted (x, y).
+
+    Its width is the predicted sigma (cells, along each axis), which no other term trains.
+    """
     simulated = heatmaps(prediction.xy, prediction.sigma, teacher.shape[-1])               # (B, K, S, S)
     return masked_mean((simulated - teacher).square().mean((-2, -1)), visible)
 

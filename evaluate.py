@@ -198,7 +198,9 @@ TRANSFORMS = {torch.ops.aten._fft_r2c: fft_flops, torch.ops.aten._fft_c2r: fft_f
 
 
 def count_parameters(model):
-    """Number of parameters; the fixed position embedding is included, as in the paper's tables."""
+    """Number of parameters: a complex number of a filter counts as two, and the fixed position embedding is
+    included, as in the paper's tables; DFT matrices and batch norms' statistics, buffers, are not.
+    """
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -55,7 +55,7 @@ def global_filter(x, K):
     """`global_filter_numpy` for tensors, differentiable.
 
     Input in half precision is transformed in float32 and returned in its own type: PyTorch has half-precision
-    FFTs for powers of two only, and none in bfloat16.
+    FFTs for powers of two only, and none in bfloat16. (GlobalFilter below transforms in the input's type.)
     """
     H, W = x.shape[1:3]
     real = x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -145,7 +145,7 @@ class GlobalFilter(nn.Module):
         if (H, W) != self.grid or tuple(K_real.shape[-3:-1]) != (H, F):
             raise ValueError(f"the filter has {K_real.shape[-3]} x {K_real.shape[-2]} frequencies of a "
                              f"{self.grid[0]} x {self.grid[1]} grid, which do not fit a token grid of {H} "
-                             f"rows x {W} columns: build the layer with grid=({H}, {W}) for {H} x {F}")
+                             f"rows x {W} columns ({H} x {F}): build the layer with grid=({H}, {W})")
         over_w, over_h, back_w = (m.to(x.dtype) for m in (self.over_w, self.over_h, self.back_w))
         along_w = torch.matmul(over_w, x)                                      # (B, H, 2 F, D)
         spectrum = torch.matmul(over_h, along_w.view(B, 2 * H, F * D))         # T(X)          (B, 2 H, F D)
@@ -160,7 +160,7 @@ def by_definition(model):
     """A context in which a model's filters run `global_filter`: for tests, counting and timing."""
     layers = [layer for layer in model.modules() if isinstance(layer, GlobalFilter)]
     for layer in layers:
-        layer.forward = lambda x, *K: global_filter(x, torch.complex(*(  # takes no bfloat16
+        layer.forward = lambda x, *K: global_filter(x, torch.complex(*(  # no complex bfloat16
             part if part.dtype == torch.float64 else part.float() for part in K)))
     try:
         yield model
@@ -215,11 +215,11 @@ class DynamicFilter(nn.Module):
 
     grid: (H, W) of the token grids, dim: channels D. Input and output (B, H, W, D).
 
-    In DFFormer, M sees the mean token itself (over the whole grid, keypoint tokens included). After the layer
-    norm the mean hardly differs between images (standard deviation 0.08 to 0.2), and with Muon most hidden
-    units of M died in our runs: its output became constant. Here the mean is standardised over images,
-    channel by channel, by a batch norm without parameters, and 1 is added, as M1 has no bias. While the
-    norm's mean and variance are 1, 1 + z is the mean token: DFFormer's form. `docs/lab.md` has the runs.
+    In DFFormer, M sees the mean token itself. Here that mean is over keypoint tokens, too, and after the
+    layer norm hardly differs between images (standard deviation 0.08 to 0.2): M, then trained with Muon,
+    became constant, as most of its hidden units died. Now the mean is standardised over images, channel by
+    channel, by a batch norm without parameters, and 1 is added, as M1 has no bias. While the norm's mean and
+    variance are 1, 1 + z is the mean token: DFFormer's form. `docs/lab.md` has the runs.
     """
 
     def __init__(self, grid, dim):
@@ -262,8 +262,8 @@ class GlobalDynamicFilter(nn.Module):
     """GD: a static filter and, beside it, a dynamic one; their outputs are added.
 
     The parameter counts in the paper's tables show that GD holds both filters, not how they are joined.
-    Added, the distilled tiny cc student scored 53.1 +- 1.5 PCKh@0.5 after 1,000 steps (three seeds); with the
-    dynamic filter behind the static one 52.0 +- 0.9: not told apart (docs/results.md).
+    The distilled tiny cc student scored 53.1 +- 1.5 PCKh@0.5 after 1,000 steps (three seeds); with the
+    dynamic filter behind the static one 52.0 +- 0.9: no clear difference (docs/results.md).
     """
 
     def __init__(self, grid, dim):

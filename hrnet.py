@@ -2,7 +2,7 @@
 
     python -m pytest tests/test_models.py -k hrnet
 
-Two strided convolutions and four bottlenecks reduce the image to a quarter of its size. From there, parallel
+Two strided convolutions and a few bottlenecks reduce the image to a quarter of its size. From there, parallel
 branches at 1/4, 1/8 and 1/16 exchange their features after every module. The output is the 1/4 branch. Its
 width C is the number of its channels; the others have 2C and 4C.
 
@@ -124,9 +124,9 @@ class HRNet(nn.Module):
             *[HighResolutionModule([C, 2 * C, 4 * C], keep, depths.blocks) for keep in keeps])
 
     def forward(self, x):
-        x = self.bn1(self.conv1(x)).relu()                                     # (B, 64, H/2, W/2)
-        x = self.bn2(self.conv2(x)).relu()                                     # (B, 64, H/4, W/4)
-        x = self.layer1(x)                                                     # (B, 256, H/4, W/4)
+        x = self.bn1(self.conv1(x)).relu()                                     # (B, stem, H/2, W/2)
+        x = self.bn2(self.conv2(x)).relu()                                     # (B, stem, H/4, W/4)
+        x = self.layer1(x)                                                     # (B, 4 inner, H/4, W/4)
         xs = self.stage2([transition(x) for transition in self.transition1])   # C at 1/4, 2C at 1/8
         xs = self.stage3([*xs, self.transition2[2](xs[-1])])                   # C at 1/4 is all that leaves
         return xs[0]                                                           # (B, C, H/4, W/4)

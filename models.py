@@ -2,7 +2,7 @@
 
     python evaluate.py --costs              # parameters, multiply-adds and speed of the paper's networks
 
-All networks share one design: an image becomes 16 x 16 visual tokens (8 x 8 in preset tiny); one learned
+All networks share one design: an image becomes 16 x 16 visual tokens (8 x 8 for 64 pixels); one learned
 token per joint is added; an encoder of identical blocks mixes all of them; a head reads each joint from its
 token.
 
@@ -10,14 +10,15 @@ token.
             |                        . . . . . . . k       . visual token   (B, 256, D)
       patches, or HRNet + patches    . . . . . . . k       k keypoint token (B, 16, D): one more column,
             |                        . . . . . . . k         as 16 joints fill 16 rows (two columns in a
-      encoder: depth x block         . . . . . . . k         grid of 8 rows); the image keeps its own
+      encoder: depth x block         . . . . . . . k         grid of 8 rows)
             |
       head: regression (x, y, score, sigma), coordinate classification (SimCC), or heatmap (the teacher)
 
+A filter is circular, so keypoint tokens have the image's right edge on one side and its left on the other.
 What differs between the 16 students of the paper's Tables A and B is the block's mixer (attention, GS or GD
 of gfl.py), the backbone (none, HRNet-W32, HRNet-W48) and the head. Sizes are inferred from the tables'
 parameter counts. Positions inside the networks are fractions of the crop, 0 at its left or top edge and 1 at
-its right or bottom edge; `decode` alone turns them into pixels.
+its right or bottom edge; `PoseNet.decode` alone gives pixels.
 """
 
 import math
@@ -148,7 +149,8 @@ class Encoder(nn.Module):
 #     decode        prediction -> coordinates (B, K, 2) in fractions of the crop, and confidences (B, K)
 #     with_mirror   predictions of a crop and of its mirror image -> their mean. Distributions are averaged
 #                   bin by bin: the mean of two decoded peaks could be a point that neither supports.
-#                   Regression has no distributions: its coordinates are averaged.
+#                   Regression has no distributions: its coordinates are averaged. Nothing is shifted by a
+#                   cell, as HRNet's code does: cell i has its centre at (i + 0.5) / n, so mirroring is exact.
 
 class Regression(NamedTuple):
     """Prediction of the regression head."""
@@ -223,7 +225,7 @@ class CoordinateHead(nn.Module):
 class HeatmapHead(nn.Module):
     """TokenPose's head: LayerNorm, Linear D -> width, LayerNorm, Linear -> S * S: heatmaps (B, K, S, S).
 
-    Our output are logits over positions. values=True: it is the heatmap itself, as in published weights.
+    The output is logits over positions or, with values=True (published weights), the heatmap itself.
     """
 
     def __init__(self, dim, size, sigma, width=None, values=False):
@@ -237,18 +239,18 @@ class HeatmapHead(nn.Module):
         return self.layers(tokens).float().unflatten(-1, (self.size, self.size))
 
     def relative(self, output):
-        """Output -> heatmaps divided by the peak of a label's distribution; they can exceed 1."""
+        """Output -> heatmaps on a scale on which a label's peak is 1; they can exceed 1."""
         if self.values:
             return output
         label_peak = 1 / (2 * math.pi * self.sigma ** 2)
         return output.flatten(-2).softmax(-1).view_as(output) / label_peak
 
     def heatmaps(self, output):
-        """Output -> heatmaps in [0, 1], on a scale on which a label's peak is 1."""
+        """Output -> the heatmaps of `relative`, clamped to [0, 1]."""
         return self.relative(output).clamp(0, 1)
 
     def decode(self, output):
-        # not of clamped heatmaps, in which several cells may be equal
+        # before clamping, which can make several cells equal to 1
         xy, peak = decode_heatmaps(self.relative(output))
         return xy, peak.clamp(0, 1)
 
@@ -288,7 +290,7 @@ class Output(NamedTuple):
     """
     keypoint_tokens: torch.Tensor         # (B, K, D)
     visual_tokens: torch.Tensor           # (B, H * W, D)
-    prediction: Any                    # Regression, or logits: (x, y) pair (B, K, bins) each, or (B, K, S, S)
+    prediction: Any                       # what the head returns: Regression, (x, y) logits, or heatmaps
     backbone_heatmaps: torch.Tensor | None = None    # (B, K, size / 4, size / 4)
 
 
@@ -335,12 +337,12 @@ class PoseNet(nn.Module):
         maps = self.backbone_heatmaps(features).float() if self.training and self.backbone_heatmaps else None
         keypoint, visual = self.encoder(self.embed(features))
         kind = "cpu" if images.is_meta else images.device.type
-        # the head computes in float32: the 8 significant bits of bfloat16 tell 256 positions apart
+        # the head computes in float32: bfloat16's 8 significant bits tell only 256 positions apart
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             return Output(keypoint, visual, self.head(keypoint.to(self.mean.dtype)), maps)
 
     def decode(self, output):
-        """Output -> joints (B, K, 2) in pixels, (0, 0) the first one's centre, and confidences (B, K)."""
+        """Output -> joints (B, K, 2), (0, 0) is the top left pixel's centre, and confidences (B, K)."""
         xy, confidence = self.head.decode(output.prediction)
         return xy * self.size - 0.5, confidence
 

@@ -51,7 +51,7 @@ RECIPES = {"paper": dict(epochs=300, batch_size=64, optimiser="adam"),
            "tiny": dict(epochs=16, batch_size=32, optimiser="muon")}
 RECIPES["small-64"] = RECIPES["small"]
 RATE = 1e-3              # peak learning rate of Adam
-MUON_RATE = 20           # Muon's rate divided by Adam's: 41.5 is at --lr 1e-3, 2e-3 gave 36.5
+MUON_RATE = 20           # Muon's rate divided by Adam's; Muon's 41.5 above is at --lr 1e-3, 2e-3 gave 36.5
 # Rate of networks with attention or a backbone where the optimiser is muon. PCKh@0.5 of tiny students from
 # labels alone, 1,000 steps, at 2e-3, 1e-3, 5e-4, 2.5e-4: cc attention 18.4, 22.7, 37.7, 37.0; cc gs at 1e-3,
 # 5e-4, 2.5e-4: 32.0, 30.7, 29.2. The small-64 teacher, 3 epochs of photos, at 1e-3, 5e-4, 2.5e-4: 12.1, 13.5,
@@ -73,11 +73,11 @@ SAVE_EVERY = 300         # seconds between two checkpoints within an epoch
 CHUNK = 1024             # crops copied to a GPU at once
 BEGAN = time.monotonic() # --stop-after counts from the start of the process
 STATES = "last.pt", "previous.pt"        # a folder that holds one of these holds a run
-# in the errors of processes that another one has left
+# found in a process's error when another has ended
 LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"
 
-# Arguments that must not change on --resume, as the network, the samples, the teacher and the number of
-# processes must not. --epochs may (the decay of the rate follows the new number), and --lr may be lowered.
+# Arguments that must not change on --resume; neither may the network, the samples, the teacher or the number
+# of processes. --epochs may (the decay of the rate follows the new number), and --lr may be lowered.
 SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed",
             "amp", "compile", "deterministic")
 
@@ -182,7 +182,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
                         for name, value in line.items()), flush=True)
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, {}, 0
         save(args, distributed, state)
-    if not (args.out / "best.pt").exists():              # can be so where a finished run is resumed
+    if not (args.out / "best.pt").exists():              # resumed with no epoch left and no best.pt
         score_average(args, distributed, state, valid, save_or_stop)
 
 
@@ -191,9 +191,10 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
 def use_bfloat16(args, device):
     """Whether to compute in bfloat16: with --amp, on a device that multiplies bfloat16 matrices natively.
 
-    bfloat16: products of backbone and encoder, the teacher but for its head, and the heatmaps read from the
-    backbone. float32: weights and their average, head, loss, Adam, scores. Muon's iterations are in bfloat16
-    on every GPU that has it, with or without --amp (`orthogonal`).
+    bfloat16: products of backbone and encoder (the filters' T, T^-1 and K^ among them; the static K is not),
+    the teacher but for its head, and the heatmaps read from the backbone. float32: weights and their average,
+    head, loss, Adam, scores. Muon's iterations are in bfloat16 on every GPU that has it, with or without
+    --amp (`orthogonal`).
     """
     return args.amp and fast_bfloat16(device)
 
@@ -257,7 +258,8 @@ def update_ema(ema, model, step, steps):
 def score_average(args, distributed, state, valid, between):
     """Score the weight average and keep it if it is the best -> {'pckh@0.5': mean, 'pckh@0.1': mean}.
 
-    The main process does so; others wait for it at their next step.
+    Results are reported on the same samples: there is no third split. The main process scores; others wait
+    for it at their next step.
     """
     if not distributed.is_main:
         return {}
@@ -276,8 +278,8 @@ def score_average(args, distributed, state, valid, between):
 class StopRequest:
     """Whether the run should stop: after SIGINT or SIGTERM, or when the time of --stop-after is over.
 
-    The time is looked at only between steps, so at least one is made. A second signal ends the process at
-    once.
+    The time is looked at only between steps, so at least one is made. The same signal again ends the process
+    at once.
     """
 
     def __init__(self, minutes):
@@ -311,7 +313,7 @@ def save_or_raise_stopped(args, distributed, state, stop, between_steps=False):
 def save(args, distributed, state):
     """Write log.jsonl and last.pt, from which a run resumes to the bit. The old last.pt becomes previous.pt.
 
-    Not in it, as they are computed again: order, augmentation, the teacher's token statistics and targets.
+    Order, augmentation, the teacher's token statistics and targets are computed again, not saved.
     """
     state.saved_at = time.monotonic()
     if distributed.is_main:
@@ -351,7 +353,7 @@ def resume(args, state):
     for optimiser, saved in zip(state.optimisers, training["optimisers"]):
         optimiser.load_state_dict(saved)
     state.progress = Progress(**training["progress"])
-    if not (args.out / "best.pt").exists():          # not copied along: the next score is the best so far
+    if not (args.out / "best.pt").exists():          # a copy without best.pt: the next score is the best
         state.progress.best = -1
     return file
 
@@ -415,8 +417,9 @@ class Muon(torch.optim.Optimizer):
         W <- W - rate * sqrt(max(1, rows / columns)) * orthogonal(g + momentum (m - g))
 
     Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024. torch.optim.Muon takes the
-    same steps, but always iterates in bfloat16: on a CPU without native bfloat16 that took 235 of the 400 ms
-    of a training step. Here CPUs use float32, on batches of matrices of one shape: 7 of 90 ms.
+    same steps, but no convolutions, and always iterates in bfloat16: on a CPU without native bfloat16 that
+    took 235 of the 400 ms of a training step. Here CPUs use float32, on batches of matrices of one shape: 7
+    of 90 ms.
     """
 
     def __init__(self, parameters, lr):
@@ -593,30 +596,30 @@ def parse_arguments():
     add = parser.add_argument_group("network").add_argument
     add("--student", choices=STUDENTS, help="regression or coordinate classification (default: cc)")
     add("--filter", choices=FILTERS, help="static or dynamic global filter, or attention (default: gd)")
-    add("--backbone", choices=tuple(BACKBONES), help="HRNet's width (default: none; w24 with preset small)")
+    add("--backbone", choices=tuple(BACKBONES), help="HRNet's width (default: none; small, small-64: w24)")
     add("--preset", choices=tuple(PRESETS), default="tiny",
         help="sizes for crops of 64 x 64 pixels (tiny, small-64), 128 x 128 (small) or 256 x 256 (paper)")
     add("--backbone-weights", type=Path, help="published HRNet weights to start from (default: random)")
     add("--init", type=Path,
-        help="checkpoint to start from: of the same network, of any preset with layers of the same shapes; "
-             "or a student's teacher, for all but mixers and head (default: random)")
+        help="checkpoint to start from: the same network (any preset with equal shapes) or, for a student, "
+             "a teacher, whose mixers and head are not taken (default: random)")
     add("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
-    add("--teacher", type=Path, help="its checkpoint (default: the shipped one of the preset and the data)")
+    add("--teacher", type=Path, help="the teacher's checkpoint (default: one shipped for preset and data)")
     add("--no-distill", action="store_true", help="learn from labels alone")
-    add("--terms", nargs="+", choices=TERMS, metavar="TERM", help=f"of {', '.join(TERMS)} (default: all)")
+    add("--terms", nargs="+", choices=TERMS, metavar="TERM", help=f"distil {', '.join(TERMS)} (default: all)")
     add = parser.add_argument_group("data").add_argument
     add("--data", default="drawn", help="folder in MPII's layout (default: drawn, synthetic people)")
     add("--drawings", type=int, help=f"number of synthetic people (default: {DRAWINGS['student']} for a "
                                      f"student, {DRAWINGS['teacher']} for the teacher)")
     add("--skip-bad-data", action="store_true",
-        help="list entries that cannot be used in skipped.txt and go on (default: stop at the first)")
+        help="leave out unusable training entries, listed in skipped.txt (default: stop at first)")
     add("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
     add("--augmentation", choices=tuple(AUGMENTATIONS),
         help="upright: small rotation and zoom; tokenpose: up to 60 degrees, 0.75 to 1.25 times; colour: "
-             "also brightness and colours; occlusion: also a hidden rectangle (default: upright for "
+             "also brightness and colours; occlusion: also a rectangle on top (default: upright for "
              "synthetic people, tiny students and small-64, colour for tiny teachers, else tokenpose)")
     add("--views", type=int,
-        help="augmented views of each sample, repeated, teacher targets kept in memory; 0: always new ones "
+        help="augmented views of each sample, one an epoch in turn, teacher targets kept; 0: always new "
              f"(default: tiny students {VIEWS['drawn']} on drawings, {VIEWS['photos']} on photos, else 0)")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, help="passes over the samples (default: 16 tiny, 100 small, 300 paper)")
@@ -662,7 +665,7 @@ def check_arguments(args):
         find_labels(args.data, "train")              # a wrong folder is reported before a missing teacher
     refuse(
         (args.backbone_weights and args.backbone in (None, "none") and not args.train_teacher,
-         "--backbone-weights needs a backbone: add --backbone w32 or w48"),
+         "--backbone-weights needs a backbone of preset paper: add --backbone w32 or w48"),
         (args.distill and not args.teacher and not shipped,
          f"no teacher of preset {args.preset} for {'synthetic people' if drawn else 'photos'} is shipped: "
          f"train one with --train-teacher and name it with --teacher, or learn without one with "
