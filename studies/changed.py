@@ -33,12 +33,34 @@ from train import build_optimisers
 
 # ------------------------------------------------------------------------------- the rivals
 
-def mixture_of(statistic):
-    """DynamicFilter.mixture where M sees statistic(x (B, H, W, D), z (B, D) standardised mean) -> (B, D)."""
+def one_plus_z(self, x):
+    return 1 + self.norm(x.mean(dim=(1, 2)))
+
+
+def mixture_of(see=one_plus_z, activation=lambda x: x.relu().square(), sharpness=1):
+    """DynamicFilter.mixture where M sees see(self, x (B, H, W, D)) -> (B, D); its logits times sharpness."""
     def mixture(self, x):
-        logits = self.M2(self.M1(statistic(x, self.norm(x.mean(dim=(1, 2))))).relu().square())
+        logits = sharpness * self.M2(activation(self.M1(see(self, x))))
         return logits.unflatten(-1, (gfl.BASIS_FILTERS, -1)).softmax(dim=1)
     return gfl.DynamicFilter, "mixture", mixture
+
+
+def block_that_shows(self, x):
+    """Block.forward where M sees the tokens before the layer norm."""
+    if isinstance(self.mixer, gfl.GlobalDynamicFilter):
+        self.mixer.dynamic.before = x.mean(dim=(1, 2))
+    x = x + self.mixer(self.norm1(x))
+    return x + self.mlp(self.norm2(x))
+
+
+def build_with_large_basis(*args, **kwargs):
+    """Basis filters that begin ten times as large, so that they differ by more."""
+    model = build_student(*args, **kwargs)
+    for module in model.modules():
+        if isinstance(module, gfl.DynamicFilter):
+            module.K_real.data.mul_(10)
+            module.K_imag.data.mul_(10)
+    return model
 
 
 def learn_apart(chosen, factor=1):
@@ -134,14 +156,22 @@ def builder(build):
 # name -> where something else stands: (module or class, name there, what stands there)
 CHANGES = {
     # the dynamic filter: M sees ones (the static control with the same parameters), the mean of the tokens
-    # (DFFormer), or something else instead of 1 + z; M learns at another rate; the filters are in series
-    "constant": [mixture_of(lambda x, z: torch.ones_like(z))],
-    "plain-mean": [mixture_of(lambda x, z: x.mean(dim=(1, 2)))],
-    "half": [mixture_of(lambda x, z: 0.5 + z)],
-    "z-alone": [mixture_of(lambda x, z: z)],
+    # (DFFormer), or something else instead of 1 + z (on a square image, keypoint tokens are the columns from
+    # number H on); another temperature, activation or start; another rate for M; the filters in series
+    "constant": [mixture_of(lambda self, x: torch.ones_like(x[:, 0, 0]))],
+    "plain-mean": [mixture_of(lambda self, x: x.mean(dim=(1, 2)))],
+    "half": [mixture_of(lambda self, x: one_plus_z(self, x) - 0.5)],
+    "z-alone": [mixture_of(lambda self, x: one_plus_z(self, x) - 1)],
+    "visual-mean": [mixture_of(lambda self, x: one_plus_z(self, x[:, :, :x.shape[1]]))],
+    "keypoint-mean": [mixture_of(lambda self, x: one_plus_z(self, x[:, :, x.shape[1]:]))],
+    "mean-before-norm": [(models.Block, "forward", block_that_shows),
+                         mixture_of(lambda self, x: 1 + self.norm(self.before))],
+    "sharp-M": [mixture_of(sharpness=3)],
+    "gelu-M": [mixture_of(activation=nn.functional.gelu)],
     "triple-rate": [learn_apart(of_M, 3)],
     "slow-M": [learn_apart(of_M, 0.5)],
     "slower-M": [learn_apart(of_M, 0.2)],
+    "large-basis": builder(build_with_large_basis),
     "in-series": [(gfl.GlobalDynamicFilter, "forward", lambda self, x: self.dynamic(self.static(x)))],
     # attention
     "separate-qkv": builder(build_separate_qkv),

@@ -32,8 +32,8 @@ def shared_scores(joints, samples):
         error = np.linalg.norm(found - samples.joints, axis=-1) / samples.head_size[:, None]
         return (error <= WITHIN)[:, LIMBS] & labelled
 
-    def percent(hits, people=slice(None)):
-        return 100 * hits[people].sum() / labelled[people].sum()
+    def percent(hits, rows=slice(None)):
+        return 100 * hits[rows].sum() / labelled[rows].sum()
 
     labelled = samples.visible[:, LIMBS]                                                      # (N, 12)
     plain, swapped = right(joints), right(joints[:, FLIP])
