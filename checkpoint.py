@@ -12,6 +12,7 @@ import math
 import os
 import re
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -139,8 +140,8 @@ def read_last(folder):
             raise
         content = read(previous)
         print(f"{error}: resuming from {previous}")
-        if last.exists():                # so that the next save does not replace the good file
-            os.replace(last, folder / "last.damaged")
+        with suppress(FileNotFoundError):        # of torchrun's processes the first moves it
+            os.replace(last, folder / "last.damaged")        # so that the next save keeps the good file
         return previous, content
 
 

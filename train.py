@@ -724,7 +724,7 @@ def main():
         if distributed.world_size == 1 or not any(sign in str(error) for sign in LOST):
             raise                                    # a bug keeps its traceback
         print(f"error: process {distributed.rank} lost the others ({str(error).splitlines()[0][:120]}): the "
-              f"run has ended; the same command with --resume continues from {args.out}/last.pt",
+              f"run has ended; the same command with --resume continues from what is saved in {args.out}",
               file=sys.stderr)
         os._exit(2)                                  # a normal exit would wait for the lost process
 
