@@ -333,7 +333,7 @@ def resume(args, state):
     file, content = checkpoint.read_last(args.out)
     training = content["training"]
     here, there = (checkpoint.describe(config) for config in (state.model.config, content["config"]))
-    if training is None or "ema" not in training:
+    if (training or {}).get("progress", {}).keys() != asdict(Progress()).keys():
         raise BadInput(f"{file} holds weights but no state of training: --resume needs a last.pt of this "
                        f"version")
     if content["config"] != state.model.config:
