@@ -34,6 +34,7 @@ SLICE = 256                 # crops handed to the threads at a time
 # pixels that a CPU warps at once: they fit its cache (84 instead of 226 ms for 64 crops of 256)
 CACHED = 384 * 384
 ROUNDED = 2 ** 20           # maps of shrunk images are rounded to multiples of 1 / this
+CROPS = Path("runs/crops")  # folder of the stored crops, where --cache names no other
 HIDDEN = 0.15, 0.4          # shortest, longest side of the occluding rectangle, fractions of the crop
 # Joint k of a mirrored person is joint FLIP[k] of the original: left and right are swapped.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]

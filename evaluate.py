@@ -35,7 +35,7 @@ from tqdm import tqdm
 import checkpoint
 from common import (ONEDNN_LIMIT, BadInput, CommandLine, check_device, check_folder, default_device,
                     main_with_clear_errors, refuse)
-from crops import invert, make_batch, store, transform
+from crops import CROPS, invert, make_batch, store, transform
 from data_mpii import load_samples, read_truth
 from gfl import by_definition
 from models import build_student
@@ -317,11 +317,8 @@ def validation_samples(data, size):
     return drawn_people("valid", HELD_OUT, size) if data == "drawn" else load_samples(data, "valid")
 
 
-def load_to_score(path, data, cache, device="cpu"):
-    """A network and what it is scored on -> (model, metadata, Samples, their stored crops).
-
-    data, cache: as --data and --cache.
-    """
+def load_to_score(path, data, cache=CROPS, device="cpu"):
+    """A network and what --data names to score it on -> (model, metadata, Samples, their stored crops)."""
     model, metadata = checkpoint.load(path, device)
     samples = validation_samples(data, model.size)
     return model, metadata, samples, store(samples, model.size, None if data == "drawn" else cache)
@@ -374,7 +371,7 @@ def parse_arguments():
     add("--flip-test", action="store_true", help="average over each crop and its mirror image")
     add("--costs", action="store_true", help="parameters, GFLOPs, frames a second of all 16 students")
     add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    add("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
+    add("--cache", type=Path, default=CROPS, help="folder for cut crops (default: runs/crops)")
     add("--json", type=Path, help="write all figures to this file, too")
     return parser.parse_args()
 

@@ -34,7 +34,7 @@ from tqdm import tqdm
 import checkpoint
 from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16,
                     init_distributed, lock, main_with_clear_errors, refuse)
-from crops import AUGMENTATIONS, make_batch, store
+from crops import AUGMENTATIONS, CROPS, make_batch, store
 from data_mpii import find_labels, load_samples
 from distill import TERMS, WEIGHTS, TeacherTargets, backbone_task, distillation_loss, task_loss, total
 from evaluate import evaluate, mean_pose_score, predict, print_score, validation_samples, write_json
@@ -613,7 +613,7 @@ def parse_arguments():
                                      f"student, {DRAWINGS['teacher']} for the teacher)")
     add("--skip-bad-data", action="store_true",
         help="leave out unusable training entries, listed in skipped.txt (default: stop at first)")
-    add("--cache", type=Path, default=Path("runs/crops"), help="folder for cut crops (default: runs/crops)")
+    add("--cache", type=Path, default=CROPS, help="folder for cut crops (default: runs/crops)")
     add("--augmentation", choices=tuple(AUGMENTATIONS),
         help="upright: small rotation and zoom; tokenpose: up to 60 degrees, 0.75 to 1.25 times; colour: "
              "also brightness and colours; occlusion: also a rectangle on top (default: upright for "

@@ -70,8 +70,6 @@ def main():
     parser = CommandLine(__doc__)
     parser.add_argument("checkpoint", type=Path, nargs="+")
     parser.add_argument("--data", default="drawn", help="folder in MPII's layout (default: synthetic people)")
-    parser.add_argument("--cache", type=Path, default=Path("runs/crops"),
-                        help="folder for cut crops (default: runs/crops)")
     parser.add_argument("--flip-test", action="store_true", help="average the predictions of mirror images")
     parser.add_argument("--calibrate", type=Path, metavar="OUT",
                         help="fit the temperature of a cc student's confidences on half of the samples, "
@@ -80,7 +78,7 @@ def main():
     if args.calibrate and (len(args.checkpoint) > 1 or args.calibrate.exists()):
         raise BadInput("--calibrate takes one checkpoint and the name of a file that is not there yet")
     for path in args.checkpoint:
-        model, metadata, samples, crops = load_to_score(path, args.data, args.cache)
+        model, metadata, samples, crops = load_to_score(path, args.data)
         rows = slice(None)
         if args.calibrate:
             if not isinstance(model.head, CoordinateHead):

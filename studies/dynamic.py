@@ -117,13 +117,11 @@ def main():
     parser = CommandLine(__doc__)
     parser.add_argument("checkpoint", type=Path, nargs="*", help="gd students (default: training, watched)")
     parser.add_argument("--data", default="drawn", help="folder in MPII's layout (default: synthetic people)")
-    parser.add_argument("--cache", type=Path, default=Path("runs/crops"),
-                        help="folder for cut crops (default: runs/crops)")
     args = parser.parse_args()
     if not args.checkpoint:
         print_training()
     for path in args.checkpoint:
-        model, _, samples, crops = load_to_score(path, args.data, args.cache)
+        model, _, samples, crops = load_to_score(path, args.data)
         if model.config.get("filter") != "gd":
             raise BadInput(f"{path} is {checkpoint.describe(model.config)}, without dynamic filters: name a "
                            f"gd student")

@@ -48,11 +48,9 @@ def main():
     parser = CommandLine(__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", required=True, help="folder in MPII's layout")
-    parser.add_argument("--cache", type=Path, default=Path("runs/crops"),
-                        help="folder for cut crops (default: runs/crops)")
     parser.add_argument("--flip-test", action="store_true", help="average the predictions of mirror images")
     args = parser.parse_args()
-    model, _, samples, crops = load_to_score(args.checkpoint, args.data, args.cache)
+    model, _, samples, crops = load_to_score(args.checkpoint, args.data)
     joints, _ = predict(model, samples, crops, flip_test=args.flip_test)
     print(", ".join(f"{name} {value:.1f}" for name, value in shared_scores(joints, samples).items()))
 

@@ -121,7 +121,7 @@ def strip(args):
 
     The network sees crops of its own size; they are drawn once more, larger, to be looked at.
     """
-    model, _, samples, stored = load_to_score(args.checkpoint[0], "drawn", args.cache)
+    model, _, samples, stored = load_to_score(args.checkpoint[0], "drawn")
     joints, confidence = predict(model, samples, stored)
     order = by_error(samples, joints)
     middle = (len(order) - STRIP) // 2
@@ -150,7 +150,7 @@ def by_error(samples, joints):
 
 def predictions(args):
     """Held-out samples by mean error: best, median and worst, a row each; labels are white."""
-    model, _, samples, stored = load_to_score(args.checkpoint[0], args.data or "drawn", args.cache)
+    model, _, samples, stored = load_to_score(args.checkpoint[0], args.data or "drawn")
     joints, _ = predict(model, samples, stored)
     order = by_error(samples, joints)
     middle = (len(order) - COLUMNS) // 2
@@ -201,8 +201,6 @@ def main():
     parser.add_argument("--count", type=int, default=48, help="how many drawings (default: 48)")
     parser.add_argument("--seed", type=int, default=0, help="which series of drawings (default: 0)")
     parser.add_argument("--size", type=int, default=64, help="side of its crop in pixels (default: 64)")
-    parser.add_argument("--cache", type=Path, default=Path("runs/crops"),
-                        help="folder for cut crops (default: runs/crops)")
     parser.add_argument("--out", type=Path, help="folder (default: docs/, with --data predictions/)")
     args = parser.parse_args()
     private = args.data or args.what == "drawings"
