@@ -21,6 +21,8 @@ from common import CommandLine, main_with_clear_errors
 from models import FILTERS, build_student
 from speed import PRECISIONS, build_form, precisions
 
+BATCH = 16               # crops at once
+
 
 def peak():
     """The most memory that this process ever held, MB."""
@@ -28,11 +30,11 @@ def peak():
 
 
 @torch.inference_mode()
-def growth(filter, form, precision, batch):
+def growth(filter, form, precision):
     """MB that this process grows by in three forward passes of a reg student."""
     model = build_student("reg", filter, "none", "paper").eval()
     network, context = build_form(model, form, PRECISIONS[precision])
-    images = torch.rand(batch, 3, model.size, model.size)
+    images = torch.rand(BATCH, 3, model.size, model.size)
     before = peak()
     with context():
         for _ in range(3):
@@ -41,15 +43,13 @@ def growth(filter, form, precision, batch):
 
 
 def main():
-    parser = CommandLine(__doc__)
-    parser.add_argument("--batch", type=int, default=16, help="crops at once (default: 16)")
-    args = parser.parse_args()
+    CommandLine(__doc__).parse_args()
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for filter in FILTERS:
             for precision in precisions("cpu"):
-                plain, optimised = (pool.apply(growth, (filter, form, precision, args.batch))
+                plain, optimised = (pool.apply(growth, (filter, form, precision))
                                     for form in ("plain", "optimised"))
-                print(f"{filter:10}{precision:10}batch {args.batch}: plain {plain:6.0f} MB, "
+                print(f"{filter:10}{precision:10}batch {BATCH}: plain {plain:6.0f} MB, "
                       f"optimised {optimised:6.0f} MB", flush=True)
 
 

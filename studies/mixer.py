@@ -2,8 +2,8 @@
 
     python studies/mixer.py                   # a minute on two cores
 
-The grid is 16 x 17, 192 channels. Medians in milliseconds a batch; 'times' is the speed over the definition
-in float32. Only precisions that the device computes natively are measured.
+16 grids of 16 x 17, 192 channels. Medians in milliseconds; 'times' is the speed over the definition in
+float32. Only precisions that the device computes natively are measured.
 """
 
 import statistics
@@ -22,7 +22,7 @@ from export import COMPILE
 from gfl import GlobalDynamicFilter, StaticFilter, by_definition
 from speed import precisions
 
-GRID, DIM = (16, 17), 192
+BATCH, GRID, DIM = 16, (16, 17), 192
 FORMS = {"definition": by_definition, "products": nullcontext, "compiled": nullcontext}
 SECONDS = 30             # for the forms of one filter, which take turns
 
@@ -30,7 +30,6 @@ SECONDS = 30             # for the forms of one filter, which take turns
 @torch.inference_mode()
 def main():
     parser = CommandLine(__doc__)
-    parser.add_argument("--batch", type=int, default=16, help="token grids at once (default: 16)")
     parser.add_argument("--device", default=default_device(), help="cpu, cuda or cuda:N")
     args = parser.parse_args()
     check_device(args.device)
@@ -39,7 +38,7 @@ def main():
     for name, build in (("GS", StaticFilter), ("GD", GlobalDynamicFilter)):
         torch.manual_seed(0)
         layer = build(GRID, DIM).to(args.device).requires_grad_(False)
-        x = torch.randn(args.batch, *GRID, DIM, device=args.device)
+        x = torch.randn(BATCH, *GRID, DIM, device=args.device)
         with by_definition(layer):
             truth = layer(x)
         labels, works = [], []

@@ -24,12 +24,12 @@ SMALL_EPOCHS = {"teacher": 18, "student": 16, "compared": 8}
 STARTS = {"alone": "labels", "taught": "labels, terms", "started": "labels, weights",
           "distilled": "labels, weights, terms"}
 SMALL_VIEWS = 5
-PRETRAINED = ROOT / "weights" / "teacher-tiny-drawn.pt"
 
 
-def photo_runs(data, init=PRETRAINED):
-    """{name: flags of train.py}; init: checkpoint that the teacher starts from."""
-    runs = {"photos-teacher": {"data": data, "train-teacher": True, "amp": True, "init": init,
+def photo_runs(data):
+    """{name: flags of train.py} of the tiny networks; the teacher starts from the one of drawings."""
+    runs = {"photos-teacher": {"data": data, "train-teacher": True, "amp": True,
+                               "init": ROOT / "weights" / "teacher-tiny-drawn.pt",
                                "epochs": PHOTO_EPOCHS["teacher"]}}
     taught, untaught = {"teacher": RUNS / "photos-teacher" / "best.pt"}, {"no-distill": True}
 
@@ -78,9 +78,7 @@ def small_runs(data):
 
 if __name__ == "__main__":
     main_with_clear_errors(lambda: main(
-        __doc__, lambda args: small_runs(args.data) if args.small else photo_runs(args.data, args.init),
+        __doc__, lambda args: small_runs(args.data) if args.small else photo_runs(args.data),
         ("--small", dict(action="store_true", help="networks of preset small, many hours on a CPU (default: "
                                                    "tiny)")),
-        ("--data", dict(type=Path, required=True, help="folder of photos in MPII's layout")),
-        ("--init", dict(type=Path, default=PRETRAINED,
-                        help="what the tiny teacher starts from (default: the shipped one)"))))
+        ("--data", dict(type=Path, required=True, help="folder of photos in MPII's layout"))))
