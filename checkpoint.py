@@ -213,8 +213,11 @@ def start_from(model, path):
 # error. Every weight that a network needs must be in the file, in its shape; every weight of the file must be
 # known, or it is not the file it is taken for.
 
-# Our name for each of TokenPose's; its own HRNet has our names behind 'pre_feature.'.
+# Our name for each of TokenPose's, whose HRNet has our names behind 'pre_feature.'. DistilPose keeps the same
+# tensors behind other prefixes, which become TokenPose's first.
 TOKENPOSE = (
+    (r"keypoint_head\.tokenpose\.", "transformer."),
+    (r"backbone\.", "pre_feature."),
     (r"pre_feature\.", "backbone."),
     (r"transformer\.keypoint_token$", "encoder.keypoint_tokens"),
     (r"transformer\.pos_embedding$", "encoder.position"),                      # (1, 256, D), ours (16, 16, D)
@@ -227,8 +230,6 @@ TOKENPOSE = (
     (r"transformer\.transformer\.layers\.(\d+)\.1\.fn\.fn\.net\.3\.", r"encoder.blocks.\1.mlp.2."),
     (r"transformer\.mlp_head\.", "head.layers."),
 )
-# DistilPose keeps the same tensors behind other prefixes.
-DISTILPOSE = ((r"keypoint_head\.tokenpose\.", "transformer."), (r"backbone\.", "pre_feature."))
 
 # What published HRNet files hold beyond the map that leaves our backbone: stage 3's way to its coarser
 # branches, the fourth stage, and heads for joints or for ImageNet's classes.
@@ -244,8 +245,8 @@ def state_dict(content):
             if isinstance(name, str) and hasattr(tensor, "shape")}
 
 
-def rename(name, table):
-    for pattern, ours in table:
+def our_name(name):
+    for pattern, ours in TOKENPOSE:
         name = re.sub("^" + pattern, ours, name)
     return name
 
@@ -278,14 +279,11 @@ def is_teacher(content):
 
 def published_teacher(content, path):
     """-> (our teacher with TokenPose's or DistilPose's weights, a line on what was used)."""
-    found = state_dict(content)
-    if any(name.startswith("keypoint_head.tokenpose.") for name in found):
-        found = {rename(name, DISTILPOSE): tensor for name, tensor in found.items()}
+    found = {our_name(name): tensor for name, tensor in state_dict(content).items()}
     if any(name.startswith("transformer.transformer1.") for name in found):
         raise BadInput(f"{path} is a TokenPose-L, which stacks three transformers: the teacher's layout is "
                        f"that of TokenPose-B with HRNet-W48 and 12 layers")
     teacher = build_teacher("paper", head="tokenpose")
-    found = {rename(name, TOKENPOSE): tensor for name, tensor in found.items()}
     position = teacher.encoder.position
     if "encoder.position" in found and found["encoder.position"].numel() == position.numel():
         found["encoder.position"] = found["encoder.position"].view(position.shape)
