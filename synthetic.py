@@ -17,7 +17,7 @@ Lengths are in body heights (a standing person is 1 tall), angles in degrees, un
 """
 
 import math
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from multiprocessing import current_process, get_context
 from typing import NamedTuple
@@ -159,23 +159,13 @@ def pose(rng):
 # ------------------------------------------------------------------------------- one drawing and many
 
 class Drawing(NamedTuple):
-    """One person. Pixel coordinates are x, y; the centre of the top left pixel is (0, 0)."""
+    """One person, or N, stacked. Pixel coordinates are x, y; the centre of the top left pixel is (0, 0)."""
     image: np.ndarray        # (P, P, 3) uint8 RGB, P = round(1.5 * size)
     joints: np.ndarray       # (16, 2) float32 px
     visible: np.ndarray      # (16,) bool: labelled: within the image, be it behind the body
     center: np.ndarray       # (2,) float32 px, as in MPII's file
     scale: float             # body height / 200 px, as in MPII's file
     head_box: np.ndarray     # (4,) float32 px: x1, y1, x2, y2
-
-
-class Drawings(NamedTuple):
-    """N drawings: their fields, stacked."""
-    images: np.ndarray       # (N, P, P, 3) uint8
-    joints: np.ndarray       # (N, 16, 2) float32
-    visible: np.ndarray      # (N, 16) bool
-    center: np.ndarray       # (N, 2) float32
-    scale: np.ndarray        # (N,) float32
-    head_box: np.ndarray     # (N, 4) float32
 
 
 # ------------------------------------------------------------------------------- the body on the skeleton
@@ -345,32 +335,25 @@ def draw_person(seed: int, index: int, size: int = 64) -> Drawing:
                    head_box=np.concatenate([head - half, head + half]).astype(np.float32))
 
 
-def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: int = 1) -> Drawings:
+def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: int = 1) -> Drawing:
     """Drawings first .. first + count - 1 of the series `seed`, the same for any number of worker processes.
 
     workers: processes. More than one import the caller's script again: it should then call this from within
     `if __name__ == "__main__":`, as train.py does, or each runs the whole script. A worker starts no others.
     """
     P = round(MARGIN * size)
-    drawings = Drawings(np.empty((count, P, P, 3), np.uint8), np.empty((count, 16, 2), np.float32),
-                        np.empty((count, 16), bool), np.empty((count, 2), np.float32),
-                        np.empty(count, np.float32), np.empty((count, 4), np.float32))
-
-    def collect(ordered):
-        for n, drawing in enumerate(ordered):
-            for column, value in zip(drawings, drawing):
-                column[n] = value
-
+    drawings = Drawing(np.empty((count, P, P, 3), np.uint8), np.empty((count, 16, 2), np.float32),
+                       np.empty((count, 16), bool), np.empty((count, 2), np.float32),
+                       np.empty(count, np.float32), np.empty((count, 4), np.float32))
     draw, indices = partial(draw_person, seed, size=size), range(first, first + count)
     pool = None
     if workers > 1 and count >= POOL_FROM and current_process().name == "MainProcess":
         with suppress(OSError):                               # a machine without shared memory: alone, then
             pool = get_context("spawn").Pool(workers)         # workers end with us, even where we are killed
-    if pool is None:
-        collect(map(draw, indices))
-    else:
-        with pool:
-            collect(pool.imap(draw, indices, chunksize=64))
+    with pool or nullcontext():
+        for n, drawing in enumerate(pool.imap(draw, indices, chunksize=64) if pool else map(draw, indices)):
+            for column, value in zip(drawings, drawing):
+                column[n] = value
     return drawings
 
 
@@ -384,4 +367,4 @@ def drawn_people(split: str, count: int, size: int, workers: int = 1) -> Samples
     x1, y1, x2, y2 = drawings.head_box.T
     return Samples(f"drawn/{split}", drawings.joints, drawings.visible, center, side,
                   HEAD_SIZE_OF_DIAGONAL * np.hypot(x2 - x1, y2 - y1),
-                  lambda i: Image.fromarray(drawings.images[i]))
+                  lambda i: Image.fromarray(drawings.image[i]))

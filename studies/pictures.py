@@ -182,8 +182,8 @@ def drawings(args):
     began = time.perf_counter()
     drawn = draw_people(args.count, args.seed, args.size, workers=1)
     print(f"{args.count / (time.perf_counter() - began):.0f} drawings a second on one core")
-    margin = (drawn.images.shape[1] - args.size) // 2
-    inner = drawn.images[:, margin:-margin, margin:-margin]
+    margin = (drawn.image.shape[1] - args.size) // 2
+    inner = drawn.image[:, margin:-margin, margin:-margin]
     sheet = contact_sheet(inner, (drawn.joints - margin, drawn.visible), columns=8, side=256)
     sheet.save(args.out / "drawings.png")
     return args.out / "drawings.png"

@@ -50,7 +50,7 @@ def memory(process):
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
-    for n, picture in enumerate(draw_people(20, 9, workers=1).images):
+    for n, picture in enumerate(draw_people(20, 9, workers=1).image):
         Image.fromarray(picture).save(folder / f"{n}.jpg")
     return folder
 
@@ -157,7 +157,7 @@ def test_ten_processes_share_a_cache(tmp_path):
     """Children of one process, which has imported PyTorch for all of them, so that they begin at once."""
     (tmp_path / "data/annot").mkdir(parents=True), (tmp_path / "data/images").mkdir()
     entries = []
-    for n, picture in enumerate(draw_people(40, 8, workers=1).images):
+    for n, picture in enumerate(draw_people(40, 8, workers=1).image):
         Image.fromarray(picture).save(tmp_path / f"data/images/{n}.jpg")
         entries.append(
             dict(

@@ -53,7 +53,7 @@ def test_a_drawing_depends_on_seed_and_index_only(people):
         assert same([field[n] for field in again], [field[40 + n] for field in people])
     assert same(draw_person(SEED, 5), draw_person(SEED, 5))
     for other in (draw_person(SEED, 6), draw_person(SEED + 1, 5)):
-        assert not np.array_equal(other.image, people.images[5])
+        assert not np.array_equal(other.image, people.image[5])
         assert not np.array_equal(other.joints, people.joints[5])
 
 
@@ -83,14 +83,14 @@ def test_a_script_without_a_main_guard_ends(workers, tmp_path):
 def test_shapes_types_and_ranges(size):
     P = round(1.5 * size)
     drawings = draw_people(4, SEED, size, workers=1)
-    assert drawings._fields == ("images", "joints", "visible", "center", "scale", "head_box")
+    assert drawings._fields == ("image", "joints", "visible", "center", "scale", "head_box")
     assert [field.shape for field in drawings] == [(4, P, P, 3), (4, 16, 2), (4, 16), (4, 2), (4,), (4, 4)]
     types = [np.uint8, np.float32, bool, np.float32, np.float32, np.float32]
     assert [field.dtype for field in drawings] == types
     drawing = draw_person(SEED, 0, size)
     assert type(drawing.scale) is float and drawing.image.flags.c_contiguous
     assert [np.asarray(field).dtype for field in drawing] == types[:4] + [float] + types[5:]
-    assert drawings.images.std(axis=(1, 2)).min() > 2                    # no blank picture
+    assert drawings.image.std(axis=(1, 2)).min() > 2                    # no blank picture
     fraction = 250 * drawings.scale / size
     assert (fraction > 0.84).all() and (fraction < 1.12).all()
 
@@ -128,7 +128,7 @@ def test_drawings_show_faces_in_front_and_hair_behind(monkeypatch):
         monkeypatch.setattr(synthetic, "view", lambda *angles, azimuth=azimuth: view(azimuth, 0, 0))
         drawings = draw_people(40, SEED, workers=1)
         faces = np.rint(drawings.joints[:, [UPPER_NECK, HEAD_TOP]].mean(1)).astype(int)
-        brightness[azimuth] = np.mean([p[y, x].mean() for p, (x, y) in zip(drawings.images, faces)])
+        brightness[azimuth] = np.mean([p[y, x].mean() for p, (x, y) in zip(drawings.image, faces)])
         right_of_left = drawings.joints[:, R_SHOULDER, 0] > drawings.joints[:, L_SHOULDER, 0]
         assert right_of_left.all() if azimuth else not right_of_left.any()
     assert brightness[180] > 2 * brightness[0]
@@ -203,7 +203,7 @@ def test_joints_lie_on_the_person(monkeypatch):
         monkeypatch.setattr(synthetic, "clutter", lambda P, light, rng, grey=grey: (
             np.full((3, P, P), grey, np.float32), np.full((P, P), -np.inf, np.float32)))
         drawings = draw_people(100, SEED, workers=1)
-        pictures.append(drawings.images.astype(int))
+        pictures.append(drawings.image.astype(int))
     covered = 1 - (pictures[1] - pictures[0]).mean(-1) / 255               # (100, P, P) fraction of the pixel
     x, y = np.rint(drawings.joints).astype(int).transpose(2, 0, 1)         # (100, 16) each
     at_joints = covered[np.arange(100)[:, None], y, x]                     # (100, 16)
