@@ -67,6 +67,12 @@ def kl_divergence(target, logits):
     return (torch.xlogy(target, target) - target * logits.log_softmax(-1)).sum(-1)
 
 
+def mean_kl(targets, logits, visible):
+    """Mean of the divergences over x and over y. targets, logits: a pair of (B, K, bins) each."""
+    over_x, over_y = map(kl_divergence, targets, logits)                                   # (B, K) each
+    return masked_mean((over_x + over_y) / 2, visible)
+
+
 # ------------------------------------------------------------------------------- labels
 
 def regression_task(prediction, xy, visible):
@@ -77,9 +83,7 @@ def regression_task(prediction, xy, visible):
 
 def coordinate_task(prediction, xy, visible, sigma):
     """L_task = KL(Gaussian label || student), mean of both axes (SimCC). sigma in bins."""
-    labels = coordinate_labels(xy, sigma, prediction[0].shape[-1])
-    kl_x, kl_y = (kl_divergence(label, logits) for label, logits in zip(labels, prediction))     # (B, K) each
-    return masked_mean((kl_x + kl_y) / 2, visible)
+    return mean_kl(coordinate_labels(xy, sigma, prediction[0].shape[-1]), prediction, visible)
 
 
 def heatmap_task(logits, xy, visible, sigma):
@@ -131,9 +135,7 @@ def marginals(teacher, bins):
 
 def heatmap_loss_coordinates(prediction, teacher, visible):
     """L_hm = KL(marginal of H_teacher || student), mean of both axes."""
-    targets = marginals(teacher, prediction[0].shape[-1])
-    kl_x, kl_y = (kl_divergence(target, logits) for target, logits in zip(targets, prediction))  # (B, K) each
-    return masked_mean((kl_x + kl_y) / 2, visible)
+    return mean_kl(marginals(teacher, prediction[0].shape[-1]), prediction, visible)
 
 
 def confidence_loss(confidence, xy, teacher, visible):
