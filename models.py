@@ -140,11 +140,7 @@ class Encoder(nn.Module):
 
 # ------------------------------------------------------------------------------- three heads
 
-# A head turns a joint's token into its coordinates. There are three, each with its own decoding:
-#
-#     regression                  x, y, score, sigma: five numbers a joint
-#     coordinate classification   two distributions over the bins of x and of y (SimCC)
-#     heatmap                     one distribution over the cells of a grid: the teacher's
+# A head turns a joint's token into a prediction, and that into its coordinates:
 #
 #     decode        prediction -> coordinates (B, K, 2) in fractions of the crop, and confidences (B, K)
 #     with_mirror   predictions of a crop and of its mirror image -> their mean. Distributions are averaged
@@ -283,15 +279,11 @@ def decode_heatmaps(heatmaps):
 # ------------------------------------------------------------------------------- the whole network
 
 class Output(NamedTuple):
-    """Output of a network: the tokens that distillation compares, and the head's prediction.
-
-    backbone_heatmaps: logits of heatmaps read from the backbone's map, while training, in presets small and
-    small-64.
-    """
+    """Output of a network: the tokens that distillation compares, and the head's prediction."""
     keypoint_tokens: torch.Tensor         # (B, K, D)
     visual_tokens: torch.Tensor           # (B, H * W, D)
     prediction: Any                       # what the head returns: Regression, (x, y) logits, or heatmaps
-    backbone_heatmaps: torch.Tensor | None = None    # (B, K, size / 4, size / 4)
+    backbone_heatmaps: torch.Tensor | None = None    # (B, K, size / 4, size / 4) logits, only in training
 
 
 class PatchEmbedding(nn.Module):
@@ -327,13 +319,9 @@ class PoseNet(nn.Module):
         self.encoder = Encoder((preset.grid, preset.grid), preset.dim, preset.depth, preset.heads, filter)
         self.head = head
 
-    def normalised(self, images):
-        """RGB in [0, 1] -> ImageNet-normalised, in the data type of the network."""
-        return (images - self.mean).div_(self.std).to(self.embed.project.weight.dtype)
-
     def forward(self, images):
-        # (B, width, size / 4, size / 4), or the images themselves
-        features = self.backbone(self.normalised(images))
+        normalised = (images - self.mean).div_(self.std).to(self.embed.project.weight.dtype)
+        features = self.backbone(normalised)       # (B, width, size / 4, size / 4), or the images themselves
         maps = self.backbone_heatmaps(features).float() if self.training and self.backbone_heatmaps else None
         keypoint, visual = self.encoder(self.embed(features))
         kind = "cpu" if images.is_meta else images.device.type
