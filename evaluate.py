@@ -361,7 +361,7 @@ def write_json(path, figures):
     path.write_text(json.dumps(known, indent=1) + "\n")
 
 
-def parse_arguments():
+def main():
     parser = CommandLine(__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, help="network to score (default, without other arguments: the newest of "
@@ -373,11 +373,7 @@ def parse_arguments():
     add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
     add("--cache", type=Path, default=CROPS, help="folder for cut crops (default: runs/crops)")
     add("--json", type=Path, help="write all figures to this file, too")
-    return parser.parse_args()
-
-
-def main():
-    args = parse_arguments()
+    args = parser.parse_args()
     check_device(args.device)
     check_folder(args.json, "--json ")
     refuse((args.predictions and (args.checkpoint or args.costs or args.flip_test),

@@ -374,11 +374,7 @@ def parse_arguments():
     add("--out", type=Path, default=Path("predictions"), help="folder (default: predictions/)")
     add("--json", type=Path, help="write joints and confidences to this file, too")
     add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    return parser.parse_args()
-
-
-def check_arguments(args):
-    """Raise BadInput for arguments that contradict each other; read --box."""
+    args = parser.parse_args()
     check_device(args.device)
     check_folder(args.json, "--json ")
     refuse((not args.images and args.camera is None, "name images, a folder, a video, or --camera N"),
@@ -388,11 +384,11 @@ def check_arguments(args):
         args.box = args.box and [check_box(box) for box in args.box]
     except ValueError as error:
         raise BadInput(f"--box: {error}") from error
+    return args
 
 
 def main():
     args = parse_arguments()
-    check_arguments(args)
     videos = [path for path in args.images if path.suffix.lower() in VIDEOS]
     args.images = [path for path in args.images if path not in videos]
     sources = videos + [args.camera] * (args.camera is not None)
