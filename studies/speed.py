@@ -65,11 +65,6 @@ class Timing(NamedTuple):
     off: float        # largest difference of a token from the plain float32 network's, over the largest token
 
 
-def read_timings(figures):
-    """The list of Timing in the content of a file that --json wrote."""
-    return [Timing(*(timing[name] for name in Timing._fields)) for timing in figures["timings"]]
-
-
 ROWS = tuple(dict.fromkeys(f"{row[0]}-{row[2]}" for row in PAPER))
 
 
@@ -194,7 +189,7 @@ def measure_speed(rows, device="cpu", budget=BATCH_SECONDS):
 
 # ------------------------------------------------------------------------------- training
 
-def training_speed(rates, device="cpu", preset="tiny", count=512, budget=TRAINING_SECONDS):
+def training_speed(rates, device="cpu", preset="tiny", count=512):
     """Images a second of a training step of the cc gd student without teacher, and of its input side alone.
 
     rates: of measure_speed, for the fraction of the rate that the step reaches: backward is twice the work of
@@ -220,7 +215,7 @@ def training_speed(rates, device="cpu", preset="tiny", count=512, budget=TRAININ
 
     works = [partial(make_batch, drawn, crops, rows, model.size, device, params), step]
     inputs, whole = (len(rows) / statistics.median(times)
-                     for times in take_turns(works, torch.device(device).type, budget))
+                     for times in take_turns(works, torch.device(device).type, TRAINING_SECONDS))
     return dict(preset=preset, precision=precision, batch=len(rows), input=inputs, step=whole,
                 fraction=whole * 3 * 2 * count_multiply_adds(model) / rates[precision])
 

@@ -18,7 +18,7 @@ from evaluate import GROUPS, PAPER, count_multiply_adds
 from models import FILTERS, PRESETS, STUDENTS, build_teacher
 from parts import CELLS
 from photos import PHOTO_STUDENTS, STARTS, TAKEN_APART
-from speed import ratios_table, read_timings, speed_table
+from speed import Timing, ratios_table, speed_table
 from sweep import RESULTS, ROOT, SEEDS, name_of, result, table
 from train import RECIPES
 
@@ -214,9 +214,10 @@ def paper_table():
 
 
 def of_machine(make, name):
-    """make(list of Timing) of results/NAME.json, and a line that names its machine."""
+    """make(list of Timing) of what speed.py --json wrote to results/NAME.json, and a line on its machine."""
     figures = result(name) or {"timings": []}
-    return make(read_timings(figures)) + (f"\n\n{figures['machine']}" if "machine" in figures else "")
+    timings = [Timing(*(timing[field] for field in Timing._fields)) for timing in figures["timings"]]
+    return make(timings) + (f"\n\n{figures['machine']}" if "machine" in figures else "")
 
 
 TABLES = {"headline": headline_table, "drawn": drawn_table, "photos": photo_table,
