@@ -62,9 +62,7 @@ def curves(args):
     panels[0][0].legend(labels.values(), labels.keys(), fontsize=8)
     figure.supxlabel("epoch")
     figure.supylabel("PCKh@0.5 on 1,000 held-out drawings")
-    figure.tight_layout()
-    figure.savefig(args.out / "curves.png", dpi=110)
-    return args.out / "curves.png"
+    return "curves.png", figure
 
 
 def response(real, imag):
@@ -111,9 +109,7 @@ def filters(args):
             else:
                 panel.imshow(seen.log(), cmap="magma")
             panel.set_title(f"layer {n + 1}", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(args.out / "filters.png", dpi=110)
-    return args.out / "filters.png"
+    return "filters.png", figure
 
 
 def strip(args):
@@ -136,8 +132,7 @@ def strip(args):
         draw_skeleton(crop, found, np.ones(len(found), bool), width=5, confidence=confidence[i])
         crop = crop.resize((TILE, TILE), Image.Resampling.LANCZOS)
         sheet.paste(crop, (n % STRIP * TILE, n // STRIP * TILE))
-    sheet.save(args.out / "strip.jpg", quality=88)
-    return args.out / "strip.jpg"
+    return "strip.jpg", sheet
 
 
 def by_error(samples, joints):
@@ -156,9 +151,7 @@ def predictions(args):
     middle = (len(order) - COLUMNS) // 2
     chosen = np.concatenate([order[:COLUMNS], order[middle:middle + COLUMNS], order[-COLUMNS:]])
     name = f"predictions-{args.data.resolve().name if args.data else 'drawn'}.jpg"
-    sheet = prediction_sheet(samples, stored, chosen, joints, model.size, columns=COLUMNS, side=160)
-    sheet.save(args.out / name, quality=85)
-    return args.out / name
+    return name, prediction_sheet(samples, stored, chosen, joints, model.size, columns=COLUMNS, side=160)
 
 
 def samples(args):
@@ -169,10 +162,9 @@ def samples(args):
     shown = np.unique(np.linspace(0, len(found) - 1, SHOWN).astype(int))
     matrix = crop_matrix(found.center[shown], found.side[shown], SIZE)
     crops = np.stack([cut(found.image(i), one, SIZE) for i, one in zip(shown, matrix)])
-    file = args.out / f"samples-{args.data.resolve().name}-{args.split}.png"
     joints = transform(matrix, torch.from_numpy(found.joints[shown]))
-    contact_sheet(crops, (joints, found.visible[shown])).save(file)
-    return file
+    sheet = contact_sheet(crops, (joints, found.visible[shown]))
+    return f"samples-{args.data.resolve().name}-{args.split}.png", sheet
 
 
 def drawings(args):
@@ -184,9 +176,7 @@ def drawings(args):
     print(f"{args.count / (time.perf_counter() - began):.0f} drawings a second on one core")
     margin = (drawn.image.shape[1] - args.size) // 2
     inner = drawn.image[:, margin:-margin, margin:-margin]
-    sheet = contact_sheet(inner, (drawn.joints - margin, drawn.visible), columns=8, side=256)
-    sheet.save(args.out / "drawings.png")
-    return args.out / "drawings.png"
+    return "drawings.png", contact_sheet(inner, (drawn.joints - margin, drawn.visible), columns=8, side=256)
 
 
 PICTURES = {make.__name__: make for make in (curves, filters, predictions, strip, samples, drawings)}
@@ -209,7 +199,13 @@ def main():
            (args.what in ("filters", "predictions", "strip") and not args.checkpoint,
             f"{args.what} need --checkpoint: which network to look at"))
     args.out.mkdir(parents=True, exist_ok=True)
-    print(PICTURES[args.what](args))
+    name, picture = PICTURES[args.what](args)
+    if isinstance(picture, Image.Image):
+        picture.save(args.out / name, quality=88)
+    else:                                            # of matplotlib
+        picture.tight_layout()
+        picture.savefig(args.out / name, dpi=110)
+    print(args.out / name)
 
 
 if __name__ == "__main__":
