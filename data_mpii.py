@@ -253,22 +253,18 @@ def read_truth(file):
 
 # ------------------------------------------------------------------------------- MPII's own release
 
-def split_of(name):
-    """The split, 'train' or 'valid', of an image of the release, a function of its file name."""
-    return "train" if zlib.crc32(name.encode()) % VALIDATION_EVERY else "valid"
-
-
 def read_release(file, split):
     """RELEASE.annolist(n).annorect(k) of MPII's .mat -> entries of the labelled people of a split, unchecked.
 
-    The split is made of the training images. Entries are those of a json file, with head_size besides.
+    The training images are split by file name. Entries are those of a json file, with head_size besides.
     """
+    held_out = lambda name: zlib.crc32(name.encode()) % VALIDATION_EVERY == 0
     try:
         release = loadmat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
         annolist, training = np.atleast_1d(release.annolist), np.atleast_1d(release.img_train)
         entries = [dict(image=entry.image.name, annorect=(n, k), **person)
                    for n, (entry, train) in enumerate(zip(annolist, training))
-                   if train and split_of(entry.image.name) == split
+                   if train and held_out(entry.image.name) == (split == "valid")
                    for k, rect in enumerate(np.atleast_1d(getattr(entry, "annorect", [])))
                    if (person := read_person(rect))]
     except Exception as error:          # scipy raises a dozen kinds on damaged files
