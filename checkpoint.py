@@ -93,10 +93,8 @@ def read_safely(path):
     try:
         if zipfile.is_zipfile(path):     # torch.save does not compress: this may be a decompression bomb
             if any(info.compress_type != zipfile.ZIP_STORED for info in zipfile.ZipFile(path).infolist()):
-                raise BadInput(f"{path} is a compressed archive, which torch.save does not write: not loaded")
+                raise ValueError("a compressed archive, which torch.save does not write")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except BadInput:
-        raise
     except FileNotFoundError as error:
         raise BadInput(f"there is no checkpoint {path}: train.py writes one, or give another path") from error
     except Exception as error:          # torch raises a dozen kinds on damaged files
