@@ -9,7 +9,8 @@ an image: it goes to the frequency domain, multiplies by a learnable filter K, a
     X'   = T^-1(G(X))              O(HW log HW) with FFTs; every output depends on every input token
 
 A product of spectra is a circular convolution in space, so the layer is a depth-wise convolution whose kernel
-is as large as the token grid. There are two filters:
+is as large as the token grid. The layers compute T and T^-1 as matrix products, which are faster on so small
+grids. There are two filters:
 
     GS  global, static    K is a parameter, one complex number per frequency and channel   (GFNet's form)
     GD  global, dynamic   GS, plus a filter K^ = K_basis (x) M(X): an MLP M predicts, for
