@@ -9,7 +9,8 @@
     gaussian      labels: a Gaussian along one axis; two make SimCC labels, their outer product a heatmap
 
 A pixel's coordinate is that of its centre: the crop's first pixel has its centre at 0 and its left edge at
--0.5. Outside the image everything is black.
+-0.5. Outside the image, and beyond a stored crop's margin, everything is black (colour augmentation then
+shifts it, too). An augmented crop is interpolated twice, a plain one once.
 """
 
 import hashlib
@@ -219,7 +220,7 @@ def store(samples, size, folder=None):
                     raise BadInput(f"{file.parent} lacks room for {total / 1e9:.1f} GB of crops: name "
                                    f"another folder with --cache")
                 print(f"cutting {len(samples):,} crops of {wide} x {wide} pixels into {file} "
-                      f"({total / 1e9:.2f} GB)" + (f", from the {start:,}th on" if start else ""))
+                      f"({total / 1e9:.2f} GB)" + (f", after the first {start:,}" if start else ""))
                 with open(partial, "ab") as out:             # whole crops that are there are kept
                     out.truncate(start * each)
                     out.writelines(cut_all(samples, matrix, wide, start))

@@ -16,13 +16,13 @@
              its features, KL to a Gaussian label
 
 Tokens are those after the last block. The teacher's are standardised (TokenScale), the student's compared as
-they are. Both have one number and width, as train.py refuses a teacher of another preset: none is projected.
+they are. They agree in number and width (train.py refuses a teacher of another preset): none is projected.
 
 The terms are those of the BMVC 2024 paper's poster. For the regression student they are DistilPose's
 ("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification
 the heatmap is compared through its marginals. `visible` is False for joints that are unlabelled or outside
-the crop: they are masked in every term but L_vt, which is not per joint. (PCKh, in evaluate.py, counts every
-labelled joint, occluded or outside the crop, too.)
+the crop: they are masked in every term but L_vt, which is not per joint. (PCKh, in evaluate.py, counts
+labelled joints that are occluded or outside the crop, too, but not pelvis and thorax.)
 
 Shapes: B images, K = 16 joints, D channels, N visual tokens, S x S heatmap cells, `bins` SimCC bins per axis.
 Coordinates xy are fractions of the crop, visible is bool. Each loss is a tensor of shape ().
@@ -41,7 +41,7 @@ from models import CoordinateHead, Regression
 # steps, one seed, an early state of the code:
 #     cc, whose L_task is twenty times reg's    a1, a2 = 0.3, 0.1: 41.5    1, 0.3: 43.1    3, 1: 45.1
 #     reg                                       a1, a2 = 0.3, 0.1: 30.0    1, 0.3: 29.8
-# DistilPose uses 5e-4, 5e-4, 1 and 0.01 for tokens that are not standardised.
+# a3 and a4 are DistilPose's; its a1 and a2, 5e-4, are for tokens that are not standardised.
 WEIGHTS = {"cc": dict(keypoint_tokens=3.0, visual_tokens=1.0, heatmap=1.0, confidence=0.01),
            "reg": dict(keypoint_tokens=0.3, visual_tokens=0.1, heatmap=1.0, confidence=0.01)}
 TERMS = tuple(WEIGHTS["cc"])
@@ -54,7 +54,7 @@ def masked_mean(values, visible):
 
     The loss of a batch is then the mean of the losses of its equal parts, so gradients can be accumulated and
     averaged over processes. The term scales with the fraction of visible joints: 0.93 in MPII, 1 for
-    synthetic people. Values of invisible joints may be anything, including NaN.
+    synthetic people. Values of invisible joints may be anything finite.
     """
     return torch.where(visible, values, 0).mean()
 
@@ -93,7 +93,7 @@ def heatmap_task(logits, xy, visible, sigma):
 
 
 def backbone_task(logits, xy, visible):
-    """L_bb: heatmap_task of heatmaps read from the backbone. Ours: a teacher had 25.0 with it, else 17.6."""
+    """L_bb: heatmap_task of the backbone's heatmaps. A small-64 teacher: PCKh@0.5 25.0, without it 17.6."""
     return heatmap_task(logits, xy, visible, BACKBONE_SIGMA * logits.shape[-1])
 
 
@@ -121,7 +121,7 @@ def visual_token_loss(student, teacher):
 def heatmap_loss_regression(prediction, teacher, visible):
     """L_hm = ||H_student - H_teacher||^2 / S^2, H_student a Gaussian of height 1 at the predicted (x, y).
 
-    Its width is the predicted sigma (cells, along each axis), which no other term trains.
+    Its width is the predicted sigma (at least 0.5 cells, along each axis), which no other term trains.
     """
     simulated = heatmaps(prediction.xy, prediction.sigma, teacher.shape[-1])               # (B, K, S, S)
     return masked_mean((simulated - teacher).square().mean((-2, -1)), visible)
@@ -189,7 +189,7 @@ class TeacherTargets:
     mean and standard deviation are measured. source: identifies the teacher's weights when a run is resumed.
     views, samples: with views > 0, every process computes the targets of all samples once for each view and
     keeps them in CPU memory (tokens in float16, heatmaps in 255 steps), because the teacher's forward pass
-    takes longer than a step of a small student. With views = 0 they are computed at every step.
+    takes longer than a step of a tiny student. With views = 0 they are computed at every step.
     """
 
     def __init__(self, teacher, images, views=0, samples=0, source=None):

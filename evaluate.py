@@ -153,7 +153,7 @@ def read_predictions(file, count):
 
 # GFLOPs in the paper's tables are multiply-adds of matrix products and convolutions. PyTorch's own counter
 # counts them here over the real network with its filters in the form of their definition; FFTs, which it does
-# not know, are added by formula.
+# not know, are added by formula. Element-wise products, K (.) T(X) among them, are not counted.
 
 # The paper's Tables A and B: student, filter, backbone, PCKh without and with distillation, M parameters,
 # GFLOPs, fps.

@@ -13,13 +13,14 @@ is as large as the token grid. The layers compute T and T^-1 as matrix products,
 grids. There are two filters:
 
     GS  global, static    K is a parameter, one complex number per frequency and channel   (GFNet's form)
-    GD  global, dynamic   GS, plus a filter K^ = K_basis (x) M(X): an MLP M predicts, for
-                          every input, the weights with which basis filters are mixed      (DFFormer's form)
+    GD  global, dynamic   GS; to its output that of a filter K^ = K_basis (x) M(X) is added: M, an MLP,
+                          mixes basis filters with weights that depend on the input        (K^: DFFormer's)
 
 Equations: poster of "Knowledge Distillation with Global Filters for Efficient Human Pose Estimation", BMVC
 2024. Shapes: a token grid is (B, H, W, D): batch, rows, columns, channels. Its spectrum is (B, H, W // 2 + 1,
-D): the other half of a real input's spectrum is its complex conjugate. All transforms are
-orthonormal: a filter of ones is the identity at any size.
+D): the other half of a real input's spectrum is its complex conjugate. All transforms are orthonormal; a
+filter of ones is the identity at any size. At the paper's size the grid is 16 x 17, a column of keypoint
+tokens beside 16 x 16 visual ones, and K is 16 x 9 x D.
 """
 
 import math
@@ -213,13 +214,14 @@ class DynamicFilter(nn.Module):
         K^   = K_basis (x) M(X): K^_e = sum over n of M_ne K_n     (B, H, W // 2 + 1, E)
         X'   = W2 T^-1(K^ (.) T(StarReLU(W1 X)))                   W1: D -> E, W2: E -> D, linear, no biases
 
-    grid: (H, W) of the token grids, dim: channels D. Input and output (B, H, W, D).
+    grid: (H, W) of the token grids, dim: channels D. Input and output (B, H, W, D). Parameters: 6.25 D^2 +
+    8 H (W // 2 + 1) + 2 (D a multiple of 4).
 
     In DFFormer, M sees the mean token itself. Here that mean is over keypoint tokens, too, and after the
     layer norm hardly differs between images (standard deviation 0.08 to 0.2): M, then trained with Muon,
     became constant, as most of its hidden units died. Now the mean is standardised over images, channel by
-    channel, by a batch norm without parameters, and 1 is added, as M1 has no bias. While the norm's mean and
-    variance are 1, 1 + z is the mean token: DFFormer's form. `docs/lab.md` has the runs.
+    channel, by a batch norm without parameters, and 1 is added, as M1 has no bias. In eval(),
+    with running mean and variance 1, 1 + z is the mean token: DFFormer's. `docs/lab.md` has the runs.
     """
 
     def __init__(self, grid, dim):
@@ -229,7 +231,7 @@ class DynamicFilter(nn.Module):
         self.W1 = nn.Linear(dim, wide, bias=False)
         self.act = StarReLU()
         self.norm = nn.BatchNorm1d(dim, affine=False)
-        self.norm.running_mean.fill_(1)                            # initially 1 + z is the mean token
+        self.norm.running_mean.fill_(1)                            # eval(), untrained: 1 + z = mean
         self.norm.running_var.fill_(1 - self.norm.eps)
         self.M1 = nn.Linear(dim, hidden, bias=False)
         self.M2 = nn.Linear(hidden, BASIS_FILTERS * wide, bias=False)
@@ -262,7 +264,7 @@ class GlobalDynamicFilter(nn.Module):
     """GD: a static filter and, beside it, a dynamic one; their outputs are added.
 
     The parameter counts in the paper's tables show that GD holds both filters, not how they are joined.
-    The distilled tiny cc student scored 53.1 +- 1.5 PCKh@0.5 after 1,000 steps (three seeds); with the
+    train.py's default student scored 53.1 +- 1.5 PCKh@0.5 after 1,000 steps (three seeds); with the
     dynamic filter behind the static one 52.0 +- 0.9: no clear difference (docs/results.md).
     """
 

@@ -14,7 +14,8 @@ token.
             |
       head: regression (x, y, score, sigma), coordinate classification (SimCC), or heatmap (the teacher)
 
-A filter is circular, so keypoint tokens have the image's right edge on one side and its left on the other.
+A filter is circular, so keypoint tokens have the image's right edge on one side and its left on the other,
+and the top row is next to the bottom row.
 What differs between the 16 students of the paper's Tables A and B is the block's mixer (attention, GS or GD
 of gfl.py), the backbone (none, HRNet-W32, HRNet-W48) and the head. Sizes are inferred from the tables'
 parameter counts. Positions inside the networks are fractions of the crop, 0 at its left or top edge and 1 at
@@ -145,8 +146,8 @@ class Encoder(nn.Module):
 #     decode        prediction -> coordinates (B, K, 2) in fractions of the crop, and confidences (B, K)
 #     with_mirror   predictions of a crop and of its mirror image -> their mean. Distributions are averaged
 #                   bin by bin: the mean of two decoded peaks could be a point that neither supports.
-#                   Regression has no distributions: its coordinates are averaged. Nothing is shifted by a
-#                   cell, as HRNet's code does: cell i has its centre at (i + 0.5) / n, so mirroring is exact.
+#                   Regression has no distributions: its coordinates are averaged. HRNet's code shifts by a
+#                   cell first; here cell i has its centre at (i + 0.5) / n, so mirroring is exact without.
 
 class Regression(NamedTuple):
     """Prediction of the regression head."""
@@ -262,7 +263,7 @@ class HeatmapHead(nn.Module):
 def decode_heatmaps(heatmaps):
     """Heatmaps (B, K, S, S) -> (B, K, 2) fractions of the crop and (B, K) peak values.
 
-    The highest cell, moved a quarter of a cell towards the higher neighbour (the decoding of HRNet).
+    The highest cell, moved 1/4 cell to the higher neighbour (HRNet's decoding); at a border, outward.
     """
     S = heatmaps.shape[-1]
     peak, index = heatmaps.flatten(-2).max(-1)                                            # (B, K)

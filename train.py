@@ -57,7 +57,7 @@ MUON_RATE = 20           # Muon's rate divided by Adam's; Muon's 41.5 above is a
 # 5e-4, 2.5e-4: 32.0, 30.7, 29.2. The small-64 teacher, 3 epochs of photos, at 1e-3, 5e-4, 2.5e-4: 12.1, 13.5,
 # 13.1.
 LOW_RATE = 5e-4
-# matrices that Muon leaves to Adam: M of the dynamic filters, the first convolution
+# left to Adam in blocks and backbone: M of the dynamic filters, the first convolution
 ADAM_ALONE = (".M1.weight", ".M2.weight", "backbone.conv1.weight")
 DECAY_AT = (2 / 3, 13 / 15)              # fractions of the training after which the rate is divided by ten
 WARM_UP = 500                            # steps, at most a tenth of the training
@@ -67,7 +67,7 @@ SCORE_EVERY = 4          # epochs; the last epoch is always scored
 DRAWINGS = {"student": 4000, "teacher": 40000}
 TEACHERS = {("tiny", "drawn"): "teacher-tiny-drawn.pt", ("small", "photos"): "teacher-small-photos.pt"}
 SHIPPED = Path(__file__).parent / "weights"
-CALIBRATION = 256        # samples from which the teacher's token statistics are measured
+CALIBRATION = 256        # first training samples, unaugmented: the teacher's token statistics are theirs
 SHOWN = 24               # samples in predictions.png
 SAVE_EVERY = 300         # seconds between two checkpoints within an epoch
 CHUNK = 1024             # crops copied to a GPU at once
@@ -77,7 +77,8 @@ STATES = "last.pt", "previous.pt"        # a folder that holds one of these hold
 LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"
 
 # Arguments that must not change on --resume; neither may the network, the samples, the teacher or the number
-# of processes. --epochs may (the decay of the rate follows the new number), and --lr may be lowered.
+# of processes. --epochs may (the decay of the rate follows the new number), and --lr may be lowered. Nothing
+# else is compared: --device, --cache and folders may change.
 SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed",
             "amp", "compile", "deterministic")
 
@@ -139,7 +140,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
                    initial=progress.step, disable=None if distributed.is_main else True)
         for step in bar:
             number, all_steps = progress.epoch * steps + step, args.epochs * steps
-            rows = order[step * args.batch_size:(step + 1) * args.batch_size].sort().values  # as on disk
+            rows = order[step * args.batch_size:(step + 1) * args.batch_size].sort().values  # file order
             parts = rows.view(args.accumulate, distributed.world_size, -1)[:, distributed.rank]    # ours
             for optimiser in optimisers:
                 optimiser.param_groups[0]["lr"] = optimiser.defaults["lr"] * rate_factor(number, all_steps)
@@ -191,10 +192,10 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
 def use_bfloat16(args, device):
     """Whether to compute in bfloat16: with --amp, on a device that multiplies bfloat16 matrices natively.
 
-    bfloat16: products of backbone and encoder (the filters' T, T^-1 and K^ among them; the static K is not),
-    the teacher but for its head, and the heatmaps read from the backbone. float32: weights and their average,
-    head, loss, Adam, scores. Muon's iterations are in bfloat16 on every GPU that has it, with or without
-    --amp (`orthogonal`).
+    bfloat16: products of backbone and encoder (in filters T, T^-1 and K^; the static K stays in float32),
+    the teacher but for its head, and the heatmaps read from the backbone. float32: the student's weights and
+    their average, residual sums, layer norms, head, loss, Adam, scores. Muon's iterations are in bfloat16 on
+    every GPU that has it, with or without --amp (`orthogonal`).
     """
     return args.amp and fast_bfloat16(device)
 
@@ -665,7 +666,7 @@ def check_arguments(args):
         find_labels(args.data, "train")              # a wrong folder is reported before a missing teacher
     refuse(
         (args.backbone_weights and args.backbone in (None, "none") and not args.train_teacher,
-         "--backbone-weights needs a backbone of preset paper: add --backbone w32 or w48"),
+         "--backbone-weights needs a full-size HRNet backbone: add --backbone w32 or w48"),
         (args.distill and not args.teacher and not shipped,
          f"no teacher of preset {args.preset} for {'synthetic people' if drawn else 'photos'} is shipped: "
          f"train one with --train-teacher and name it with --teacher, or learn without one with "

@@ -94,7 +94,7 @@ def test_impossible_commands(tmp_path):
     )
     refused(call("train.py", "--drawings", "0", cwd=tmp_path), "--drawings 0 must be above 0")
     refused(call("train.py", "--drawings", "9", "--data", "x", "--no-distill", cwd=tmp_path), "leave it out")
-    refused(call("train.py", "--backbone-weights", "x.pt", cwd=tmp_path), "needs a backbone")
+    refused(call("train.py", "--backbone-weights", "x.pt", cwd=tmp_path), "needs a full-size HRNet backbone")
     refused(call("train.py", "--seed", "-1", cwd=tmp_path), "--seed -1")
     refused(call("evaluate.py", "--costs", "--json", "no/where.json", cwd=tmp_path), "there is no folder no")
     refused(call("evaluate.py", "--data", "x", cwd=tmp_path), "name what to score")

@@ -267,4 +267,4 @@ def test_cutting_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
     people.image = lambda i: asked.append(i) or picture(i)
     assert np.array_equal(store(people, 64, tmp_path), expected) and sorted(asked) == [5, 6]
-    assert "from the 5th on" in capsys.readouterr().out and len(list(tmp_path.iterdir())) == 1
+    assert "after the first 5" in capsys.readouterr().out and len(list(tmp_path.iterdir())) == 1
