@@ -99,7 +99,8 @@ def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatc
         monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line(flags)])
         args = train.parse_arguments()
         epochs = 16 if "photos" in name else parts.LONG if "long-0" in name else parts.EPOCHS
-        assert args.epochs == epochs and args.preset == "tiny"
+        small = name.startswith("parts-small-64")
+        assert args.epochs == (8 if small else epochs) and args.preset == ("small-64" if small else "tiny")
     with pytest.raises(BadInput, match="there is no group x"):
         parts.parts_runs(["x"])
 
