@@ -98,7 +98,7 @@ def cut(image, matrix, size):
     half = torch.full((2,), 0.5, dtype=torch.float64)
     back = invert(matrix)
     back[:, 2] += half - back[:, :2] @ half
-    if shrink > 1:      # points often fall on the border of two pixels: noise must not choose one
+    if shrink > 1:      # points often lie exactly on pixels or the edge: noise must not tip these
         back = back.mul(ROUNDED).round().div(ROUNDED)
     return np.asarray(image.transform((size, size), Image.Transform.AFFINE, back.flatten().tolist(),
                                         Image.Resampling.BILINEAR))

@@ -165,9 +165,9 @@ def teacher_targets(teacher, images):
 
 
 class TokenScale(NamedTuple):
-    """Standardise tokens (B, N, D): z = (token - mean over images) / standard deviation of its channel."""
+    """Standardise tokens (B, N, D): z = difference / its RMS by channel, difference = token - mean."""
     mean: torch.Tensor                 # (N, D), over images
-    deviation: torch.Tensor            # (D,), standard deviation over images and tokens
+    deviation: torch.Tensor            # (D,), RMS of token - mean over images, tokens
 
     @classmethod
     def measure(cls, tokens):

@@ -13,7 +13,7 @@ is as large as the token grid. The layers compute T and T^-1 as matrix products,
 grids. There are two filters:
 
     GS  global, static    K is a parameter, one complex number per frequency and channel   (GFNet's form)
-    GD  global, dynamic   GS; to its output that of a filter K^ = K_basis (x) M(X) is added: M, an MLP,
+    GD  global, dynamic   the sum of GS and of a filter with K^ = K_basis (x) M(X): M, an MLP,
                           mixes basis filters with weights that depend on the input        (K^: DFFormer's)
 
 Equations: poster of "Knowledge Distillation with Global Filters for Efficient Human Pose Estimation", BMVC
@@ -182,7 +182,7 @@ class StaticFilter(nn.Module):
     def __init__(self, grid, dim):
         super().__init__()
         H, W = grid
-        # Two real parameters of three dimensions: .half() breaks complex ones, and with a fourth dimension
+        # Two real parameters, three dimensions: .to(dtype) makes complex ones real, with a fourth dimension
         # .to(memory_format=channels_last) changes the layout.
         self.K_real = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, dim))
         self.K_imag = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, dim))

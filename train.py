@@ -57,7 +57,7 @@ MUON_RATE = 20           # Muon's rate divided by Adam's; Muon's 41.5 above is a
 # 5e-4, 2.5e-4: 32.0, 30.7, 29.2. The small-64 teacher, 3 epochs of photos, at 1e-3, 5e-4, 2.5e-4: 12.1, 13.5,
 # 13.1.
 LOW_RATE = 5e-4
-# left to Adam in blocks and backbone: M of the dynamic filters, the first convolution
+# block matrices, backbone kernels left to Adam: M of dynamic filters, first convolution
 ADAM_ALONE = (".M1.weight", ".M2.weight", "backbone.conv1.weight")
 DECAY_AT = (2 / 3, 13 / 15)              # fractions of the training after which the rate is divided by ten
 WARM_UP = 500                            # steps, at most a tenth of the training
@@ -67,7 +67,7 @@ SCORE_EVERY = 4          # epochs; the last epoch is always scored
 DRAWINGS = {"student": 4000, "teacher": 40000}
 TEACHERS = {("tiny", "drawn"): "teacher-tiny-drawn.pt", ("small", "photos"): "teacher-small-photos.pt"}
 SHIPPED = Path(__file__).parent / "weights"
-CALIBRATION = 256        # first training samples, unaugmented: the teacher's token statistics are theirs
+CALIBRATION = 256        # first training samples, unaugmented, that give the teacher's token statistics
 SHOWN = 24               # samples in predictions.png
 SAVE_EVERY = 300         # seconds between two checkpoints within an epoch
 CHUNK = 1024             # crops copied to a GPU at once
