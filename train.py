@@ -599,7 +599,7 @@ def parse_arguments():
     add("--filter", choices=FILTERS, help="static or dynamic global filter, or attention (default: gd)")
     add("--backbone", choices=tuple(BACKBONES), help="HRNet's width (default: none; small, small-64: w24)")
     add("--preset", choices=tuple(PRESETS), default="tiny",
-        help="sizes for crops of 64 x 64 pixels (tiny, small-64), 128 x 128 (small) or 256 x 256 (paper)")
+        help="sizes for crops of 64 x 64 pixels (tiny, small-64), 128 (small), 256 (paper) (default: tiny)")
     add("--backbone-weights", type=Path, help="published HRNet weights to start from (default: random)")
     add("--init", type=Path,
         help="checkpoint to start from: the same network (any preset with equal shapes) or, for a student, "
