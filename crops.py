@@ -13,6 +13,7 @@ A pixel's coordinate is that of its centre: the crop's first pixel has its centr
 shifts it, too). An augmented crop is interpolated twice, a plain one once.
 """
 
+import errno
 import hashlib
 import math
 import os
@@ -209,23 +210,27 @@ def store(samples, size, folder=None):
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in samples.files]
     digest = hashlib.sha256(repr((stats, shape)).encode() + matrix.numpy().tobytes()).hexdigest()[:16]
     file = Path(folder) / f"crops-{samples.name.replace('/', '-').replace(' ', '-')}-{wide}-{digest}.bin"
-    partial, total, each = file.with_suffix(".partial"), math.prod(shape), math.prod(shape[1:])     # bytes
+    partial, total, each = file.with_suffix(".bin.partial"), math.prod(shape), math.prod(shape[1:])  # bytes
     is_cut = lambda: file.exists() and file.stat().st_size == total
     if not is_cut():
         file.parent.mkdir(parents=True, exist_ok=True)
         with locked(file.parent):
             if not is_cut():                                  # else another process has cut them meanwhile
                 start = partial.stat().st_size // each if partial.exists() else 0
+                full = BadInput(f"{file.parent} lacks room for {total / 1e9:.1f} GB of crops: name another "
+                                f"folder with --cache")
                 if shutil.disk_usage(file.parent).free < total - start * each:
-                    raise BadInput(f"{file.parent} lacks room for {total / 1e9:.1f} GB of crops: name "
-                                   f"another folder with --cache")
+                    raise full
                 print(f"cutting {len(samples):,} crops of {wide} x {wide} pixels into {file} "
                       f"({total / 1e9:.2f} GB)" + (f", after the first {start:,}" if start else ""))
-                with open(partial, "ab") as out:             # whole crops that are there are kept
-                    out.truncate(start * each)
-                    out.writelines(cut_all(samples, matrix, wide, start))
-                    out.flush()
-                    os.fsync(out.fileno())
+                try:
+                    with open(partial, "ab") as out:         # whole crops that are there are kept
+                        out.truncate(start * each)
+                        out.writelines(cut_all(samples, matrix, wide, start))
+                        out.flush()
+                        os.fsync(out.fileno())
+                except OSError as error:                     # others write, too, or there is a quota
+                    raise full if error.errno in (errno.ENOSPC, errno.EDQUOT) else error from error
                 os.replace(partial, file)
     return np.memmap(file, np.uint8, "r", shape=shape)
 

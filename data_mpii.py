@@ -309,7 +309,8 @@ def open_image(path, read=lambda image: image.convert("RGB")):
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} "
-                                 f"million")
+                                 f"million: make it smaller")
             return read(image)
     except Exception as error:          # Pillow raises a dozen kinds on damaged files
-        raise BadInput(f"{path} cannot be read as an image ({' '.join(str(error).split())[:160]})") from error
+        why = " ".join(str(error).split())[:160]
+        raise BadInput(f"{path} cannot be read as an image ({why}): replace it") from error

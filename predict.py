@@ -16,7 +16,7 @@ import sys
 import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from itertools import chain, count, islice, repeat
+from itertools import chain, count, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +38,8 @@ VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 OUTPUT = "-pose.jpg"                 # ends the names of our output, which is never taken as input
 LONGEST = 4096                       # JPEGs with a longer side are decoded at 1/2, 1/4 or 1/8
 THINNEST = 2                         # pixels of a line
-BATCH_IMAGES, BATCH_CROPS = 8, 32    # images in memory at once, crops in the network at once
+BATCH_IMAGES, BATCH_CROPS = 8, 32    # images read before the network runs, crops in the network at once
+BATCH_PIXELS = 50_000_000            # of large images fewer are read
 RIGHT, LEFT, MIDDLE = (255, 140, 0), (0, 200, 255), (120, 220, 90)       # colours of the person's own sides
 WHITE = (255, 255, 255)
 LIMBS = ((0, 1, RIGHT), (1, 2, RIGHT), (2, 6, RIGHT), (3, 6, LEFT), (3, 4, LEFT), (4, 5, LEFT),
@@ -274,6 +275,20 @@ def json_file(path):
         partial.unlink(missing_ok=True)
 
 
+def in_batches(images):
+    """Lists of tuples (path, name, image, ...): BATCH_IMAGES of them, or as many as have BATCH_PIXELS."""
+    batch, pixels = [], 0
+    for each in images:
+        batch.append(each)
+        pixels += math.prod(each[2].size)
+        del each
+        if len(batch) == BATCH_IMAGES or pixels >= BATCH_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
+
+
 def predict_images(args, model):
     """-> number of images that could not be used; each is reported in a line, and the others go on."""
     listed, failed, read = list_images(args.images, args.out), 0, 0
@@ -294,9 +309,8 @@ def predict_images(args, model):
                 print(f"error: {error}", file=sys.stderr)
                 failed += 1
 
-    images = usable()
     with json_file(args.json) if args.json else nullcontext() as add:
-        while batch := list(islice(images, BATCH_IMAGES)):
+        for batch in in_batches(usable()):
             found = find(model, [image for _, _, image, *_ in batch], [of for *_, of in batch], args.device,
                          args.flip_test)
             for (path, name, image, scale, _), people in zip(batch, found):
@@ -306,6 +320,7 @@ def predict_images(args, model):
                 if add:
                     add(record(path, people, scale))
             read += len(batch)
+            del batch[:], image          # their memory is needed for the next ones
     if read or args.json:
         print(f"{read} of {len(listed)} images: {args.out}/*{OUTPUT}"
               + (f", {args.json}" if args.json else ""))

@@ -78,7 +78,7 @@ LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed ou
 
 # Arguments that must not change on --resume; neither may the network, the samples, the teacher or the number
 # of processes. --epochs may (the decay of the rate follows the new number), and --lr may be lowered. Nothing
-# else is compared: --device, --cache and folders may change.
+# else is compared: --device, --cache and folders may change (that of --data keeps its name).
 SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed",
             "amp", "compile", "deterministic")
 
@@ -322,8 +322,8 @@ def save(args, distributed, state):
                         settings=state.settings, ema=state.ema.state_dict(),
                         optimisers=[each.state_dict() for each in state.optimisers])
         metadata = {**state.metadata, "epoch": state.progress.epoch}
-        (args.out / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in state.progress.log))
         checkpoint.save(args.out / "last.pt", state.model, metadata, training, keep=args.out / "previous.pt")
+        (args.out / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in state.progress.log))
 
 
 def resume(args, state):
@@ -613,7 +613,7 @@ def parse_arguments():
     add("--drawings", type=int, help=f"number of synthetic people (default: {DRAWINGS['student']} for a "
                                      f"student, {DRAWINGS['teacher']} for the teacher)")
     add("--skip-bad-data", action="store_true",
-        help="leave out unusable training entries, listed in skipped.txt (default: stop at first)")
+        help="list up to 5% unusable training entries in skipped.txt and leave them out")
     add("--cache", type=Path, default=CROPS, help="folder for cut crops (default: runs/crops)")
     add("--augmentation", choices=tuple(AUGMENTATIONS),
         help="upright: small rotation and zoom; tokenpose: up to 60 degrees, 0.75 to 1.25 times; colour: "

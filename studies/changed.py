@@ -37,12 +37,21 @@ def one_plus_z(self, x):
     return 1 + self.norm(x.mean(dim=(1, 2)))
 
 
-def mixture_of(see=one_plus_z, activation=lambda x: x.relu().square(), sharpness=1):
-    """DynamicFilter.mixture where M sees see(self, x (B, H, W, D)) -> (B, D); its logits times sharpness."""
+def mixture_of(see=one_plus_z, activation=lambda x: x.relu().square()):
+    """DynamicFilter.mixture where M sees see(self, x (B, H, W, D)) -> (B, D)."""
     def mixture(self, x):
-        logits = sharpness * self.M2(activation(self.M1(see(self, x))))
+        logits = self.M2(activation(self.M1(see(self, x))))
         return logits.unflatten(-1, (gfl.BASIS_FILTERS, -1)).softmax(dim=1)
     return gfl.DynamicFilter, "mixture", mixture
+
+
+def build_with_sharp_M(*args, **kwargs):
+    """Logits of M times three: a softmax at a third of the temperature."""
+    model = build_student(*args, **kwargs)
+    for module in model.modules():
+        if isinstance(module, gfl.DynamicFilter):
+            module.M2.register_forward_hook(lambda layer, seen, logits: 3 * logits)
+    return model
 
 
 def block_that_shows(self, x):
@@ -166,7 +175,7 @@ CHANGES = {
     "keypoint-mean": [mixture_of(lambda self, x: one_plus_z(self, x[:, :, x.shape[1]:]))],
     "mean-before-norm": [(models.Block, "forward", block_that_shows),
                          mixture_of(lambda self, x: 1 + self.norm(self.before))],
-    "sharp-M": [mixture_of(sharpness=3)],
+    "sharp-M": builder(build_with_sharp_M),
     "gelu-M": [mixture_of(activation=nn.functional.gelu)],
     "triple-rate": [learn_apart(of_M, 3)],
     "slow-M": [learn_apart(of_M, 0.5)],
@@ -225,20 +234,24 @@ def measure(args, valid):
 def main():
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
+    changed = {}                     # (module or class, name) -> the change that replaced it
     for word in words[:end]:
         if "=" in word:
             assign(word)
         elif word in CHANGES:
-            for place in CHANGES[word]:
-                setattr(*place)
+            for holder, name, stands in CHANGES[word]:
+                if (holder, name) in changed:
+                    raise BadInput(f"{word} replaces {name}, as {changed[holder, name]} does: leave one out")
+                changed[holder, name] = word
+                setattr(holder, name, stands)
         else:
             raise BadInput(f"{word} is neither NAME=VALUE nor one of {', '.join(CHANGES)}")
     write_result = train.write_result
 
     def write_more(args, valid):
+        measured, file = measure(args, valid), args.out / "result.json"      # slow, so before that is written
         write_result(args, valid)
-        file = args.out / "result.json"
-        result = json.loads(file.read_text()) | measure(args, valid)
+        result = json.loads(file.read_text()) | measured
         result["arguments"]["changes"] = words[:end]
         train.write_json(file, result)
 

@@ -26,7 +26,8 @@ BATCH = 16               # crops at once
 
 def peak():
     """The most memory that this process ever held, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000         # Linux counts in KB
+    unit = 1e6 if sys.platform == "darwin" else 1e3              # macOS counts in bytes, Linux in KB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 @torch.inference_mode()

@@ -1,5 +1,5 @@
-"""What each part is worth: one table a group, on drawings, preset tiny, 1,000 steps in every cell (but `long`
-and `dynamic-photos`).
+"""What each part is worth: one table a group, on drawings, preset tiny, 1,000 steps in every cell (but
+`long` and those of photos).
 
     python studies/parts.py                     # all groups, some minutes a run on two cores
     python studies/parts.py dynamic attention   # two of them; --seeds 0 for one seed

@@ -10,6 +10,7 @@ from torch import nn
 
 import checkpoint
 import train
+from commands import call, refused
 from common import BadInput, Distributed, lock
 from crops import store
 from export import for_inference
@@ -113,11 +114,13 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
     pytest.importorskip("fcntl")
     (tmp_path / "run").mkdir(), (tmp_path / "another").mkdir()
     held = lock(tmp_path / "run")
-    with pytest.raises(BadInput, match="another process trains into"):
-        lock(tmp_path / "run", "another process trains into run")
+    with pytest.raises(BadInput, match="busy"):
+        lock(tmp_path / "run", "busy")
+    os.close(lock(tmp_path / "another", "busy"))
+    words = "--no-distill", "--drawings", "64", "--epochs", "1", "--out"
+    refused(call("train.py", *words, "run", cwd=tmp_path), "another process trains into run")
     os.close(held)
-    for name in ("run", "another"):
-        os.close(lock(tmp_path / name, "busy"))
+    os.close(lock(tmp_path / "run", "busy"))
 
 
 @pytest.mark.parametrize(
