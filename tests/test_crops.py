@@ -1,5 +1,6 @@
 """The one affine map, by hand and there and back; pixels and points move together; targets by hand."""
 
+import errno
 import math
 from types import SimpleNamespace
 
@@ -249,6 +250,15 @@ def test_a_full_disk_is_told_before_anything_is_cut(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="lacks room for 0.0 GB of crops: name another folder"):
         store(drawn_people("valid", 3, 64), 64, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_while_crops_are_cut(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(crops_module.os, "fsync", full)
+    with pytest.raises(BadInput, match="lacks room for 0.0 GB of crops: name another folder"):
+        store(drawn_people("valid", 3, 64), 64, tmp_path)
 
 
 def test_cutting_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,16 @@ from commands import call
 
 import evaluate as module
 from crops import FLIP, coordinate_labels, heatmaps, make_batch, store
-from evaluate import GROUPS, count_multiply_adds, evaluate, mean_pose_score, pckh, predict, score
+from evaluate import (
+    GROUPS,
+    count_multiply_adds,
+    evaluate,
+    mean_pose_score,
+    newest_checkpoint,
+    pckh,
+    predict,
+    score,
+)
 from models import CoordinateHead, HeatmapHead, Output, PoseNet, Regression, RegressionHead, build_student
 from synthetic import drawn_people
 
@@ -191,3 +200,10 @@ def test_untrained_network_is_no_better_than_chance(people):
     torch.manual_seed(0)
     model = build_student("cc", "gs", "none", "tiny")
     assert evaluate(model, people, store(people, 64))["pckh@0.5"]["mean"] < 20
+
+
+def test_a_damaged_newest_checkpoint_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/cc-gd-none-tiny-drawn").mkdir(parents=True)
+    (tmp_path / "runs/cc-gd-none-tiny-drawn/best.pt").write_bytes(b"damaged")
+    assert newest_checkpoint().name == "student-cc-gd-drawn.pt" and "left out: " in capsys.readouterr().out

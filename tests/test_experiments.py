@@ -154,6 +154,11 @@ def test_every_change_trains_and_changes_the_loss(change, tmp_path):
     assert logs[0] != logs[1]
 
 
+def test_two_changes_of_one_place_are_refused(tmp_path):
+    done = run("studies/changed.py", "slow-M", "triple-rate", "--", "--out", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 2 and "triple-rate replaces build_optimisers, as slow-M does" in done.stderr
+
+
 def test_every_study_can_be_imported():
     for path in (sweep.ROOT / "studies").glob("*.py"):
         importlib.import_module(path.stem)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from predict import (
     box_matrix,
     draw_skeleton,
     find,
+    in_batches,
     json_file,
     list_images,
     name_outputs,
@@ -259,3 +261,9 @@ def test_the_command(picture, tmp_path):
         (["nowhere.mp4"], "there is no video nowhere.mp4"),
     ):
         refused(call("predict.py", *arguments, "--checkpoint", weights, cwd=tmp_path), message)
+
+
+def test_few_large_images_are_in_memory_at_once():
+    small, large = ((None, None, SimpleNamespace(size=size)) for size in ((640, 480), (6000, 5000)))
+    found = [len(batch) for batch in in_batches(iter(9 * [small] + 3 * [large]))]
+    assert found == [8, 3, 1]                            # 8 small ones, one and two large ones, the last
