@@ -229,8 +229,10 @@ def store(samples, size, folder=None):
                         out.writelines(cut_all(samples, matrix, wide, start))
                         out.flush()
                         os.fsync(out.fileno())
-                except OSError as error:                     # others write, too, or there is a quota
-                    raise full if error.errno in (errno.ENOSPC, errno.EDQUOT) else error from error
+                except OSError as error:
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT):        # others write, too; or a quota
+                        raise full from error
+                    raise
                 os.replace(partial, file)
     return np.memmap(file, np.uint8, "r", shape=shape)
 

@@ -4,8 +4,8 @@
 
     L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs  (+ L_bb)
 
-    L_task   labels: SmoothL1 (regression), KL to a Gaussian label (coordinate classification; the teacher's
-             heatmaps). Label widths: models.Preset
+    L_task   labels: SmoothL1 (regression), KL to a Gaussian label (coordinate classification, and the teacher
+             over its heatmap). Label widths: models.Preset
     L_kt     mean squared error between keypoint tokens of student and teacher
     L_vt     mean squared error between visual tokens of student and teacher
     L_hm     the teacher's heatmap against a Gaussian at the prediction (regression), or its marginals against

@@ -14,8 +14,8 @@ token.
             |
       head: regression (x, y, score, sigma), coordinate classification (SimCC), or heatmap (the teacher)
 
-A filter is circular, so keypoint tokens have the image's right edge on one side and its left on the other,
-and the top row is next to the bottom row.
+A filter is circular: keypoint tokens touch the image's right and its left edge, the top row the bottom row.
+
 What differs between the 16 students of the paper's Tables A and B is the block's mixer (attention, GS or GD
 of gfl.py), the backbone (none, HRNet-W32, HRNet-W48) and the head. Sizes are inferred from the tables'
 parameter counts. Positions inside the networks are fractions of the crop, 0 at its left or top edge and 1 at

@@ -312,7 +312,7 @@ def save_or_raise_stopped(args, distributed, state, stop, between_steps=False):
 
 
 def save(args, distributed, state):
-    """Write log.jsonl and last.pt, from which a run resumes to the bit. The old last.pt becomes previous.pt.
+    """Write last.pt, from which a run resumes to the bit, and log.jsonl. The old last.pt becomes previous.pt.
 
     Order, augmentation, the teacher's token statistics and targets are computed again, not saved.
     """
