@@ -29,6 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import BadInput, locked
+from data_mpii import BOX_ENLARGEMENT
 
 MARGIN = 1.5                # stored crops are this many times as wide as the network's input: room to turn
                             # and zoom out; what lies outside is black
@@ -38,6 +39,12 @@ CACHED = 384 * 384
 ROUNDED = 2 ** 20           # maps of shrunk images are rounded to multiples of 1 / this
 CROPS = Path("runs/crops")  # folder of the stored crops, where --cache names no other
 HIDDEN = 0.15, 0.4          # shortest, longest side of the occluding rectangle, fractions of the crop
+# Where a person is cut off: outward normal of the line (image axes, y down) and how often it is drawn. Most
+# people who are not whole in a photo lack their legs.
+CUTS = ((0, 1), (0, -1), (1, 0), (-1, 0)), (0.55, 0.15, 0.15, 0.15)
+CUT_AT = 0.4, 0.85          # least and largest fraction of the person, along that normal, that is kept
+BLACK = 0.5                 # fraction of the cut people beyond whose line the picture ends
+LEAST_JOINTS, SMALLEST = 4, 0.4     # joints that a part must show, side of its box in sides of the whole one
 # Joint k of a mirrored person is joint FLIP[k] of the original: left and right are swapped.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
 
@@ -136,6 +143,8 @@ class AugmentationParams(NamedTuple):
     shift: torch.Tensor        # (N, 1) what is then added to all three
     hidden: torch.Tensor       # (N, 4) occluding rectangle: middle x, y, width, height, fractions of the crop
     paint: torch.Tensor        # (N, 3) its colour
+    offset: torch.Tensor       # (N, 2) how far the middle of the box moves, image pixels
+    border: torch.Tensor       # (N, 3) n_x, n_y, d: the picture ends where n . x > d (image pixels, or inf)
 
 
 class Augmentation(NamedTuple):
@@ -146,9 +155,11 @@ class Augmentation(NamedTuple):
     flip_chance: float         # fraction of the crops that are mirrored
     colour: float = 0          # gain of each colour 1 ± this at most, shift of the brightness ± half of it
     hidden_chance: float = 0   # fraction of the crops that get an occluding rectangle
+    part_chance: float = 0     # fraction of the crops that show a part of the person (`cut_people`)
 
-    def draw(self, count, random):
-        """The AugmentationParams of `count` crops, from a torch.Generator."""
+    def draw(self, samples, random):
+        """The AugmentationParams of all N samples, from a torch.Generator."""
+        count = len(samples)
         rotation = self.rotation * torch.randn(count, generator=random)
         rotation = rotation.clamp(-2 * self.rotation, 2 * self.rotation)
         rotation *= torch.rand(count, generator=random) < self.rotation_chance
@@ -161,7 +172,52 @@ class Augmentation(NamedTuple):
         sides *= torch.rand(count, 1, generator=random) < self.hidden_chance
         hidden = torch.cat([torch.rand(count, 2, generator=random), sides], 1)
         paint = torch.rand(count, 3, generator=random)
-        return AugmentationParams(rotation, zoom, flip, gain, shift, hidden, paint)
+        offset, border = torch.zeros(count, 2), torch.tensor([0, 0, math.inf]).expand(count, 3)
+        if self.part_chance:
+            part, offset, border = cut_people(samples, self.part_chance, random)
+            zoom = zoom * part
+        return AugmentationParams(rotation, zoom, flip, gain, shift, hidden, paint, offset, border)
+
+
+def cut_people(samples, chance, random):
+    """Boxes around parts of people: half bodies, and people cut by the border of the photo.
+
+    A line across the image cuts the person; the box becomes that of the joints on its inner side, up to the
+    line. For a fraction BLACK of these the picture ends there. chance: fraction of the people who are cut.
+    Returns zoom (N,), offset (N, 2) and border (N, 3) of AugmentationParams.
+    """
+    joints, visible, center, side = (
+        torch.from_numpy(of) for of in (samples.joints, samples.visible, samples.center, samples.side))
+    normals, often = (torch.tensor(part, dtype=torch.float32) for part in CUTS)
+    least, most = CUT_AT
+    count = len(samples)
+    normal = normals[torch.multinomial(often, count, replacement=True, generator=random)]          # (N, 2)
+    fraction, happens, black = torch.rand(3, count, generator=random)
+    along = (joints * normal[:, None]).sum(-1)                                                 # (N, 16) n . x
+    first, last = along.where(visible, math.inf).amin(1), along.where(visible, -math.inf).amax(1)
+    line = first + (least + (most - least) * fraction) * (last - first)                        # (N,)
+    kept = visible & (along <= line[:, None])                                                  # (N, 16)
+    low = joints.where(kept[..., None], math.inf).amin(1)                                      # (N, 2)
+    high = joints.where(kept[..., None], -math.inf).amax(1)
+    low = torch.where(normal == -1, -line[:, None], low)                                  # up to the line
+    high = torch.where(normal == 1, line[:, None], high)
+    part = BOX_ENLARGEMENT * (high - low).amax(1) / side                                       # (N,)
+    happens = (happens < chance) & (kept.sum(1) >= LEAST_JOINTS) & (part >= SMALLEST)
+    return (part.where(happens, 1), ((low + high) / 2 - center).where(happens[:, None], 0),
+            torch.cat([normal, line.where(happens & (black < BLACK), math.inf)[:, None]], 1))
+
+
+def end_pictures(images, matrix, border):
+    """Images (B, 3, size, size) of crops (matrix: (B, 2, 3)), black beyond the lines `border` (B, 3).
+
+        n . x > d in the image,  x = A u + t in crop pixels u:   (n A) . u > d - n . t
+    """
+    back, size = invert(matrix), images.shape[-1]
+    across, down, shift = (border[:, None, :2].double() @ back)[:, 0].unbind(-1)                   # (B,) each
+    pixels = torch.arange(size, dtype=torch.float64)
+    beyond = down[:, None, None] * pixels[:, None] + across[:, None, None] * pixels \
+        > (border[:, 2] - shift)[:, None, None]                                            # (B, size, size)
+    return images.masked_fill(beyond[:, None].to(images.device), 0)
 
 
 def hide(images, hidden, paint):
@@ -176,7 +232,8 @@ TOKENPOSE = Augmentation(rotation=30, rotation_chance=0.6, zoom=0.25, flip_chanc
 AUGMENTATIONS = {"upright": Augmentation(rotation=10, rotation_chance=0.6, zoom=0.1, flip_chance=0.5),
                  "tokenpose": TOKENPOSE,
                  "colour": TOKENPOSE._replace(colour=0.25),
-                 "occlusion": TOKENPOSE._replace(colour=0.25, hidden_chance=0.5)}
+                 "occlusion": TOKENPOSE._replace(colour=0.25, hidden_chance=0.5),
+                 "parts": TOKENPOSE._replace(colour=0.15, part_chance=0.35)}
 
 
 # ------------------------------------------------------------------------------- batches
@@ -265,8 +322,11 @@ def crop_keypoints(samples, rows, size, params=None):
     """Matrix, xy and visible of the Batch of samples `rows` (B,). params: AugmentationParams of all N."""
     center, side, joints, visible = (
         torch.from_numpy(of)[rows] for of in (samples.center, samples.side, samples.joints, samples.visible))
-    plain = 0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool)
-    rotation, zoom, flip = (each[rows] for each in params[:3]) if params else plain
+    rotation, zoom, flip = 0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool)
+    if params:
+        rotation, zoom, flip = (each[rows] for each in params[:3])
+        center, border = center + params.offset[rows], params.border[rows]
+        visible = visible & ((joints * border[:, None, :2]).sum(-1) <= border[:, 2:])
     matrix = crop_matrix(center, side * zoom, size, rotation, flip)
     xy = (transform(matrix, joints) + 0.5) / size                              # pixels -> fractions
     xy = torch.where(flip[:, None, None], xy[:, FLIP], xy).float()
@@ -293,6 +353,8 @@ def make_batch(samples, stored, rows, size, device="cpu", params=None):
     if params and not (params.gain == 1).all():
         gain, shift = (each[rows, :, None, None].to(device) for each in (params.gain, params.shift))
         images.mul_(gain).add_(shift).clamp_(0, 1)
+    if params and (params.border[rows, 2] < math.inf).any():
+        images = end_pictures(images, matrix, params.border[rows])
     if params and params.hidden[:, 2:].any():
         images = hide(images, *(each[rows].to(device) for each in (params.hidden, params.paint)))
     return Batch(images, xy.to(device), visible.to(device), matrix)

@@ -72,6 +72,27 @@ class Samples:
         return replace(self, **{name: getattr(self, name)[:count] for name in cut})
 
 
+def join(sets):
+    """The Samples of several data sets as one, in order: "lspet+lsp/train"."""
+    if len(sets) == 1:
+        return sets[0]
+    names, splits = zip(*(samples.name.split("/", 1) for samples in sets))
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"two data sets are called {twice[0]}: rename one folder, or name it once")
+    starts = np.cumsum([0, *map(len, sets)])
+    arrays = {field: np.concatenate([getattr(samples, field) for samples in sets])
+              for field in ("joints", "visible", "center", "side", "head_size")}
+
+    def image(i):
+        of = int(np.searchsorted(starts, i, side="right")) - 1
+        return sets[of].image(i - starts[of])
+
+    return Samples(f"{'+'.join(names)}/{splits[0]}", **arrays, image=image,
+                   files=sum((tuple(samples.files) for samples in sets), ()),
+                   note="; ".join(samples.note for samples in sets if samples.note),
+                   skipped=sum((tuple(samples.skipped) for samples in sets), ()))
+
+
 def box(center, scale):
     """MPII's center (N, 2) and scale (N,) -> middle (N, 2) and side (N,) of the square to crop, in pixels."""
     center, scale = np.array(center, np.float32), np.array(scale, np.float32)

@@ -355,7 +355,7 @@ def score_checkpoint(args, path):
     print(f"{path} ({checkpoint.describe(model.config)}): PCKh on {len(samples):,} samples of {samples.name}"
           + (", flip test" if args.flip_test else "") + (f"; {samples.note}" if samples.note else ""))
     learned = str(metadata.get("data")).partition("/")[0]
-    if learned not in ("None", "as published", samples.name.partition("/")[0]):
+    if not {"None", "as published", samples.name.partition("/")[0]} & set(learned.split("+")):
         print(f"it was trained on {learned} and is scored on other data"
               + (": --data names the folder of photos" if args.data == "drawn" else ""))
     return evaluate(model, samples, stored, args.device, flip_test=args.flip_test)

@@ -35,9 +35,10 @@ import checkpoint
 from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16,
                     init_distributed, lock, main_with_clear_errors, refuse)
 from crops import AUGMENTATIONS, CROPS, make_batch, store
-from data_mpii import find_labels, load_samples
+from data_mpii import find_labels, join, load_samples
 from distill import TERMS, WEIGHTS, TeacherTargets, backbone_task, distillation_loss, task_loss, total
-from evaluate import evaluate, mean_pose_score, predict, print_score, validation_samples, write_json
+from evaluate import (THRESHOLDS, evaluate, mean_pose_score, predict, print_score, validation_samples,
+                      write_json)
 from export import for_inference
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
 from predict import prediction_sheet
@@ -114,7 +115,8 @@ class Stopped(Exception):
 def fit(args, distributed, state, train, valid, teacher=None, stop=lambda between_steps=False: False):
     """Train until the last epoch. Raises Stopped, with the state saved, where stop() returns True.
 
-    train, valid: pairs of Samples and their stored crops (N, wide, wide, 3). teacher: TeacherTargets or None.
+    train: a pair of Samples and their stored crops (N, wide, wide, 3). valid: such pairs by the name of their
+    set. teacher: TeacherTargets or None.
     Order and augmentation depend only on (seed, epoch), and the loop draws no other random number: weights,
     their average, optimisers and progress are all of the state.
     """
@@ -129,7 +131,7 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
 
     while progress.epoch < args.epochs:
         view = progress.epoch % args.views if args.views else progress.epoch
-        params = AUGMENTATIONS[args.augmentation].draw(len(samples), generator(args.seed, 1, view))
+        params = AUGMENTATIONS[args.augmentation].draw(samples, generator(args.seed, 1, view))
         order = torch.randperm(len(samples), generator=generator(args.seed, 2, progress.epoch))
         batch_of = partial(make_batch, samples, crops, size=model.size, device=device, params=params)
         if teacher:
@@ -259,14 +261,19 @@ def update_ema(ema, model, step, steps):
 def score_average(args, distributed, state, valid, between):
     """Score the weight average and keep it if it is the best -> {'pckh@0.5': mean, 'pckh@0.1': mean}.
 
+    Of several validation sets these are the means over those named by --select, and 'NAME@0.5' is each set's.
     Results are reported on the same samples: there is no third split. The main process scores; others wait
     for it at their next step.
     """
     if not distributed.is_main:
         return {}
     alone = distributed.world_size == 1                  # `between` is called by all processes or by none
-    found = evaluate(state.ema, *valid, distributed.device, between=between if alone else lambda: None)
-    scores = {name: values["mean"] for name, values in found.items()}
+    found = {name: evaluate(state.ema, *pair, distributed.device, between=between if alone else lambda: None)
+             for name, pair in valid.items()}
+    scores = {f"pckh@{t}": float(np.mean([found[name][f"pckh@{t}"]["mean"] for name in args.select]))
+              for t in THRESHOLDS}
+    if len(found) > 1:
+        scores |= {f"{name}@0.5": values["pckh@0.5"]["mean"] for name, values in found.items()}
     if not scores["pckh@0.5"] <= state.progress.best:             # true for NaN, too (no labels)
         state.progress.best = scores["pckh@0.5"]
         epoch = min(state.progress.epoch + 1, args.epochs)
@@ -464,25 +471,27 @@ def build_model(args):
 
 
 def load_data(args, size, distributed):
-    """-> (Samples, stored crops) to train on, and the same to validate on."""
-    if args.data == "drawn":
+    """-> (Samples, stored crops) to train on, and {name: (Samples, stored crops)} to validate on."""
+    if args.data == ["drawn"]:
         print(f"drawing {args.drawings:,} synthetic people to train on (--data names real photos)")
         split = "teacher" if args.train_teacher else "train"
         train = drawn_people(split, args.drawings, size, os.cpu_count())
     else:
-        train = load_samples(args.data, "train", skip_bad=args.skip_bad_data)
+        train = join([load_samples(data, "train", skip_bad=args.skip_bad_data) for data in args.data])
         if train.skipped:
             print(f"{len(train.skipped):,} entries left out, listed in {args.out / 'skipped.txt'}")
-    valid = validation_samples(args.data, size)
-    cache = None if args.data == "drawn" else args.cache
-    print(f"{train.name}: {len(train):,} samples to train on; {valid.name}: {len(valid):,} to score on"
-          + (f"; {valid.note}" if valid.note else ""))
+    valid = {name: validation_samples(data, size) for name, data in zip(names_of(args.data), args.data)}
+    cache = None if args.data == ["drawn"] else args.cache
+    print("; ".join([f"{train.name}: {len(train):,} samples to train on",
+                     *(f"{of.name}: {len(of):,} to score on" for of in valid.values()),
+                     *(of.note for of in valid.values() if of.note)]))
     if args.batch_size > len(train):
         raise BadInput(f"--batch-size {args.batch_size:,} is more than the {len(train):,} samples there are: "
                        f"lower it")
     if not distributed.is_main:
         distributed.barrier()                    # the main process cuts the crops, the others then find them
-    data = (train, store(train, size, cache)), (valid, store(valid, size, cache))
+    cut = lambda samples: (samples, store(samples, size, cache))
+    data = cut(train), {name: cut(samples) for name, samples in valid.items()}
     if distributed.is_main:
         distributed.barrier()
     return data
@@ -499,13 +508,15 @@ def load_teacher(args, train, valid, size):
     if teacher.config["preset"] != args.preset:
         raise BadInput(f"{args.teacher} is a teacher of preset {teacher.config['preset']}, the student's is "
                        f"{args.preset}: tokens and crops must be of the same size")
-    found = evaluate(teacher, *valid, args.device)["pckh@0.5"]["mean"]
-    chance = mean_pose_score(train[0], valid[0])["pckh@0.5"]["mean"]
-    print(f"teacher {os.path.relpath(args.teacher)}: PCKh@0.5 {found:.2f} "
-          f"(a mean pose that ignores the image: {chance:.2f})")
-    if not found > chance:
-        raise BadInput(f"{args.teacher} scores {found:.2f} on {valid[0].name}, no better than a mean pose "
-                       f"({chance:.2f}): train it longer, or check that it was trained on this data")
+    for samples, crops in valid.values():
+        found = evaluate(teacher, samples, crops, args.device)["pckh@0.5"]["mean"]
+        chance = mean_pose_score(train[0], samples)["pckh@0.5"]["mean"]
+        print(f"teacher {os.path.relpath(args.teacher)}: PCKh@0.5 {found:.2f} "
+              + (f"on {samples.name} " if len(valid) > 1 else "")
+              + f"(a mean pose that ignores the image: {chance:.2f})")
+        if not found > chance:
+            raise BadInput(f"{args.teacher} scores {found:.2f} on {samples.name}, no better than a mean pose "
+                           f"({chance:.2f}): train it longer, or check that it was trained on this data")
     teacher.requires_grad_(False).to(memory_format=torch.channels_last)
     source = checkpoint.checksum(teacher.state_dict())[:16]
     fast = for_inference(teacher, torch.bfloat16 if use_bfloat16(args, args.device) else torch.float32)
@@ -572,22 +583,30 @@ def train(args, distributed):
 def write_result(args, valid):
     """Score the best epoch by joint, with and without flip test; write result.json and predictions.png."""
     model, metadata = checkpoint.load(args.out / "best.pt", args.device)
-    print(f"best epoch: {metadata['epoch']}; PCKh on {len(valid[0]):,} samples of {valid[0].name}")
-    scores = evaluate(model, *valid, args.device)
-    print_score(scores)
-    flipped = evaluate(model, *valid, args.device, flip_test=True)
-    print("flip test: " + ", ".join(f"{name} {values['mean']:.2f}" for name, values in flipped.items()))
+    scores, flipped = {}, {}
+    for name, (samples, crops) in valid.items():
+        print(f"best epoch: {metadata['epoch']}; PCKh on {len(samples):,} samples of {samples.name}")
+        scores[name] = evaluate(model, samples, crops, args.device)
+        print_score(scores[name])
+        flipped[name] = evaluate(model, samples, crops, args.device, flip_test=True)
+        print("flip test: " + ", ".join(f"{t} {values['mean']:.2f}" for t, values in flipped[name].items()))
     log = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
     write_json(args.out / "result.json", dict(
-        arguments=vars(args), network=checkpoint.describe(model.config), metadata=metadata, scores=scores,
-        flip_test=flipped, torch=torch.__version__, log=log))
-    samples = valid[0].first(SHOWN)
-    joints, _ = predict(model, samples, valid[1], args.device)
-    sheet = prediction_sheet(samples, valid[1], np.arange(len(samples)), joints, model.size)
+        arguments=vars(args), network=checkpoint.describe(model.config), metadata=metadata,
+        scores=of_one(scores), flip_test=of_one(flipped), torch=torch.__version__, log=log))
+    samples, crops = valid[args.select[0]]
+    samples = samples.first(SHOWN)
+    joints, _ = predict(model, samples, crops, args.device)
+    sheet = prediction_sheet(samples, crops, np.arange(len(samples)), joints, model.size)
     sheet.save(args.out / "predictions.png")
     print(f"drawn: {args.out / 'predictions.png'}\nnext: python evaluate.py --checkpoint "
           f"{args.out / 'best.pt'}"
-          + ("" if args.data == "drawn" else f" --data {args.data}"))
+          + ("" if args.data == ["drawn"] else f" --data {' '.join(args.data)}"))
+
+
+def of_one(scores):
+    """Of one validation set its scores, of several {name: scores}."""
+    return scores if len(scores) > 1 else next(iter(scores.values()))
 
 
 # ------------------------------------------------------------------------------- command line
@@ -609,7 +628,11 @@ def parse_arguments():
     add("--no-distill", action="store_true", help="learn from labels alone")
     add("--terms", nargs="+", choices=TERMS, metavar="TERM", help=f"distil {', '.join(TERMS)} (default: all)")
     add = parser.add_argument_group("data").add_argument
-    add("--data", default="drawn", help="folder in MPII's layout (default: drawn, synthetic people)")
+    add("--data", nargs="+", default=["drawn"], metavar="FOLDER",
+        help="folders in MPII's layout, whose people are joined (default: drawn, synthetic people)")
+    add("--select", nargs="+", metavar="NAME",
+        help="of several folders those whose validation people choose the best epoch, by the mean of their "
+             "PCKh (default: all)")
     add("--drawings", type=int, help=f"number of synthetic people (default: {DRAWINGS['student']} for a "
                                      f"student, {DRAWINGS['teacher']} for the teacher)")
     add("--skip-bad-data", action="store_true",
@@ -644,10 +667,16 @@ def parse_arguments():
     return check_arguments(parser.parse_args())
 
 
+def names_of(folders):
+    """The name of each folder of --data, without its path."""
+    return [folder if folder == "drawn" else Path(folder).resolve().name for folder in folders]
+
+
 def check_arguments(args):
     """Fill in defaults that depend on other arguments. BadInput where arguments contradict each other."""
-    drawn, tiny = args.data == "drawn", args.preset == "tiny"
-    kind = "drawn" if drawn else "photos"
+    drawn, tiny = args.data == ["drawn"], args.preset == "tiny"
+    kind, names = "drawn" if drawn else "photos", names_of(args.data)
+    args.select = args.select or names
     shipped = TEACHERS.get((args.preset, kind))
     args.distill = not (args.train_teacher or args.no_distill)
     refuse(
@@ -658,12 +687,15 @@ def check_arguments(args):
         (args.no_distill and args.teacher, "--no-distill and --teacher contradict each other: leave one out"),
         (args.terms and not args.distill, "--terms are what a student learns from a teacher: remove --terms, "
                                           "or remove --no-distill or --train-teacher"),
-        (not drawn and not Path(args.data).is_dir(),
-         f"--data {args.data} is not a folder: name one in MPII's layout, or leave it out for drawings"),
+        *((not drawn and not Path(data).is_dir(),
+           f"--data {data} is not a folder: name one in MPII's layout, or leave it out for drawings")
+          for data in args.data),
+        *((name not in names, f"--select {name} is not one of the sets {', '.join(names)}: name folders of "
+                              f"--data, without their path") for name in args.select),
         (not drawn and args.drawings is not None,
          "--drawings is the number of synthetic people: leave it out where --data names a folder"))
     if args.distill and not (drawn or args.teacher or shipped):
-        find_labels(args.data, "train")              # a wrong folder is reported before a missing teacher
+        find_labels(args.data[0], "train")           # a wrong folder is reported before a missing teacher
     refuse(
         (args.backbone_weights and args.backbone in (None, "none") and not args.train_teacher,
          "--backbone-weights needs a full-size HRNet backbone: add --backbone w32 or w48"),
@@ -689,8 +721,8 @@ def check_arguments(args):
         args.lr = LOW_RATE if low and args.optimiser == "muon" else RATE
     if args.out is None:
         what = "teacher" if args.train_teacher else f"{args.student}-{args.filter}-{args.backbone}"
-        data = "drawn" if drawn else Path(args.data).resolve().name
-        args.out = Path("runs") / f"{what}-{args.preset}-{data}{'-no-distill' if args.no_distill else ''}"
+        how = "-no-distill" if args.no_distill else ""
+        args.out = Path("runs") / f"{what}-{args.preset}-{'+'.join(names)}{how}"
     positive = ("epochs", "batch_size", "accumulate", "lr", "drawings", "stop_after")     # or None
     holds_run = any((args.out / name).exists() for name in STATES)
     refuse(

@@ -99,7 +99,7 @@ def main():
                 samples.image(i).save(f"{folder}/{i}.jpg", quality=95)
             samples = replace(samples, image=lambda i: Image.open(f"{folder}/{i}.jpg").convert("RGB"))
         crops = store(samples, SIZE, folder)
-        params = TOKENPOSE.draw(len(samples), torch.Generator().manual_seed(0))
+        params = TOKENPOSE.draw(samples, torch.Generator().manual_seed(0))
         ways = whole_batches(samples, crops, params), sample_by_sample(samples, params)
         one, other = (way(torch.arange(min(8, len(samples))))[0] for way in ways)
         off = (one - other).abs().mean()

@@ -198,7 +198,7 @@ def training_speed(rates, device="cpu", preset="tiny", count=512):
     precision = "bfloat16" if preset == "paper" and "bfloat16" in rates else "float32"
     drawn = drawn_people("train", count, PRESETS[preset].size)
     crops = torch.from_numpy(store(drawn, PRESETS[preset].size)).to(device)
-    params = AUGMENTATIONS["tokenpose"].draw(count, torch.Generator().manual_seed(0))
+    params = AUGMENTATIONS["tokenpose"].draw(range(count), torch.Generator().manual_seed(0))
     rows = torch.arange(min(count, RECIPES[preset]["batch_size"]))
     model = build_student("cc", "gd", "none", preset).to(device)
     optimisers = build_optimisers(model, RECIPES[preset]["optimiser"], RATE)

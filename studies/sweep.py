@@ -60,8 +60,9 @@ def collect(name, flags):
     if not kept.exists() and made.exists():
         found = json.loads(made.read_text())
         for key in PATHS:
-            if found["arguments"].get(key):
-                found["arguments"][key] = Path(found["arguments"][key]).name
+            if paths := found["arguments"].get(key):
+                names = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
+                found["arguments"][key] = names if isinstance(paths, list) else names[0]
         RESULTS.mkdir(exist_ok=True)
         kept.with_suffix(".partial").write_text(json.dumps(found, indent=1) + "\n")
         os.replace(kept.with_suffix(".partial"), kept)
