@@ -133,15 +133,15 @@ def long_warm_up(step, steps):
 
 
 def heatmaps_to_the(power):
-    def teacher_targets(teacher, images, targets=distill.teacher_targets):
-        found = targets(teacher, images)
-        return found._replace(heatmaps=found.heatmaps ** power)
+    def teacher_targets(teacher, images, original=distill.teacher_targets):
+        targets = original(teacher, images)
+        return targets._replace(heatmaps=targets.heatmaps ** power)
     return distill, "teacher_targets", teacher_targets
 
 
-def mirrored_heatmaps(teacher, images, targets=distill.teacher_targets):
-    found, mirrored = targets(teacher, images), targets(teacher, images.flip(-1)).heatmaps
-    return found._replace(heatmaps=(found.heatmaps + mirrored.flip(-1)[:, crops.FLIP]) / 2)
+def mirrored_heatmaps(teacher, images, original=distill.teacher_targets):
+    targets, mirrored = original(teacher, images), original(teacher, images.flip(-1)).heatmaps
+    return targets._replace(heatmaps=(targets.heatmaps + mirrored.flip(-1)[:, crops.FLIP]) / 2)
 
 
 def teacher_loss(of_cells):
@@ -223,12 +223,16 @@ def assign(word):
 
 
 def measure(args, valid):
-    """What result.json says beside the scores: calibration; for gd M's liveliness, and PCKh with M frozen."""
+    """What result.json says beside the scores: calibration; for gd M's liveliness, and PCKh with M frozen.
+
+    Of several validation sets on the first that chooses the best epoch.
+    """
     model, _ = checkpoint.load(args.out / "best.pt")
-    found = dict(confidence=calibration(*predict(model, *valid), valid[0]))
+    samples, crops = valid[args.select[0]]
+    measured = dict(confidence=calibration(*predict(model, samples, crops), samples))
     if model.config.get("filter") == "gd":
-        found["dynamic"] = liveliness_and_loss(model, *valid)
-    return found
+        measured["dynamic"] = liveliness_and_loss(model, samples, crops)
+    return measured
 
 
 def main():
