@@ -87,9 +87,9 @@ def main():
             rows = slice(half, None)
             print(f"temperature {calibrate(model, samples.first(half), crops[:half], args.flip_test)}")
             checkpoint.save(args.calibrate, model, metadata, half=True)
-        found = calibration(*predict(model, samples, crops, flip_test=args.flip_test), samples, rows)
-        print(f"{path}: ece {found['ece']:.3f}, auroc {found['auroc']:.3f}")
-        for mean, fraction, count in found["curve"]:
+        scores = calibration(*predict(model, samples, crops, flip_test=args.flip_test), samples, rows)
+        print(f"{path}: ece {scores['ece']:.3f}, auroc {scores['auroc']:.3f}")
+        for mean, fraction, count in scores["curve"]:
             print(f"confidence {mean:.2f}: {fraction:.2f} right of {count:,} joints")
 
 

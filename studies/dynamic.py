@@ -107,10 +107,10 @@ def print_training():
     steps = 50, 150, 300
     for standardised, muon in product((True, False), (False, True)):
         for step, (_, blocks) in zip(steps, train_and_watch(steps, standardised, muon), strict=True):
-            found = [liveliness(*block) for block in blocks]
+            seen = [liveliness(*block) for block in blocks]
             print(f"{'1 + z' if standardised else 'mean token'}, {'Muon' if muon else 'Adam'}, {step} steps: "
-                  + "; ".join(f"{name} {', '.join(f'{block[name]:.2f}' for block in found)}"
-                              for name in found[0]), flush=True)
+                  + "; ".join(f"{name} {', '.join(f'{block[name]:.2f}' for block in seen)}"
+                              for name in seen[0]), flush=True)
 
 
 def main():
@@ -125,10 +125,10 @@ def main():
         if model.config.get("filter") != "gd":
             raise BadInput(f"{path} is {checkpoint.describe(model.config)}, without dynamic filters: name a "
                            f"gd student")
-        found = liveliness_and_loss(model, samples, crops)
-        for number, block in enumerate(found["blocks"], 1):
+        scores = liveliness_and_loss(model, samples, crops)
+        for number, block in enumerate(scores["blocks"], 1):
             print(f"block {number}: " + "  ".join(f"{name} {value:.3f}" for name, value in block.items()))
-        print(f"{path}: PCKh@0.5 {found['live']:.2f}, with M frozen at its mean {found['frozen']:.2f}")
+        print(f"{path}: PCKh@0.5 {scores['live']:.2f}, with M frozen at its mean {scores['frozen']:.2f}")
 
 
 if __name__ == "__main__":

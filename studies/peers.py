@@ -28,8 +28,8 @@ def shared_scores(joints, samples):
 
     joints: (N, 16, 2) in pixels of the images.
     """
-    def right(found):                                                                         # (N, 12)
-        error = np.linalg.norm(found - samples.joints, axis=-1) / samples.head_size[:, None]
+    def right(joints):                                                                        # (N, 12)
+        error = np.linalg.norm(joints - samples.joints, axis=-1) / samples.head_size[:, None]
         return (error <= WITHIN)[:, LIMBS] & labelled
 
     def percent(hits, rows=slice(None)):

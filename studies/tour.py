@@ -51,8 +51,8 @@ def crop_of(tour):
     return tour["batch"].images[0].permute(1, 2, 0).numpy()
 
 
-def show(panel, image, title, **how):
-    drawn = panel.imshow(image, **how)
+def show(panel, image, title, **options):
+    drawn = panel.imshow(image, **options)
     panel.set_title(title, fontsize=9)
     panel.set_xticks([])
     panel.set_yticks([])
@@ -88,7 +88,7 @@ def spectrum(plt, tour):
     return figure
 
 
-def filter(plt, tour):
+def filters(plt, tour):
     figure, panels = plt.subplots(1, 2, figsize=(6.4, 2.7))
     both = (tour["K"], "static, |K|"), (tour["K_hat"][0], "dynamic for this image, |K̂|")
     for panel, (K, title) in zip(panels, both):
@@ -151,7 +151,7 @@ def terms(plt, tour):
     return figure
 
 
-PICTURES = {"1-crop": crop, "2-tokens": tokens, "3-spectrum": spectrum, "4-filter": filter,
+PICTURES = {"1-crop": crop, "2-tokens": tokens, "3-spectrum": spectrum, "4-filter": filters,
             "5-filtered": filtered, "6-simcc": simcc, "7-heatmap": heatmap, "8-terms": terms}
 
 
@@ -162,9 +162,9 @@ def main():
     plt = pyplot()
     args.out.mkdir(parents=True, exist_ok=True)
     tour, printed = run_snippets()
-    for number, ((_, promised), found) in enumerate(zip(snippets(), printed), 1):
-        if found != promised:
-            print(f"snippet {number} of {PAGE.name} printed\n{found}where the page says\n{promised}")
+    for number, ((_, promised), output) in enumerate(zip(snippets(), printed), 1):
+        if output != promised:
+            print(f"snippet {number} of {PAGE.name} printed\n{output}where the page says\n{promised}")
     for name, draw in PICTURES.items():
         figure = draw(plt, tour)
         figure.tight_layout()

@@ -19,17 +19,18 @@ def test_liveliness_by_hand():
     """One channel that turns over and one that stands; three of four hidden units ever above 0."""
     logits = torch.zeros(2, 4, 2)
     logits[0, 0, 0] = logits[1, 1, 0] = 30
-    found = liveliness(logits, torch.tensor([[1.0, 0, 2, 0], [0, 0, 2, 3]]))
-    assert found == dict(deviation=pytest.approx(2 * 0.5 ** 0.5 / 8), dead=0.25, entropy=pytest.approx(0.5),
-                         logits=pytest.approx((2 * (22.5 ** 2 + 3 * 7.5 ** 2) / 15) ** 0.5))
+    assert liveliness(logits, torch.tensor([[1.0, 0, 2, 0], [0, 0, 2, 3]])) == dict(
+        deviation=pytest.approx(2 * 0.5 ** 0.5 / 8), dead=0.25, entropy=pytest.approx(0.5),
+        logits=pytest.approx((2 * (22.5 ** 2 + 3 * 7.5 ** 2) / 15) ** 0.5))
 
 
 def test_m_lives_through_training():
     """STEPS from labels alone: M still differs between images, in every block, and few of its units are dead.
     """
     (model, blocks), = train_and_watch([STEPS])
-    for found in (liveliness(*block) for block in blocks):
-        assert found["deviation"] > 0.02 and found["dead"] < DEAD, found
+    for block in blocks:
+        life = liveliness(*block)
+        assert life["deviation"] > 0.02 and life["dead"] < DEAD, life
     freeze(model, [logits.softmax(1).mean(0) for logits, _ in blocks])
     with torch.inference_mode():
         M = model.encoder.blocks[0].mixer.dynamic.mixture(torch.rand(2, 8, 10, 96))

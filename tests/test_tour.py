@@ -20,9 +20,9 @@ def test_snippets_print_what_the_page_says(run):
     _, printed = run
     promised = [text for _, text in tour.snippets()]
     assert len(promised) == tour.PAGE.read_text().count("```python") == len(printed) > 5
-    for said, found in zip(promised, printed):
-        assert FLOAT.sub("#", found) == FLOAT.sub("#", said)               # shapes and words, to the letter
-        values, expected = (list(map(float, FLOAT.findall(text))) for text in (found, said))
+    for said, output in zip(promised, printed):
+        assert FLOAT.sub("#", output) == FLOAT.sub("#", said)              # shapes and words, to the letter
+        values, expected = (list(map(float, FLOAT.findall(text))) for text in (output, said))
         assert values == pytest.approx(expected, abs=0.02)
 
 
