@@ -1,16 +1,14 @@
-"""What each part is worth: one table a group, on drawings, preset tiny, 1,000 steps in every cell (but
-`long` and those of photos).
+"""What each part is worth: one table a group, on drawings, preset tiny, 1,000 steps in every cell.
 
     python studies/parts.py                     # all groups, some minutes a run on two cores
-    python studies/parts.py dynamic attention   # two of them; --seeds 0 for one seed
-    python studies/parts.py dynamic-photos --data DATA
+    python studies/parts.py dynamic --seeds 0   # one group, one seed
+    python studies/parts.py dynamic-photos labels-photos --data DATA
 
-    dynamic          what M of the dynamic filter sees, and the static control
+    dynamic          what M of the dynamic filter sees, the static control, filters in series
     dynamic-photos   the same on photos, from labels alone, 16 epochs
-    recipe-photos    a student of preset small-64 on photos, from labels alone, 8 epochs: labels, batch, crops
-    join             static and dynamic filter side by side, or in series
-    attention        attention's heads, rate, optimiser, warm-up; the filters at the same rates
-    mixers           attention and both filters, distilled, at several rates
+    labels-photos    width of SimCC's labels: a small-64 student on photos, from labels alone, 8 epochs
+    attention        attention's rate, heads, optimiser, warm-up; the filters at the same rates
+    mixers           attention and both filters, distilled, at two rates
     long             all six students from labels alone, 4,000 steps
     terms            each term of the loss beside labels, for cc gs and reg gs
     tokens           the teacher's tokens standardised, or raw as in DistilPose
@@ -27,18 +25,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, main_with_clear_errors
 from distill import TERMS
 from models import FILTERS, STUDENTS
-from photos import PHOTO_EPOCHS, SMALL_EPOCHS
+from photos import COMPARED_EPOCHS
 from sweep import SEEDS, main
 
 EPOCHS = 8               # of 125 steps; scored at 4 and 8
-LONG = 32                # epochs of the group `long`
+LONG_EPOCHS = 32         # of the group `long`
+PHOTO_EPOCHS = 16        # of tiny students on photos
 GS, GD = ({"student": "cc", "filter": filter} for filter in ("gs", "gd"))
 LABELS = {"no-distill": True}
-RATES = {"-double-rate": "2e-3", "": "1e-3", "-half-rate": "5e-4", "-quarter-rate": "2.5e-4",
-         "-eighth-rate": "1.25e-4"}
+RATES = {"-double-rate": "2e-3", "": "1e-3", "-half-rate": "5e-4", "-quarter-rate": "2.5e-4"}
 
 
-def weights(student, keypoint, visual):
+def token_weights(student, keypoint, visual):
     """Changes that set a1 and a2."""
     return [f"distill.WEIGHTS.{student}.keypoint_tokens={keypoint}",
             f"distill.WEIGHTS.{student}.visual_tokens={visual}"]
@@ -49,10 +47,16 @@ def of_labels(filter, title, *changes, **flags):
     return title, {"student": "cc", "filter": filter, **LABELS, **flags}, list(changes)
 
 
-def of_photos(title, *changes, **flags):
+def of_photos(title, *changes):
     """A cell of the cc gd student of preset small-64 that learns from labels alone."""
-    return of_labels("gd", title, *changes, preset="small-64", amp=True, epochs=SMALL_EPOCHS["compared"],
-                     **flags)
+    return of_labels("gd", title, *changes, preset="small-64", amp=True, epochs=COMPARED_EPOCHS)
+
+
+def at_rates(cell, title, filter, names, **flags):
+    """{cell: cc student with this mixer} at the rates of these names."""
+    return {f"{cell}{name}": (f"{title}, rate {RATES[name]}",
+                              {"student": "cc", "filter": filter, "lr": float(RATES[name]), **flags}, [])
+            for name in names}
 
 
 ATTENTION = {"separate-qkv": "q, k, v as three matrices", "adam-attention": "Adam for qkv and output",
@@ -64,10 +68,8 @@ CELLS = {
         "gd": ("**1 + z**, z: the mean token, standardised over images", GD, []),
         "gd-constant": ("ones: a static control with the same parameters, trained", GD, ["constant"]),
         "gd-half": ("0.5 + z", GD, ["half"]),
-        "gd-z-alone": ("z", GD, ["z-alone"]),
         "gd-slow-M": ("1 + z, and M learns at half the rate", GD, ["slow-M"]),
         "gd-slower-M": ("1 + z, and M learns at a fifth of the rate", GD, ["slower-M"]),
-        "gd-triple-rate": ("1 + z, and M learns at three times the rate", GD, ["triple-rate"]),
         "gd-half-rate": ("1 + z, the whole network at half the rate", {**GD, "lr": 5e-4}, []),
         "gd-half-triple-rate": ("0.5 + z, and M learns at three times the rate", GD, ["half", "triple-rate"]),
         "gd-visual-mean": ("1 + z of the visual tokens alone", GD, ["visual-mean"]),
@@ -78,40 +80,32 @@ CELLS = {
         "gd-large-basis": ("1 + z, basis filters begin ten times as large", GD, ["large-basis"]),
         "gd-plain-mean": ("the mean token, as in DFFormer", GD, ["plain-mean"]),
         "gd-plain-mean-muon": ("the mean token, and M learns with Muon", GD,
-                               ["plain-mean", "train.ADAM_ALONE=[]"])},
+                               ["plain-mean", "train.ADAM_ALONE=[]"]),
+        "gd-in-series": ("1 + z, and the dynamic filter behind the static one", GD, ["in-series"])},
     "dynamic-photos": {
         "photos-gd-alone": of_labels("gd", "**1 + z**"),
         "photos-gd-alone-constant": of_labels("gd", "ones: the static control", "constant")},
-    "recipe-photos": {
-        "small-64": of_photos("**labels of sigma 4 bins, batch of 32, crops `upright`**"),
-        "small-64-narrow": of_photos("labels half as wide", "narrow-labels"),
-        "small-64-wide": of_photos("labels twice as wide", "wide-labels"),
-        "small-64-tokenpose": of_photos("crops `tokenpose`: turned by up to 60 degrees",
-                                        augmentation="tokenpose"),
-        "small-64-batch-64": of_photos("batch of 64, half as many steps", **{"batch-size": 64}),
-        "small-64-batch-16": of_photos("batch of 16, twice as many steps", **{"batch-size": 16})},
-    "join": {"gd": ("**side by side**, added", GD, []),
-             "gd-in-series": ("in series, dynamic behind static", GD, ["in-series"])},
+    "labels-photos": {
+        "small-64": of_photos("**sigma of 4 bins**"),
+        "small-64-narrow": of_photos("half as wide", "narrow-labels"),
+        "small-64-wide": of_photos("twice as wide", "wide-labels")},
     "attention": {
         "attention-alone": of_labels("attention", "attention, rate 1e-3: Muon for qkv as one, 4 heads",
                                      lr=1e-3),
-        **{f"attention-alone{name}": of_labels("attention", f"attention, rate {rate}", lr=float(rate))
-           for name, rate in RATES.items() if name},
-        "attention-alone-adam": of_labels("attention", "Adam for all, rate 1e-3", optimiser="adam"),
+        **at_rates("attention-alone", "attention", "attention",
+                   ("-double-rate", "-half-rate", "-quarter-rate"), **LABELS),
         "attention-alone-separate-qkv": of_labels("attention", "q, k, v as three matrices, rate 1e-3",
                                                   "separate-qkv", lr=1e-3),
         **{f"attention-alone-{change}-half-rate": of_labels("attention", f"{title}, rate 5e-4", change,
                                                            lr=5e-4)
            for change, title in ATTENTION.items()},
-        **{f"{filter}-alone{name}": of_labels(filter, f"{filter}, rate {RATES[name]}", lr=float(RATES[name]))
-           for filter in ("gs", "gd") for name in ("-double-rate", "", "-half-rate", "-quarter-rate")}},
-    "mixers": {
-        f"{cell}{name}": (f"{filter}, rate {RATES[name]}",
-                          {"student": "cc", "filter": filter, "lr": float(RATES[name])}, [])
-        for filter, cell in (("attention", "attention-all"), ("gs", "cc-gs-all"), ("gd", "gd"))
-        for name in ("", "-half-rate", "-quarter-rate")},
+        **at_rates("gs-alone", "gs", "gs", ("", "-half-rate", "-quarter-rate"), **LABELS),
+        **at_rates("gd-alone", "gd", "gd", ("", "-half-rate"), **LABELS)},
+    "mixers": {**at_rates("attention-all", "attention", "attention", ("", "-half-rate")),
+               **at_rates("cc-gs-all", "gs", "gs", ("", "-half-rate")),
+               **at_rates("gd", "gd", "gd", ("", "-half-rate"))},
     "long": {f"{student}-{filter}-alone-long": (f"{student} {filter}", {
-                 "student": student, "filter": filter, **LABELS, "epochs": LONG}, [])
+                 "student": student, "filter": filter, **LABELS, "epochs": LONG_EPOCHS}, [])
              for student, filter in product(STUDENTS, FILTERS)},
     "terms": {f"{student}-gs-{name}": (f"{student} gs: {title}",
                                        {"student": student, "filter": "gs", **flags}, changes)
@@ -133,8 +127,9 @@ CELLS = {
                   ("all-new-views", "labels and all four, a new view in every epoch", {"views": 0}, []))},
     "tokens": {
         "cc-gs-raw-as-distilpose": ("raw, a1 = a2 = 5e-4 (DistilPose)", GS,
-                                    ["raw-tokens", *weights("cc", 5e-4, 5e-4)]),
-        **{f"cc-gs-raw-{a}": (f"raw, a1 = {a}, a2 = a1 / 3", GS, ["raw-tokens", *weights("cc", a, a / 3)])
+                                    ["raw-tokens", *token_weights("cc", 5e-4, 5e-4)]),
+        **{f"cc-gs-raw-{a}": (f"raw, a1 = {a}, a2 = a1 / 3", GS,
+                              ["raw-tokens", *token_weights("cc", a, a / 3)])
            for a in (0.1, 0.3, 1, 3)},
         "cc-gs-all": ("**standardised**, a1 = 3, a2 = 1", GS, [])},
 }
@@ -146,7 +141,7 @@ def parts_runs(groups=tuple(CELLS), seeds=SEEDS, data=None):
         raise BadInput(f"there is no group {unknown[0]}: choose of {', '.join(CELLS)}")
     runs = {}
     for seed, group in product(seeds, groups):
-        photos = {"epochs": PHOTO_EPOCHS["student"], "data": data} if group.endswith("-photos") else {}
+        photos = {"epochs": PHOTO_EPOCHS, "data": data} if group.endswith("-photos") else {}
         for cell, (_, flags, changes) in CELLS[group].items() if data or not photos else ():
             runs[f"parts-{cell}-{seed}"] = {"epochs": EPOCHS, **photos, **flags, "seed": seed,
                                             "changes": changes}

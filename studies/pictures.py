@@ -29,7 +29,8 @@ from evaluate import SCORED, load_to_score, predict, validation_samples
 from gfl import GlobalDynamicFilter, StaticFilter
 from models import FILTERS, STUDENTS
 from predict import contact_sheet, draw_skeleton, prediction_sheet
-from sweep import SEEDS, name_of, result
+from results import result
+from sweep import SEEDS, name_of
 from synthetic import SERIES, draw_people, draw_person
 
 RATIO = 0.5                  # of two people's filters: colours end at 2 to this power
@@ -52,10 +53,10 @@ def curves(args):
     for student, row in zip(STUDENTS, panels):
         for filter, panel in zip(FILTERS, row):
             for distill, colour in ((True, "tab:blue"), (False, "tab:orange")):
-                found = (result(f"drawn-{name_of(student, filter, distill, seed)}") for seed in SEEDS)
-                for log in ([line for line in run["log"] if "pckh@0.5" in line] for run in found if run):
-                    panel.plot([line["epoch"] for line in log], [line["pckh@0.5"] for line in log], colour,
-                               lw=1, label="distilled" if distill else "labels alone")
+                names = [f"drawn-{name_of(student, filter, distill, seed)}" for seed in SEEDS]
+                for log in (run["log"] for run in map(result, names) if run):
+                    panel.plot(log["epoch"], log["pckh@0.5"], colour, lw=1,
+                               label="distilled" if distill else "labels alone")
             panel.set_title(f"{student} {filter}", fontsize=10)
             panel.grid(alpha=0.3)
     labels = dict(zip(*reversed(panels[0][0].get_legend_handles_labels())))
@@ -128,8 +129,8 @@ def strip(args):
         side = TIGHTER * LARGER * samples.side[i:i + 1]
         matrix = crop_matrix(center, side, 2 * TILE)
         crop = Image.fromarray(cut(Image.fromarray(drawing.image), matrix[0], 2 * TILE))
-        found = transform(matrix, torch.from_numpy(LARGER * joints[i:i + 1] + (LARGER - 1) / 2))[0].numpy()
-        draw_skeleton(crop, found, np.ones(len(found), bool), width=5, confidence=confidence[i])
+        xy = transform(matrix, torch.from_numpy(LARGER * joints[i:i + 1] + (LARGER - 1) / 2))[0].numpy()
+        draw_skeleton(crop, xy, np.ones(len(xy), bool), width=5, confidence=confidence[i])
         crop = crop.resize((TILE, TILE), Image.Resampling.LANCZOS)
         sheet.paste(crop, (n % STRIP * TILE, n // STRIP * TILE))
     return "strip.jpg", sheet
@@ -156,14 +157,14 @@ def predictions(args):
 
 def samples(args):
     """Some crops of a split in MPII's layout, with their joints."""
-    found = load_samples(args.data, args.split)
-    print(f"{found.name}: {len(found):,} samples of {len(set(found.files)):,} images, "
-          f"{found.visible.mean():.1%} of the joints labelled" + (f"; {found.note}" if found.note else ""))
-    shown = np.unique(np.linspace(0, len(found) - 1, SHOWN).astype(int))
-    matrix = crop_matrix(found.center[shown], found.side[shown], SIZE)
-    crops = np.stack([cut(found.image(i), one, SIZE) for i, one in zip(shown, matrix)])
-    joints = transform(matrix, torch.from_numpy(found.joints[shown]))
-    sheet = contact_sheet(crops, (joints, found.visible[shown]))
+    people = load_samples(args.data, args.split)
+    print(f"{people.name}: {len(people):,} samples of {len(set(people.files)):,} images, "
+          f"{people.visible.mean():.1%} of the joints labelled" + (f"; {people.note}" if people.note else ""))
+    shown = np.unique(np.linspace(0, len(people) - 1, SHOWN).astype(int))
+    matrix = crop_matrix(people.center[shown], people.side[shown], SIZE)
+    crops = np.stack([cut(people.image(i), one, SIZE) for i, one in zip(shown, matrix)])
+    joints = transform(matrix, torch.from_numpy(people.joints[shown]))
+    sheet = contact_sheet(crops, (joints, people.visible[shown]))
     return f"samples-{args.data.resolve().name}-{args.split}.png", sheet
 
 

@@ -2,6 +2,7 @@
 
     python studies/speed.py         # regression students without a backbone: ten minutes at most on two cores
     python studies/speed.py reg-w32 cc-none  # other rows of the paper; 'all' for all of them (on a GPU)
+    python studies/speed.py --save epyc      # and keep the figures, as speed-epyc in results/speed.json
 
     plain        the filters' definition (FFT), or attention as separate products and softmax
     optimised    export.for_inference: products with DFT matrices, fused attention, folded batch norms
@@ -29,15 +30,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import (BadInput, CommandLine, check_device, check_folder, default_device, fast_bfloat16,
+from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16,
                     main_with_clear_errors)
 from crops import AUGMENTATIONS, make_batch, store
 from distill import task_loss
-from evaluate import PAPER, count_multiply_adds, describe_device, take_turns, write_json
+from evaluate import PAPER, count_multiply_adds, describe_device, take_turns
 from export import for_inference
 from gfl import by_definition
 from models import PRESETS, build_student
-from sweep import table
+from results import add, rounded
 from synthetic import drawn_people
 from train import RATE, RECIPES, build_optimisers
 
@@ -156,8 +157,8 @@ def measure_speed(rows, device="cpu", budget=BATCH_SECONDS):
     """
     kind = torch.device(device).type
     timings, rates = [], {precision: [] for precision in precisions(device)}
-    work = [(row, batch) for row in rows for batch in (1, *LARGE[kind][row.split("-")[1]])]
-    for row, batch in tqdm(work, desc="students and batches", leave=False, disable=None):
+    pairs = [(row, batch) for row in rows for batch in (1, *LARGE[kind][row.split("-")[1]])]
+    for row, batch in tqdm(pairs, desc="students and batches", leave=False, disable=None):
         began = time.monotonic()
         torch._dynamo.reset()         # it compiles one function only so many times, for all networks together
         student, backbone = row.split("-")
@@ -168,23 +169,23 @@ def measure_speed(rows, device="cpu", budget=BATCH_SECONDS):
         matrices = list(products(device, kind))
         networks = list(contenders(models, images, kind, began + budget * 2 / 3))
         try:
-            times = take_turns([(each.run, each.context) for each in matrices + networks], kind,
-                               max(began + budget - time.monotonic(), FEWEST_SECONDS))
+            works = [(contender.run, contender.context) for contender in matrices + networks]
+            times = take_turns(works, kind, max(began + budget - time.monotonic(), FEWEST_SECONDS))
         except torch.OutOfMemoryError:           # each fits alone, all of them do not
             tqdm.write(f"{row}, batch {batch}, is left out: no memory for all of them at once")
             continue
-        for contender, found in zip(matrices, times):
-            rates[contender.precision].append(contender.operations / statistics.median(found))
+        for contender, seconds in zip(matrices, times):
+            rates[contender.precision].append(contender.operations / statistics.median(seconds))
         by_filter = sorted(zip(networks, times[len(matrices):]),
                            key=lambda pair, order=tuple(models): order.index(pair[0].filter))
-        for contender, found in by_filter:
-            if not found:
+        for contender, seconds in by_filter:
+            if not seconds:
                 tqdm.write(f"{' '.join(contender[:3])}, batch {batch}, is left out: the time is over")
                 continue
-            high, median, low = (batch / t for t in np.quantile(found, (0.25, 0.5, 0.75)))
+            high, median, low = batch / np.quantile(seconds, (0.25, 0.5, 0.75))
             fraction = contender.operations * median / rates[contender.precision][-1]
             timings.append(Timing(row, *contender[:3], batch, median, low, high, fraction, contender.off))
-    return timings, {precision: statistics.median(found) for precision, found in rates.items() if found}
+    return timings, {precision: statistics.median(values) for precision, values in rates.items() if values}
 
 
 # ------------------------------------------------------------------------------- training
@@ -222,11 +223,18 @@ def training_speed(rates, device="cpu", preset="tiny", count=512):
 
 # ------------------------------------------------------------------------------- the report
 
+def table(header, rows):
+    """Lists of cells as a table in Markdown."""
+    if not rows:
+        return "(not measured yet)"
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def best(timings, row, filter, precision, batch=None, forms=FORMS):
     """The fastest of some timings at a batch of 1 or (None) at the best larger one; None if there is none."""
-    found = [t for t in timings if (t.row, t.filter, t.precision) == (row, filter, precision)
-             and t.form in forms and (t.batch == 1) == (batch == 1)]
-    return max(found, key=lambda t: t.fps, default=None)
+    return max((t for t in timings if (t.row, t.filter, t.precision) == (row, filter, precision)
+                and t.form in forms and (t.batch == 1) == (batch == 1)), key=lambda t: t.fps, default=None)
 
 
 def speed_table(timings):
@@ -285,26 +293,25 @@ def main():
                         help=f"{', '.join(ROWS)}, or all (default: reg-none)")
     parser.add_argument("--device", default=default_device(),
                         help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    parser.add_argument("--json", type=Path, help="write all figures to this file, too")
+    parser.add_argument("--save", metavar="MACHINE", help="keep all figures in results/speed.json, too")
     args = parser.parse_args()
     rows = ROWS if args.rows == ["all"] else args.rows
     if unknown := set(rows) - set(ROWS):
         raise BadInput(f"{sorted(unknown)[0]}: choose from {', '.join(ROWS)}, or all")
     check_device(args.device)
-    check_folder(args.json, "--json ")
     torch.backends.cudnn.allow_tf32 = False      # float32 in convolutions, too, as in products
     timings, rates = measure_speed(rows, args.device)
     machine = machine_line(args.device, rates)
     print(machine, speed_table(timings), ratios_table(timings), sep="\n\n")
     presets = ("tiny",) if args.device == "cpu" else PRESETS
     training = [training_speed(rates, args.device, preset) for preset in presets]
-    for found in training:
-        print(f"training the {found['preset']} cc gd student, {found['precision']}, batch {found['batch']}: "
-              f"{found['step']:.0f} a second, {100 * found['fraction']:.0f}% of that rate; "
-              f"its input side alone: {found['input']:.0f}")
-    if args.json:
-        timings = [timing._asdict() for timing in timings]
-        write_json(args.json, dict(machine=machine, timings=timings, rates=rates, training=training))
+    for speed in training:
+        print(f"training the {speed['preset']} cc gd student, {speed['precision']}, batch {speed['batch']}: "
+              f"{speed['step']:.0f} a second, {100 * speed['fraction']:.0f}% of that rate; "
+              f"its input side alone: {speed['input']:.0f}")
+    if args.save:
+        add(f"speed-{args.save}", rounded(dict(machine=machine, rates=rates, training=training,
+                                               timings=[timing._asdict() for timing in timings])))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Several runs of train.py, one after another or side by side: what drawn.py, photos.py and paper.py share.
+"""Several runs of train.py, one after another or side by side.
+
+drawn.py, parts.py, photos.py and paper.py say which, and share this.
 
 A run is a name and the flags of train.py, {"student": "cc", "epochs": 16, "amp": True}; `changes` among them
-are those of changed.py. When it is done, its result (arguments, scores by joint, the log of its epochs) is in
-results/NAME.json and it is skipped; a run that was stopped (Ctrl-C, SIGTERM, --stop-after) is resumed from
-its last checkpoint. A student waits for the teacher that it names. tables.py makes the tables.
+are those of changed.py. When it is done, its entry is added to the file of its study in results/ (results.py
+says what is kept), and from then on it is skipped. A run that was stopped (Ctrl-C, SIGTERM, --stop-after) is
+resumed from its last checkpoint. A student waits for the teacher that it names. tables.py makes the tables.
 """
 
 import json
@@ -18,32 +20,17 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import results
 from common import BadInput, CommandLine, terminate
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "results"           # in the repository
 RUNS = Path("runs") / "experiments"
 SEEDS = (0, 1, 2)
-PATHS = "data", "init", "teacher", "out", "cache", "backbone_weights"    # need not be those of a result
 POLL = 0.5                           # seconds between two looks at the processes
 
 
 def name_of(student, filter, distill, seed):
     return f"{student}-{filter}-{'distilled' if distill else 'alone'}-{seed}"
-
-
-def result(name):
-    """The content of results/NAME.json; None where there is none."""
-    file = RESULTS / f"{name}.json"
-    return json.loads(file.read_text()) if file.exists() else None
-
-
-def table(header, rows):
-    """Lists of cells as a table in Markdown."""
-    if not rows:
-        return "(not measured yet)"
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def folder(name, flags):
@@ -52,28 +39,25 @@ def folder(name, flags):
 
 
 def collect(name, flags):
-    """Copy the result of a finished run to results/, without the folders in paths -> is there a result?
+    """Add the entry of a finished run to results/ -> is there one?
 
     Raises BadInput where it was made with other flags than these.
     """
-    kept, made = RESULTS / f"{name}.json", folder(name, flags) / "result.json"
-    if not kept.exists() and made.exists():
-        found = json.loads(made.read_text())
-        for key in PATHS:
-            if paths := found["arguments"].get(key):
-                names = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
-                found["arguments"][key] = names if isinstance(paths, list) else names[0]
-        RESULTS.mkdir(exist_ok=True)
-        kept.with_suffix(".partial").write_text(json.dumps(found, indent=1) + "\n")
-        os.replace(kept.with_suffix(".partial"), kept)
-        print(f"{name}: PCKh@0.5 {found['scores']['pckh@0.5']['mean']:.2f}", flush=True)
-    known = (result(name) or {}).get("arguments", {})
-    for key, value in flags.items():
-        was = known.get(key.replace("-", "_"))
-        if was is not None and key.replace("-", "_") not in PATHS and str(was) != str(value):
-            raise BadInput(f"{kept} was made with --{key} {was}, now it is {value}: move that file and "
-                           f"{folder(name, flags)} away, or give the same flags")
-    return kept.exists()
+    made = folder(name, flags) / "result.json"
+    entry = results.result(name)
+    if entry is None and made.exists():
+        entry = results.entry_of(json.loads(made.read_text()))
+        results.add(name, entry)
+        print(f"{name}: PCKh@0.5 {results.pckh(entry):.2f}", flush=True)
+    if entry is None:
+        return False
+    for flag, value in flags.items():
+        argument, off = flag.replace("-", "_"), False if value is True else None     # what is off is not kept
+        was = entry["arguments"].get(argument, off)
+        if was is not None and argument not in results.PATHS and str(was) != str(value):
+            raise BadInput(f"{name} in {results.RESULTS} was made with --{flag} {was}, now it is {value}: "
+                           f"remove that entry and {folder(name, flags)}, or give the same flags")
+    return True
 
 
 def command_line(flags):
@@ -129,7 +113,8 @@ def sweep(runs, jobs=1, stop_after=math.inf):
 
     def is_ready(flags):             # its teacher is not among the runs, or is done
         teacher = str(flags.get("teacher"))
-        return all(result(name) for name in runs if str(folder(name, runs[name]) / "best.pt") == teacher)
+        return all(results.result(name) for name in runs
+                   if str(folder(name, runs[name]) / "best.pt") == teacher)
 
     try:
         while True:
@@ -154,7 +139,7 @@ def sweep(runs, jobs=1, stop_after=math.inf):
             child.terminate()        # train.py saves and ends
         for child in running:
             child.wait()
-        if missing := [name for name in runs if not result(name)]:
+        if missing := [name for name in runs if not results.result(name)]:
             print(f"{len(missing)} of {len(runs)} runs are missing, {missing[0]} the first: "
                   f"the same command resumes them")
     if failed:
@@ -182,5 +167,6 @@ def main(description, make_runs, *arguments):
     if args.jobs < 1 or not args.stop_after > 0:
         raise BadInput(f"--jobs {args.jobs} and --stop-after {args.stop_after:g} must be above 0")
     signal.signal(getattr(signal, "SIGHUP", signal.SIGTERM), terminate)               # a terminal that closes
-    ours, extra = make_runs(args), read_flags(words[end + 1:])
-    sweep({name: {**flags, **extra} for name, flags in ours.items()}, args.jobs, args.stop_after)
+    extra = read_flags(words[end + 1:])
+    runs = {name: {**flags, **extra} for name, flags in make_runs(args).items()}
+    sweep(runs, args.jobs, args.stop_after)

@@ -1,9 +1,9 @@
-"""The tables of README and docs, from results/: what drawn.py, photos.py, paper.py, speed.py and
-evaluate.py --json wrote there.
+"""The tables of README and docs, made of results/.
 
     python studies/tables.py  # writes between the marks <!-- table NAME --> and <!-- end --> of PAGES
 
-A blank cell has not been run.
+These are of drawn.py, parts.py, photos.py, paper.py, speed.py and evaluate.py --json. A blank cell has not
+been run.
 """
 
 import statistics
@@ -14,29 +14,34 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, CommandLine, main_with_clear_errors
+from distill import TERMS
 from evaluate import GROUPS, PAPER, count_multiply_adds
 from models import FILTERS, PRESETS, STUDENTS, build_teacher
 from parts import CELLS
-from photos import PHOTO_STUDENTS, STARTS, TAKEN_APART
-from speed import Timing, ratios_table, speed_table
-from sweep import RESULTS, ROOT, SEEDS, name_of, result, table
+from photos import STARTS
+from results import RESULTS, pckh, read, result
+from speed import Timing, ratios_table, speed_table, table
+from sweep import ROOT, SEEDS, name_of
 from train import RECIPES
 
 HEADS = {"reg": "regression", "cc": "SimCC"}
 MIXERS = {"gs": "static filter (GS)", "gd": "dynamic filter (GD)", "attention": "attention"}
-DYNAMIC = "dynamic", "dynamic-photos", "join"        # groups of parts.py of which M's liveliness is asked
 HEADINGS = {"dynamic": "M sees", "dynamic-photos": "on photos, M sees",
-            "recipe-photos": "small-64 on photos, cc gd from labels", "join": "static and dynamic filter",
-            "attention": "cc from labels alone", "mixers": "cc distilled", "long": "4,000 steps",
-            "terms": "learns from", "tokens": "the teacher's tokens"}
-MACHINES = "speed", "speed-avx2", "speed-amx"    # files of speed.py in results/
+            "labels-photos": "SimCC's labels, on photos", "attention": "cc from labels alone",
+            "mixers": "cc distilled", "long": "4,000 steps", "terms": "learns from",
+            "tokens": "the teacher's tokens"}
+# the rows of a group that are in docs/results.md; all are in docs/lab.md
+DECISIVE = {"dynamic": ("gd", "gd-constant", "gd-keypoint-mean"),
+            "terms": [*(f"cc-gs-{name}" for name in ("alone", *TERMS, "all")),
+                      "reg-gs-alone", "reg-gs-confidence", "reg-gs-all"]}
+MACHINES = "speed-epyc", "speed-epyc-avx2", "speed-xeon"       # entries of results/speed.json
 MPII_PEOPLE = 22246      # of its training split
 RATE = 1e14         # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
 
 
 def scores(names, threshold):
     """PCKh of those of the runs that are done."""
-    return [found["scores"][f"pckh@{threshold}"]["mean"] for found in map(result, names) if found]
+    return [pckh(run, threshold) for run in map(result, names) if run]
 
 
 def mean_and_spread(values, digits=1):
@@ -47,21 +52,7 @@ def mean_and_spread(values, digits=1):
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
-def scored_epochs(names):
-    """A footnote where runs were scored at different epochs, else empty; names end in the seed."""
-    scored = {}                                      # epochs -> seeds of the runs that were scored at these
-    for name in names:
-        epochs = tuple(line["epoch"] for line in (result(name) or {}).get("log", ()) if "pckh@0.5" in line)
-        if epochs:
-            scored.setdefault(epochs, []).append(name.rpartition("-")[2])
-    if len(scored) < 2:
-        return ""
-    most, *others = sorted(scored, key=lambda epochs: -len(scored[epochs]))
-    return (f"\n\nScored at epochs {', '.join(map(str, most))}, of which the best counts; but "
-            + "; ".join(f"{scored[epochs].count(seed)} of {sum(of.count(seed) for of in scored.values())} "
-                        f"runs of seed {seed} at {', '.join(map(str, epochs))}"
-                        for epochs in others for seed in sorted(set(scored[epochs]))) + ".")
-
+# ------------------------------------------------------------------------------- drawings and photos
 
 def headline_table():
     """The README's: six students on drawings (tiny) and on photos (small-64), alone and with the teacher."""
@@ -100,41 +91,31 @@ def drawn_table():
          for student, filter, distill, seed in product(STUDENTS, FILTERS, (True, False), SEEDS)])
 
 
-def parts_table(group):
-    """The cells of a group of parts.py that were run: PCKh, and what is asked of the part."""
-    def mean_of(found, value):
-        return mean_and_spread([value(each) for each in found], 2)
-
-    rows, blocks = [], range(PRESETS["tiny"].depth)
-    for cell, (title, *_) in CELLS[group].items():
-        names = [f"parts-{cell}-{seed}" for seed in SEEDS]
-        found = [each for each in map(result, names) if each]
-        if not found:
-            continue
-        row = [title, str(len(found)), *(mean_and_spread(scores(names, t)) for t in (0.5, 0.1))]
-        if group == "terms":
-            constant = all(run["confidence"]["auroc"] == 0.5 for run in found)       # no term trains it
-            row += ["–" if constant else mean_of(found, lambda run, key=key: run["confidence"][key])
-                    for key in ("ece", "auroc")]
-        elif group in DYNAMIC:
-            row += [", ".join(f"{statistics.mean(run['dynamic']['blocks'][b][key] for run in found):.2f}"
-                              for b in blocks) for key in ("deviation", "dead")]
-            row += [mean_of(found, lambda run: run["dynamic"]["frozen"] - run["dynamic"]["live"])]
-        rows.append(row)
-    more = ["deviation by block", "dead by block", "frozen"] if group in DYNAMIC else []
-    more = ["ECE", "AUROC"] if group == "terms" else more
-    return table([HEADINGS[group], "seeds", "PCKh@0.5", "@0.1", *more], rows)
+def scored_epochs(names):
+    """A footnote where runs were scored at different epochs, else empty; names end in the seed."""
+    seeds_of = {}                                    # epochs -> seeds of the runs that were scored at these
+    for name in names:
+        if run := result(name):
+            seeds_of.setdefault(tuple(run["log"]["epoch"]), []).append(name.rpartition("-")[2])
+    if len(seeds_of) < 2:
+        return ""
+    usual, *others = sorted(seeds_of, key=lambda epochs: -len(seeds_of[epochs]))
+    return (f"\n\nScored at epochs {', '.join(map(str, usual))}, of which the best counts; but "
+            + "; ".join(f"{seeds_of[epochs].count(seed)} of "
+                        f"{sum(seeds.count(seed) for seeds in seeds_of.values())} "
+                        f"runs of seed {seed} at {', '.join(map(str, epochs))}"
+                        for epochs in others for seed in sorted(set(seeds_of[epochs]))) + ".")
 
 
-def photo_table():
-    """Teacher and students on photos, joint by joint."""
-    students = [(f"{student} {filter} {'distilled' if distill else 'alone'}",
-                 f"photos-{name_of(student, filter, distill, 0)}")
-                for (student, filter), distill in product(PHOTO_STUDENTS, (False, True))]
-    pretrained = "cc gd distilled, pre-trained on drawn people"
-    return joints_table(("teacher", "photos-teacher"), *students,
-                        (pretrained, "photos-cc-gd-distilled-0-pretrained"),
-                        (f"{pretrained}, 64 epochs of 16 views", "photos-cc-gd-distilled-0-long"))
+def joints_table(*titles):
+    """The scores of runs by joint; titles: (what the row is called, name of its run). Blank where not run."""
+    columns = [*((0.5, joint, "scores") for joint in (*GROUPS, "mean")), (0.5, "mean", "flip_test"),
+               (0.1, "mean", "scores"), (0.1, "mean", "flip_test")]
+    rows = []
+    for title, name in titles:
+        run = result(name)
+        rows.append([title, *(f"{pckh(run, *column):.1f}" if run else "" for column in columns)])
+    return table(["network", *GROUPS, "mean", "flip test", "mean @0.1", "flip test"], rows)
 
 
 def compared_table():
@@ -148,57 +129,42 @@ def compared_table():
                                         for title in STARTS.values())], rows)
 
 
-def joints_table(*titles):
-    """The scores of runs by joint; titles: (what the row is called, name of its run). Blank where not run."""
-    rows, joints = [], (*GROUPS, "mean")
-    for title, name in titles:
-        found = result(name)
-        half = found["scores"]["pckh@0.5"] if found else {}
-        rows.append([title, *(f"{half[joint]:.1f}" if half else "" for joint in joints),
-                     *(f"{found[of][f'pckh@{t}']['mean']:.1f}" if found and of in found else ""
-                       for of, t in (("flip_test", 0.5), ("scores", 0.1), ("flip_test", 0.1)))])
-    return table(["network", *joints, "flip test", "mean @0.1", "flip test"], rows)
+# ------------------------------------------------------------------------------- what each part is worth
+
+def parts_table(group, decisive=False):
+    """The cells of a group of parts.py that were run: PCKh, and what is asked of the part."""
+    kind = group.removesuffix("-photos")
+    more, about = {"dynamic": (["deviation by block", "dead by block", "frozen"], dynamic_cells),
+                   "terms": (["ECE", "AUROC"], confidence_cells)}.get(kind, ([], None))
+    rows = []
+    for cell in DECISIVE[group] if decisive else CELLS[group]:
+        names = [f"parts-{cell}-{seed}" for seed in SEEDS]
+        if runs := [run for run in map(result, names) if run]:
+            rows.append([CELLS[group][cell][0], str(len(runs)), *(mean_and_spread(scores(names, threshold))
+                                                                  for threshold in (0.5, 0.1)),
+                         *(about(runs) if about else [])])
+    return table([HEADINGS[group], "seeds", "PCKh@0.5", "@0.1", *more], rows)
 
 
-def photo_parts_table():
-    """One student of photos and what it is shown."""
-    titles = {"upright": "`upright`: turned by up to 20 degrees, zoomed by a tenth, mirrored",
-              "tokenpose": "`tokenpose`: turned by up to 60 degrees, zoomed by a quarter, mirrored",
-              "colour": "`colour`: that, and light and colours",
-              "occlusion": "`occlusion`: that, and a part of half of them hidden"}
-    prefix = "photos-" + "-".join(TAKEN_APART)
-    rows = [[title, *(mean_and_spread(scores([f"{prefix}-{part}"], t)) for t in (0.5, 0.1))]
-            for part, title in titles.items()]
-    return table([f"{' '.join(TAKEN_APART)} distilled on photos", "PCKh@0.5", "PCKh@0.1"], rows)
+def dynamic_cells(runs):
+    """What M does over images (dynamic.py), by block, and what PCKh loses with M at its mean."""
+    means = [", ".join(f"{statistics.mean(run['dynamic']['blocks'][block][key] for run in runs):.2f}"
+                       for block in range(PRESETS["tiny"].depth)) for key in ("deviation", "dead")]
+    return [*means, mean_and_spread([run["dynamic"]["frozen"] - run["dynamic"]["live"] for run in runs], 2)]
 
 
-def hours_table():
-    """Hours to train the paper's rows, alone and distilled: by the paper's GFLOPs, and as measured."""
-    teacher = count_multiply_adds(build_teacher("paper"))
-    networks = {"teacher": (("mpii-teacher", 3 * teacher),)}           # backward is twice the work of forward
-    for student, filter, backbone, _, _, _, gflops, _ in PAPER:
-        name, alone = f"mpii-{student}-{filter}-{backbone}", 3 * 1e9 * gflops
-        networks[f"{student} {filter} {backbone}"] = ((f"{name}-alone", alone),
-                                                      (f"{name}-distilled", alone + teacher))
-    images, rows = RECIPES["paper"]["epochs"] * MPII_PEOPLE, []
-    for title, runs in networks.items():
-        operations = [2 * work for _, work in runs]
-        cells = [[f"{each / 1e9:.0f}" for each in operations],
-                 [f"{each * images / RATE / 3600:.1f}" for each in operations], []]
-        for name, _ in runs:
-            seen = [line["images_per_second"] for line in (result(name) or {"log": []})["log"]]
-            rate = statistics.median(seen) if seen else 0
-            cells[2] += [f"{rate:.0f} ({images / rate / 3600:.1f})"] if rate else []
-        rows.append([title, *map(" / ".join, cells)])
-    total = 2 * sum(work for runs in networks.values() for _, work in runs) * images / RATE / 3600
-    rows.append(["all 33 runs", "", f"{total:.0f}", ""])
-    return table(["network: alone / distilled", "billion operations an image", "hours at 100 TFLOP/s",
-                  "measured: images a second (hours of 300 epochs)"], rows)
+def confidence_cells(runs):
+    """How good the confidences are (confidence.py); a dash where no term trains them."""
+    if all(run["confidence"]["auroc"] == 0.5 for run in runs):
+        return ["–", "–"]
+    return [mean_and_spread([run["confidence"][key] for run in runs], 2) for key in ("ece", "auroc")]
 
+
+# ------------------------------------------------------------------------------- the paper's rows, and speed
 
 def paper_table():
-    """The paper's 16 rows beside those measured here; costs.json: what evaluate.py --costs --json wrote."""
-    costs = result("costs")
+    """All rows of the paper's Tables A and B, the paper's figures beside those measured here."""
+    costs = read("costs")                            # of evaluate.py --costs --json results/costs.json
     rows = []
     for i, (student, filter, backbone, alone, distilled, parameters, gflops, fps) in enumerate(PAPER):
         mpii, photos = ([mean_and_spread(scores([f"{data}-{student}-{filter}-{backbone}-{side}"], 0.5))
@@ -213,23 +179,47 @@ def paper_table():
                   "M parameters, paper", "here", "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
 
 
+def hours_table():
+    """Hours to train the paper's rows, alone and distilled: by the paper's GFLOPs, and as measured."""
+    teacher = count_multiply_adds(build_teacher("paper"))
+    networks = {"teacher": (("mpii-teacher", 3 * teacher),)}           # backward is twice the work of forward
+    for student, filter, backbone, _, _, _, gflops, _ in PAPER:
+        name, alone = f"mpii-{student}-{filter}-{backbone}", 3 * 1e9 * gflops
+        networks[f"{student} {filter} {backbone}"] = ((f"{name}-alone", alone),
+                                                      (f"{name}-distilled", alone + teacher))
+    images, rows = RECIPES["paper"]["epochs"] * MPII_PEOPLE, []
+    for title, runs in networks.items():
+        operations = [2 * multiply_adds for _, multiply_adds in runs]
+        rates = [run["images_per_second"] for run in (result(name) for name, _ in runs) if run]
+        rows.append([title, " / ".join(f"{count / 1e9:.0f}" for count in operations),
+                     " / ".join(f"{count * images / RATE / 3600:.1f}" for count in operations),
+                     " / ".join(f"{rate:.0f} ({images / rate / 3600:.1f})" for rate in rates)])
+    total = 2 * sum(multiply_adds for runs in networks.values() for _, multiply_adds in runs)
+    rows.append(["all 33 runs", "", f"{total * images / RATE / 3600:.0f}", ""])
+    return table(["network: alone / distilled", "billion operations an image", "hours at 100 TFLOP/s",
+                  "measured: images a second (hours of 300 epochs)"], rows)
+
+
 def of_machine(make, name):
-    """make(list of Timing) of what speed.py --json wrote to results/NAME.json, and a line on its machine."""
-    figures = result(name) or {"timings": []}
-    timings = [Timing(*(timing[field] for field in Timing._fields)) for timing in figures["timings"]]
-    return make(timings) + (f"\n\n{figures['machine']}" if "machine" in figures else "")
+    """make(list of Timing) of an entry that speed.py --save wrote, and a line on its machine."""
+    entry = result(name) or {"timings": []}
+    timings = [Timing(*(timing[field] for field in Timing._fields)) for timing in entry["timings"]]
+    return make(timings) + (f"\n\n{entry['machine']}" if "machine" in entry else "")
 
 
-TABLES = {"headline": headline_table, "drawn": drawn_table, "photos": photo_table,
-          "photo-parts": photo_parts_table, "compared": compared_table,
+# ------------------------------------------------------------------------------- the pages
+
+TABLES = {"headline": headline_table, "drawn": drawn_table, "compared": compared_table,
           "small": partial(joints_table, ("teacher", "small-teacher"),
                            ("cc gd distilled", "small-cc-gd-distilled-0")),
           "paper": paper_table, "hours": hours_table,
           **{name: partial(of_machine, speed_table, name) for name in MACHINES},
           **{f"{name}-ratios": partial(of_machine, ratios_table, name) for name in MACHINES},
-          **{group: partial(parts_table, group) for group in CELLS}}
+          **{group: partial(parts_table, group) for group in CELLS},
+          **{f"{group}-decisive": partial(parts_table, group, decisive=True) for group in DECISIVE}}
 PAGES = {"README.md": ("headline",),
-         "docs/results.md": ("drawn", *CELLS, "photos", "photo-parts", "small", "compared", "paper"),
+         "docs/results.md": ("drawn", "dynamic-decisive", "terms-decisive", "small", "compared", "paper"),
+         "docs/lab.md": tuple(CELLS),
          "docs/mpii.md": ("hours",),
          "docs/speed.md": (*MACHINES, *(f"{name}-ratios" for name in MACHINES))}
 

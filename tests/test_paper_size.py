@@ -68,12 +68,15 @@ def test_every_row_of_the_paper(tmp_path):
         "--epochs", TEACHER_EPOCHS, cwd=tmp_path)
     (tmp_path / "runs/teacher-paper-dry/result.json").unlink()  # of other epochs than the sweep's
     said = run(clone / "studies/paper.py", "--data", "dry", "--", *flags, "--epochs", 2, cwd=tmp_path)
-    results = {file.stem: json.loads(file.read_text()) for file in (clone / "results").glob("dry-*.json")}
+    results = json.loads((clone / "results/dry.json").read_text())
     names = {f"dry-{'-'.join(row[:3])}-{side}" for row in PAPER for side in ("alone", "distilled")}
     assert set(results) == names | {"dry-teacher"} and "next: python studies/tables.py" in said
     for name, result in results.items():
-        assert len(result["log"]) >= 2 and result["log"][-1]["pckh@0.5"] >= 0, name
-        assert ("keypoint_tokens" in result["log"][0]) == name.endswith("distilled")
+        assert result["log"]["epoch"][-1] >= 2 and result["log"]["pckh@0.5"][-1] >= 0, name
         assert result["arguments"]["preset"] == "paper" and set(result["flip_test"]) == set(result["scores"])
-        last = result["log"][-1]
-        print(f"{name}: loss {last['loss']:.3g}, {last['images_per_second']} pictures a second")
+        print(f"{name}: loss {result['log']['loss'][-1]:.3g}, {result['images_per_second']} images a second")
+    logs = list((tmp_path / "runs").glob("*/log.jsonl"))
+    assert len(logs) == len(results)
+    for file in logs:
+        distilled = not (file.parent.name.startswith("teacher") or file.parent.name.endswith("-no-distill"))
+        assert ("keypoint_tokens" in json.loads(file.read_text().splitlines()[0])) == distilled, file

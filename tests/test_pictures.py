@@ -35,23 +35,14 @@ def test_without_matplotlib_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = call("studies/pictures.py", "curves", "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 2
-    assert (
-        done.stderr == "error: matplotlib is not installed: python -m pip install -r requirements-extra.txt\n"
-    )
+    assert done.stderr == ("error: matplotlib is not installed: "
+                           "python -m pip install -r requirements-extra.txt\n")
 
 
 def test_predictions_need_no_matplotlib(tmp_path):
     """In a process, or what another test has imported would be there."""
-    done = run(
-        "studies/pictures.py",
-        "predictions",
-        "--checkpoint",
-        STUDENT,
-        "--out",
-        tmp_path,
-        cwd=tmp_path,
-        without=["matplotlib"],
-    )
+    done = run("studies/pictures.py", "predictions", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path,
+               without=["matplotlib"])
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "predictions-drawn.jpg").size == (6 * 160, 3 * 160)
 
@@ -60,15 +51,8 @@ def test_filters(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-extra.txt)")
     done = call("studies/pictures.py", "filters", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "filters.png").stat().st_size > 5000, done.stderr
-    done = call(
-        "studies/pictures.py",
-        "filters",
-        "--checkpoint",
-        ROOT / "weights/teacher-tiny-drawn.pt",
-        "--out",
-        tmp_path,
-        cwd=tmp_path,
-    )
+    teacher = ROOT / "weights/teacher-tiny-drawn.pt"
+    done = call("studies/pictures.py", "filters", "--checkpoint", teacher, "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and "holds no filters to look at" in done.stderr
 
 

@@ -10,6 +10,7 @@ import torch
 from commands import call, refused
 
 import evaluate
+import results
 import speed
 from common import fast_bfloat16
 from evaluate import take_turns
@@ -141,11 +142,10 @@ def test_all_take_turns(monkeypatch):
     assert (
         order[:2] == ["A", "a"] and [name for name in order if name.isupper()] == ["A", "B"] * evaluate.ROUNDS
     )
-    assert [order.count(name) for name in "ab"] == [len(found) + evaluate.ROUNDS for found in times]
-    assert all(
-        len(found) >= evaluate.ROUNDS * evaluate.RUNS and sum(found) >= evaluate.ROUNDS * evaluate.LEAST
-        for found in times
-    )
+    assert [order.count(name) for name in "ab"] == [len(seconds) + evaluate.ROUNDS for seconds in times]
+    for seconds in times:
+        assert len(seconds) >= evaluate.ROUNDS * evaluate.RUNS
+        assert sum(seconds) >= evaluate.ROUNDS * evaluate.LEAST
 
 
 @pytest.mark.parametrize("filter", ("gs", "attention"))
@@ -155,20 +155,16 @@ def test_each_form_is_what_it_says_when_its_turn_comes(filter, mini, uncompiled)
     """
     model = build_student("reg", filter, "none", "mini").eval()
     with torch.inference_mode():
-        found = [
-            each
-            for each in speed.contenders({filter: model}, torch.rand(1, 3, 32, 32), "cpu")
-            if each.form != "compiled"
-        ]
-        assert {(each.form, each.precision) for each in found} == {
-            (f, p) for f in ("plain", "optimised") for p in speed.precisions("cpu")
-        }
-        for each in found:
-            with each.context(), torch.profiler.profile() as profile:
-                each.run()
+        everyone = speed.contenders({filter: model}, torch.rand(1, 3, 32, 32), "cpu")
+        contenders = [contender for contender in everyone if contender.form != "compiled"]
+        assert {(contender.form, contender.precision) for contender in contenders} == {
+            (form, precision) for form in ("plain", "optimised") for precision in speed.precisions("cpu")}
+        for contender in contenders:
+            with contender.context(), torch.profiler.profile() as profile:
+                contender.run()
             names = " ".join(event.key for event in profile.key_averages())
-            separate = each.form == "plain" or (filter, each.precision) == ("attention", "bfloat16")
-            assert ("fft_rfft2" in names or "aten::softmax" in names) == separate, each
+            separate = contender.form == "plain" or (filter, contender.precision) == ("attention", "bfloat16")
+            assert ("fft_rfft2" in names or "aten::softmax" in names) == separate, contender
 
 
 def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys, mini):
@@ -211,10 +207,10 @@ def test_plain_is_the_definition(mini):
 
 
 def test_training_speed():
-    found = speed.training_speed(dict.fromkeys(speed.PRECISIONS, 1e11), count=40)
-    assert found["batch"] == 32 and found["input"] > found["step"] > 0
+    training = speed.training_speed(dict.fromkeys(speed.PRECISIONS, 1e11), count=40)
+    assert training["batch"] == 32 and training["input"] > training["step"] > 0
     forward = 2 * evaluate.count_multiply_adds(build_student("cc", "gd", "none", "tiny"))
-    assert found["fraction"] == pytest.approx(found["step"] * 3 * forward / 1e11)  # backward is twice as much
+    assert training["fraction"] == pytest.approx(training["step"] * 3 * forward / 1e11)     # backward: twice
 
 
 def test_unknown_rows_are_refused(tmp_path):
@@ -231,3 +227,15 @@ def test_the_definition_runs_in_bfloat16(filter, mini):
         fast = ready(images).visual_tokens.float()
         with speed.plainly(ready):
             assert (ready(images).visual_tokens.float() - fast).abs().max() < 0.05 * fast.abs().max()
+
+
+def test_figures_are_saved_under_the_machines_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(speed, "measure_speed", lambda rows, device: (TIMINGS, {"float32": 1e11}))
+    monkeypatch.setattr(speed, "training_speed", lambda *_: dict(preset="tiny", precision="float32", batch=32,
+                                                                 step=300.0, fraction=1 / 3, input=9000.0))
+    done = call("studies/speed.py", "--device", "cpu", "--save", "mine", cwd=tmp_path)
+    entry = results.read("speed")["speed-mine"]
+    assert done.returncode == 0 and entry["machine"].endswith("100 billion operations a second in float32")
+    assert [speed.Timing(**timing) for timing in entry["timings"]] == TIMINGS
+    assert entry["rates"] == {"float32": 1e11} and entry["training"][0]["fraction"] == 0.33333333

@@ -1,0 +1,233 @@
+"""What studies run is what train.py understands; changes change the loss; scores of studies by hand."""
+
+import copy
+import importlib
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import changed
+import checkpoint
+import distill
+import paper
+import parts
+import photos
+import sweep
+import train
+from commands import run
+from common import BadInput
+from confidence import calibrate, calibration
+from crops import FLIP, TOKENPOSE, store
+from evaluate import PAPER, predict
+from peers import shared_scores
+from speed_parts import CELLS, SIZE, sample_by_sample, whole_batches
+from synthetic import drawn_people
+
+
+def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distill, "WEIGHTS", copy.deepcopy(distill.WEIGHTS))
+    monkeypatch.setattr(train, "ADAM_ALONE", train.ADAM_ALONE)
+    (tmp_path / "photos").mkdir()
+    assert not any("data" in flags for flags in parts.parts_runs(seeds=(0,)).values())
+    runs = parts.parts_runs(seeds=(0,), data=Path("photos"))
+    for name, flags in runs.items():
+        for word in flags["changes"]:
+            if "=" in word:
+                changed.assign(word)
+            assert "=" in word or word in changed.CHANGES, name
+        flags = {key: value for key, value in flags.items() if key != "changes"}
+        monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line(flags)])
+        args = train.parse_arguments()
+        epochs = 16 if "photos" in name else 32 if "long-0" in name else 8
+        assert args.epochs == epochs
+        assert args.preset == ("small-64" if name.startswith("parts-small-64") else "tiny")
+    with pytest.raises(BadInput, match="there is no group x"):
+        parts.parts_runs(["x"])
+
+
+def test_students_of_small_start_from_their_teacher_or_from_nothing(monkeypatch, tmp_path):
+    runs = photos.small_runs(tmp_path)
+    assert len(runs) == 3 + 4 * (6 + 2 * 2)              # starts x (students, and two of them again twice)
+    for name, flags in runs.items():
+        monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line(flags)])
+        args = train.parse_arguments()
+        assert args.lr == train.LOW_RATE and args.amp
+        if "teacher" not in name:
+            assert args.backbone == "w24" and args.distill == ("distilled" in name or "taught" in name)
+            teacher = "small-teacher-64" if args.preset == "small-64" else "small-teacher"
+            teacher = sweep.folder(teacher, runs[teacher]) / "best.pt"
+            assert args.teacher == (teacher if args.distill else None)
+            assert args.init == (None if "alone" in name or "taught" in name else teacher)
+
+
+def test_a_constant_is_set_by_its_name(monkeypatch):
+    monkeypatch.setattr(train, "MUON_RATE", 20)
+    monkeypatch.setitem(distill.WEIGHTS["cc"], "heatmap", 1.0)
+    changed.assign("train.MUON_RATE=7")
+    changed.assign("distill.WEIGHTS.cc.heatmap=3")
+    assert train.MUON_RATE == 7 and distill.WEIGHTS["cc"]["heatmap"] == 3.0
+    for word in ("train.NOTHING=1", "nowhere.X=1", "train.MUON_RATE=", "train.MUON_RATE=1=2", "train.X.y=1"):
+        with pytest.raises(BadInput, match="no such constant"):
+            changed.assign(word)
+
+
+@pytest.mark.parametrize("change", [
+    name if name == "constant" else pytest.param(name, marks=pytest.mark.long)
+    for name in sorted(changed.CHANGES)])
+def test_every_change_trains_and_changes_the_loss(change, tmp_path):
+    """One epoch of 64 drawings, in a process of its own, as a change stays in the library."""
+    teacher = change in ("mean-squared-error", "binary-cross-entropy", "adam-convolutions",
+                         "no-backbone-heatmaps")
+    filter = "attention" if "attention" in change or "qkv" in change or "heads" in change else "gd"
+    flags = {"train-teacher": True, "preset": "small-64"} if teacher else {"filter": filter}
+    flags |= {"epochs": 1, "drawings": 64}
+    losses = []
+    for changes in ([], [change]):
+        out = tmp_path / f"run{len(losses)}"
+        words = sweep.command_line({**flags, "out": out})
+        done = run("studies/changed.py", *changes, "--", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        result = json.loads((out / "result.json").read_text())
+        assert result["arguments"]["changes"] == changes and 0 <= result["confidence"]["auroc"] <= 1
+        assert ("dynamic" in result) == (filter == "gd" and not teacher)
+        losses.append(result["log"][0]["loss"])
+    assert losses[0] != losses[1]
+
+
+def test_two_changes_of_one_place_are_refused(tmp_path):
+    done = run("studies/changed.py", "slow-M", "triple-rate", "--", "--out", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 2 and "triple-rate replaces build_optimisers, as slow-M does" in done.stderr
+
+
+def test_every_study_can_be_imported():
+    for path in (sweep.ROOT / "studies").glob("*.py"):
+        importlib.import_module(path.stem)
+
+
+def test_the_papers_rows_in_order_of_value():
+    runs = paper.paper_runs(Path("somewhere/MPII"), (Path("w32.pth"), Path("w48.pth")))
+    names = list(runs)
+    assert len(names) == 33 and names[0] == "mpii-teacher"
+    assert "w48.pth" in sweep.command_line(runs["mpii-teacher"])
+    assert all("-none-" in name for name in names[1:13])
+    assert names[13:15] == ["mpii-cc-gs-w32-distilled", "mpii-cc-gs-w32-alone"]
+    for name, flags in runs.items():
+        words = sweep.command_line(flags)
+        for backbone in ("w32", "w48"):
+            begun = f"-{backbone}-" in name or (name, backbone) == ("mpii-teacher", "w48")
+            assert (f"{backbone}.pth" in words) == begun
+        assert ("--teacher" in words) == name.endswith("-distilled")
+        assert ("--no-distill" in words) == name.endswith("-alone")
+    assert not any("backbone-weights" in flags for flags in paper.paper_runs(Path("MPII")).values())
+
+
+def test_runs_are_in_the_folders_that_train_chooses(monkeypatch, tmp_path):
+    """One path for one network: the README's commands, train.py alone and the sweep share the teacher and
+    each row.
+    """
+    (tmp_path / "MPII").mkdir()
+    (tmp_path / "w48.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    for flags in paper.paper_runs(tmp_path / "MPII").values():
+        monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line({**flags, "out": ""})[:-2]])
+        args = train.parse_arguments()
+        assert args.out == flags["out"]
+        assert not args.distill or str(args.teacher) == "runs/teacher-paper-MPII/best.pt"
+    assert "--teacher runs/teacher-paper-MPII/best.pt" in (sweep.ROOT / "docs/mpii.md").read_text()
+
+
+def test_the_docs_have_a_command_for_every_row_of_the_paper(monkeypatch, tmp_path):
+    """Each is what train.py understands, and says what paper.py runs."""
+    (tmp_path / "MPII").mkdir()
+    monkeypatch.chdir(tmp_path)
+    variables, rows = {}, []
+    for line in (sweep.ROOT / "docs/mpii.md").read_text().splitlines():
+        if assignment := re.fullmatch(r"    ([A-Z0-9]+)=\"(.*)\"", line):
+            variables[assignment[1]] = assignment[2]
+        elif line.startswith("    python train.py $COMMON"):
+            words = re.sub(r"\$([A-Z0-9]+)", lambda name: variables[name[1]], line).split()[2:]
+            monkeypatch.setattr("sys.argv", ["train.py", *words])
+            args = train.parse_arguments()
+            rows.append("teacher" if args.train_teacher else (args.student, args.filter, args.backbone))
+            assert args.preset == "paper" and args.amp and args.distill != args.train_teacher
+            assert str(args.backbone_weights) == f"hrnet_{args.backbone}.pth" or args.backbone == "none"
+    assert rows[0] == "teacher" and sorted(rows[1:]) == sorted(row[:3] for row in PAPER)
+
+
+FAKE_TRAIN = """
+import json, os, pathlib, sys, time
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+called = " ".join(sys.argv[1:]) + " GPU " + os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+(out / "called.txt").open("a").write(called + "\\n")
+if "--quick" in sys.argv:
+    found = {"arguments": {"data": "/home/me/lspet"}, "scores": {"pckh@0.5": {"mean": 1}}}
+    (out / "result.json").write_text(json.dumps(found))
+elif "--stop-after" not in sys.argv:
+    (out / "last.pt").touch()
+    time.sleep(60)
+"""
+QUICK = {"quick": True}
+
+
+def test_calibration_by_hand_and_auroc_by_all_pairs():
+    random = np.random.default_rng(0)
+    truth, confidence = random.uniform(0, 100, (50, 16, 2)), random.uniform(0, 1, (50, 16))
+    head, visible = np.full(50, 10.0), random.uniform(size=(50, 16)) < 0.9
+    right = random.uniform(size=(50, 16)) < confidence ** 2            # overconfident, ranks well
+    joints = truth + np.where(right, 4.0, 6.0)[..., None] * [1, 0]
+    samples = SimpleNamespace(joints=truth, visible=visible, head_size=head)
+    counted = visible.copy()
+    counted[:, [6, 7]] = False
+    c, r = confidence[counted], right[counted]
+    pairs = c[r][:, None] - c[~r][None]
+    ece = sum(abs(r[b].mean() - c[b].mean()) * b.sum() for b in
+              ((c >= low / 10) & (c < (low + 1) / 10) for low in range(10))) / len(c)
+    out = calibration(joints, confidence, samples)
+    assert out["auroc"] == pytest.approx((pairs > 0).mean()) and out["ece"] == pytest.approx(ece)
+    assert sum(count for *_, count in out["curve"]) == len(c)
+    assert calibration(joints, np.ones_like(confidence), samples)["auroc"] == 0.5        # no ranking
+
+
+def test_a_calibrated_copy_has_better_confidences_and_the_same_joints(tmp_path):
+    model, metadata = checkpoint.load(sweep.ROOT / "weights" / "student-cc-gd-drawn.pt")
+    people = drawn_people("valid", 96, model.size)
+    crops = store(people, model.size)
+    joints, before = predict(model, people, crops)
+    assert calibrate(model, people, crops, flip_test=False) != 1
+    checkpoint.save(tmp_path / "calibrated.pt", model, metadata, half=True)
+    again, after = predict(checkpoint.load(tmp_path / "calibrated.pt")[0], people, crops)
+    np.testing.assert_array_equal(joints, again)
+    assert calibration(again, after, people)["ece"] < calibration(joints, before, people)["ece"] - 0.02
+
+
+def test_shared_scores_by_hand():
+    """Two people of one head size: the first exact, upright; the second on its head, sides exchanged."""
+    truth = np.zeros((2, 16, 2))
+    truth[:, :, 0] = 100 * np.arange(16)
+    truth[:, 8] = truth[:, 9] = 0
+    truth[0, 9, 1], truth[1, 9, 1] = -10, 10
+    samples = SimpleNamespace(joints=truth, visible=np.ones((2, 16), bool), head_size=np.full(2, 10.0))
+    joints = np.stack([truth[0], truth[1][FLIP]])
+    assert shared_scores(joints, samples) == {"12 joints": 50, "either side": 100, "upright": 100,
+                                              "others": 0}
+
+
+def test_both_input_sides_make_the_same_crops_and_heatmaps():
+    """One way cuts from stored crops, HRNet's cuts anew and puts its Gaussians on whole cells."""
+    samples = drawn_people("valid", 4, SIZE)
+    params = TOKENPOSE.draw(samples, torch.Generator().manual_seed(0))
+    ways = whole_batches(samples, store(samples, SIZE), params), sample_by_sample(samples, params)
+    (images, maps), (images_anew, maps_anew) = (make(torch.arange(4)) for make in ways)
+    assert images.shape == (4, 3, SIZE, SIZE) and (images - images_anew).abs().mean() < 0.1
+    places = [heatmaps.flatten(2).argmax(-1) for heatmaps in (maps, maps_anew)]                   # (4, 16)
+    rows, columns = ([place // CELLS for place in places], [place % CELLS for place in places])
+    seen = (maps.amax((2, 3)) > 0.5) & (maps_anew.amax((2, 3)) > 0.5)
+    assert seen.sum() > 48
+    for one, other in (rows, columns):
+        assert ((one - other).abs() <= 1)[seen].all()
