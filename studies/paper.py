@@ -3,8 +3,9 @@
     python studies/paper.py --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth  # days, on all GPUs
     python studies/paper.py --data MPII -- --epochs 100 --batch-size 256     # shorter, in larger steps
 
-Runs are in the folders that train.py chooses by itself: a row that was trained by its own command is taken as
-done. sweep.py says how runs are skipped, stopped and resumed.
+Results go to results/mpii.json, a file with the name of the folder. Runs are in the folders that train.py
+chooses by itself: a row that was trained by its own command is taken as done. sweep.py says how runs are
+skipped, stopped and resumed.
 """
 
 import sys

@@ -3,7 +3,8 @@
 The word in front of a name's first hyphen is the study: drawn-cc-gs-alone-0 stands in results/drawn.json. An
 entry of a run of train.py, one line each:
 
-    arguments           those of train.py, defaults filled in; without what was off, and what names a machine
+    arguments           those of train.py with its defaults filled in, so that they stay true when a default
+                        changes; without what was off or depends on the machine
     scores, flip_test   PCKh by threshold and joint: {"pckh@0.5": {"head": 88.8, ..., "mean": 62.786}, ...};
                         where there are several validation sets, {set: such scores}
     images_per_second   in training, the median over the epochs
@@ -27,7 +28,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 PATHS = "data", "init", "teacher", "backbone_weights"          # arguments that are kept without their folders
 OF_MACHINE = "out", "cache", "device", "stop_after", "resume"  # arguments that are not kept
 DERIVED = "distill", "select"                                  # nor these: no_distill and data say it
-DIGITS = 8           # of floats: with fewer a table's cell or a curve's pixel differs from the exact value's
+DIGITS = 8           # of floats; with 7, a cell of a table is 0.38 instead of 0.37
 
 
 def read(study):
@@ -73,10 +74,11 @@ def without_folders(paths):
 
 
 def pckh(entry, threshold=0.5, joint="mean", scores="scores", data=None):
-    """One score of a run, in percent: on the validation set `data`, or the mean over all its sets."""
-    by_set = entry[scores] if f"pckh@{threshold}" not in entry[scores] else {"": entry[scores]}
-    sets = [by_set[data]] if data in by_set else by_set.values()
-    return statistics.mean(values[f"pckh@{threshold}"][joint] for values in sets)
+    """One score of a run, in percent. Where it has several validation sets: that of `data`, or the mean."""
+    values = entry[scores]
+    if f"pckh@{threshold}" in values:                        # of one set
+        return values[f"pckh@{threshold}"][joint]
+    return statistics.mean(values[name][f"pckh@{threshold}"][joint] for name in ([data] if data else values))
 
 
 def rounded(value):

@@ -65,6 +65,8 @@ def test_several_validation_sets():
     entry = results.result("photos-x")
     assert entry["arguments"]["data"] == ["lspet", "coco"] and entry["log"]["coco@0.5"] == [20.0, 30.0]
     assert results.pckh(entry, data="coco") == 30 and results.pckh(entry, data="lspet") == 50
+    with pytest.raises(KeyError):
+        results.pckh(entry, data="mpii")
     assert results.pckh(entry) == 40 and results.pckh(entry, 0.1, "hip", "flip_test") == 4
     assert results.pckh(results.entry_of(made()), 0.1, "hip", "flip_test", data="lspet") == 5
 
