@@ -44,6 +44,7 @@ HIDDEN = 0.15, 0.4          # shortest, longest side of the occluding rectangle,
 CUTS = ((0, 1), (0, -1), (1, 0), (-1, 0)), (0.55, 0.15, 0.15, 0.15)
 CUT_AT = 0.4, 0.85          # least and largest fraction of the person, along that normal, that is kept
 BLACK = 0.5                 # fraction of the cut people beyond whose line the picture ends
+LOOSE_ZOOM, LOOSE_OFFSET = (0.9, 1.6), 0.25      # of boxes that do not fit: sides of the plain box
 LEAST_JOINTS, SMALLEST = 4, 0.4     # joints that a part must show, side of its box in sides of the whole one
 # Joint k of a mirrored person is joint FLIP[k] of the original: left and right are swapped.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
@@ -156,6 +157,7 @@ class Augmentation(NamedTuple):
     colour: float = 0          # gain of each colour 1 ± this at most, shift of the brightness ± half of it
     hidden_chance: float = 0   # fraction of the crops that get an occluding rectangle
     part_chance: float = 0     # fraction of the crops that show a part of the person (`cut_people`)
+    loose_chance: float = 0    # fraction of the crops whose box does not fit: larger, and beside the person
 
     def draw(self, samples, random):
         """The AugmentationParams of all N samples, from a torch.Generator."""
@@ -176,6 +178,13 @@ class Augmentation(NamedTuple):
         if self.part_chance:
             part, offset, border = cut_people(samples, self.part_chance, random)
             zoom = zoom * part
+        if self.loose_chance:
+            loose = torch.rand(count, generator=random) < self.loose_chance
+            least, most = LOOSE_ZOOM
+            larger = least + (most - least) * torch.rand(count, generator=random)
+            beside = LOOSE_OFFSET * (2 * torch.rand(count, 2, generator=random) - 1)
+            offset = offset + loose[:, None] * beside * torch.from_numpy(samples.side)[:, None]
+            zoom = torch.where(loose, larger * zoom, zoom)
         return AugmentationParams(rotation, zoom, flip, gain, shift, hidden, paint, offset, border)
 
 
@@ -233,7 +242,7 @@ AUGMENTATIONS = {"upright": Augmentation(rotation=10, rotation_chance=0.6, zoom=
                  "tokenpose": TOKENPOSE,
                  "colour": TOKENPOSE._replace(colour=0.25),
                  "occlusion": TOKENPOSE._replace(colour=0.25, hidden_chance=0.5),
-                 "parts": TOKENPOSE._replace(colour=0.15, part_chance=0.35)}
+                 "parts": TOKENPOSE._replace(colour=0.15, part_chance=0.35, loose_chance=0.1)}
 
 
 # ------------------------------------------------------------------------------- batches
@@ -316,6 +325,7 @@ class Batch(NamedTuple):
     xy: torch.Tensor           # (B, K, 2) joints as fractions of the crop
     visible: torch.Tensor      # (B, K) bool: labelled and inside the crop
     matrix: torch.Tensor       # (B, 2, 3) image -> crop, float64 on the CPU
+    empty: torch.Tensor        # (B,) bool: nobody is there
 
 
 def crop_keypoints(samples, rows, size, params=None):
@@ -357,7 +367,8 @@ def make_batch(samples, stored, rows, size, device="cpu", params=None):
         images = end_pictures(images, matrix, params.border[rows])
     if params and params.hidden[:, 2:].any():
         images = hide(images, *(each[rows].to(device) for each in (params.hidden, params.paint)))
-    return Batch(images, xy.to(device), visible.to(device), matrix)
+    empty = torch.from_numpy(samples.empty)[rows]
+    return Batch(images, xy.to(device), visible.to(device), matrix, empty.to(device))
 
 
 # ------------------------------------------------------------------------------- targets

@@ -46,7 +46,12 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")      # no E
 Image.MAX_IMAGE_PIXELS = None        # MOST_PIXELS is checked here, with a message in one line
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
 MAX_BAD_FRACTION = 0.05              # of the entries that --skip-bad-data may leave out
+EMPTY_PER_PHOTO, EMPTY_TRIES = 2, 50          # squares without people, attempts at one
+EMPTY_SIDES, EMPTY_OVERLAP = (0.2, 1.0), 0.1  # of the photo's shorter side; of a square or box
 VALIDATION_EVERY = 8                 # one in eight images of the release is for validation
+
+
+ARRAYS = "joints", "visible", "center", "side", "head_size", "empty"      # of Samples
 
 
 @dataclass
@@ -62,26 +67,27 @@ class Samples:
     files: tuple = ()                         # paths of the images, one per sample; none for synthetic people
     note: str = ""                             # a caveat printed with every result
     skipped: tuple = ()                        # why entries of the file were left out, one line each
+    empty: np.ndarray | None = None            # (N,) bool: crops without a person; None: there are none
+
+    def __post_init__(self):
+        if self.empty is None:
+            self.empty = np.zeros(len(self.joints), bool)
 
     def __len__(self):
         return len(self.joints)
 
     def first(self, count):
         """The first `count` samples."""
-        cut = ("joints", "visible", "center", "side", "head_size", "files")
-        return replace(self, **{name: getattr(self, name)[:count] for name in cut})
+        return replace(self, **{name: getattr(self, name)[:count] for name in (*ARRAYS, "files")})
 
 
 def join(sets):
     """The Samples of several data sets as one, in order: "lspet+lsp/train"."""
-    if len(sets) == 1:
-        return sets[0]
     names, splits = zip(*(samples.name.split("/", 1) for samples in sets))
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"two data sets are called {twice[0]}: rename one folder, or name it once")
     starts = np.cumsum([0, *map(len, sets)])
-    arrays = {field: np.concatenate([getattr(samples, field) for samples in sets])
-              for field in ("joints", "visible", "center", "side", "head_size")}
+    arrays = {field: np.concatenate([getattr(samples, field) for samples in sets]) for field in ARRAYS}
 
     def image(i):
         of = int(np.searchsorted(starts, i, side="right")) - 1
@@ -91,6 +97,40 @@ def join(sets):
                    files=sum((tuple(samples.files) for samples in sets), ()),
                    note="; ".join(samples.note for samples in sets if samples.note),
                    skipped=sum((tuple(samples.skipped) for samples in sets), ()))
+
+
+def crops_without_people(root, samples):
+    """Samples of random squares that show nobody, from the photos of `samples`, or None.
+
+    annot/boxes.json must list the boxes of everybody in a photo: {image: [[x, y, width, height], ...]}, in
+    pixels from 0. A square is taken where it shares at most EMPTY_OVERLAP of itself, or of a box, with each.
+    They teach the confidence to be low (distill.py).
+    """
+    file, random = Path(root) / "annot" / "boxes.json", np.random.default_rng(0)
+    if not file.is_file():
+        return None
+    boxes, squares, files = json.loads(file.read_text()), [], []
+    for path in dict.fromkeys(samples.files):
+        width, height = open_image(path, lambda image: image.size)
+        people = np.array(boxes.get(path.name, ()), float).reshape(-1, 4)
+        for _ in range(EMPTY_PER_PHOTO if path.name in boxes else 0):
+            side = min(width, height) * np.exp(random.uniform(*np.log(EMPTY_SIDES), size=EMPTY_TRIES))
+            x, y = (random.uniform(0, 1, EMPTY_TRIES) * (size - side) for size in (width, height))
+            across, down = (np.minimum(low + side, people[:, [i]] + people[:, [i + 2]])
+                            - np.maximum(low, people[:, [i]]) for i, low in enumerate((x, y)))
+            shared = across.clip(0) * down.clip(0)                             # (boxes, tries)
+            smaller = np.minimum(side ** 2, (people[:, 2] * people[:, 3])[:, None])
+            free = np.flatnonzero((shared <= EMPTY_OVERLAP * smaller).all(0))
+            if len(free):
+                squares.append((x[free[0]], y[free[0]], side[free[0]]))
+                files.append(path)
+    if not squares:
+        return None
+    squares, files = np.array(squares, np.float32), tuple(files)
+    center, side = squares[:, :2] + (squares[:, 2:] - 1) / 2, squares[:, 2]
+    nobody = np.zeros((len(side), len(JOINTS)), bool)
+    joints = np.repeat(center[:, None], len(JOINTS), 1)
+    return Samples(f"nobody of {samples.name}", joints, nobody, center, side, side / 10, lambda i: open_image(files[i]), files, empty=np.ones(len(side), bool))
 
 
 def box(center, scale):

@@ -81,29 +81,39 @@ def regression_task(prediction, xy, visible):
     return masked_mean(loss.mean(-1), visible)
 
 
-def coordinate_task(prediction, xy, visible, sigma):
+def flat_where_empty(labels, empty):
+    """Labels (B, K, cells), uniform distributions in crops where nobody is: low peaks, low confidence."""
+    return torch.where(empty[:, None, None], 1 / labels.shape[-1], labels)
+
+
+def coordinate_task(prediction, xy, visible, empty, sigma):
     """L_task = KL(Gaussian label || student), mean of both axes (SimCC). sigma in bins."""
-    return mean_kl(coordinate_labels(xy, sigma, prediction[0].shape[-1]), prediction, visible)
+    labels = coordinate_labels(xy, sigma, prediction[0].shape[-1])
+    return mean_kl([flat_where_empty(of_axis, empty) for of_axis in labels], prediction,
+                   visible | empty[:, None])
 
 
-def heatmap_task(logits, xy, visible, sigma):
+def heatmap_task(logits, xy, visible, empty, sigma):
     """L_task of the teacher: KL(Gaussian label || softmax(logits)) over positions. logits (B, K, S, S)."""
     label = normalise(heatmaps(xy, sigma, logits.shape[-1]).flatten(-2))                   # (B, K, S * S)
-    return masked_mean(kl_divergence(label, logits.flatten(-2)), visible)
+    return masked_mean(kl_divergence(flat_where_empty(label, empty), logits.flatten(-2)),
+                       visible | empty[:, None])
 
 
-def backbone_task(logits, xy, visible):
+def backbone_task(logits, xy, visible, empty):
     """L_bb: heatmap_task of the backbone's heatmaps. A small-64 teacher: PCKh@0.5 25.0, without it 17.6."""
-    return heatmap_task(logits, xy, visible, BACKBONE_SIGMA * logits.shape[-1])
+    return heatmap_task(logits, xy, visible, empty, BACKBONE_SIGMA * logits.shape[-1])
 
 
-def task_loss(head, prediction, xy, visible):
-    """L_task of the head that made the prediction. xy (B, K, 2) fractions of the crop, visible (B, K)."""
+def task_loss(head, prediction, xy, visible, empty):
+    """L_task of the head that made the prediction. xy (B, K, 2) fractions of the crop, visible (B, K),
+    empty (B,): crops without a person, whose labels are flat distributions; regression has none.
+    """
     if isinstance(prediction, Regression):
         return regression_task(prediction, xy, visible)
     if isinstance(head, CoordinateHead):
-        return coordinate_task(prediction, xy, visible, head.sigma)
-    return heatmap_task(prediction, xy, visible, head.sigma)
+        return coordinate_task(prediction, xy, visible, empty, head.sigma)
+    return heatmap_task(prediction, xy, visible, empty, head.sigma)
 
 
 # ------------------------------------------------------------------------------- distillation
@@ -138,15 +148,17 @@ def heatmap_loss_coordinates(prediction, teacher, visible):
     return mean_kl(marginals(teacher, prediction[0].shape[-1]), prediction, visible)
 
 
-def confidence_loss(confidence, xy, teacher, visible):
+def confidence_loss(confidence, xy, teacher, visible, empty):
     """L_cs = |c_student - H_teacher(x_student, y_student)|, the heatmap's value at the student's prediction.
 
-    confidence (B, K), xy (B, K, 2) in fractions (no gradient passes through xy), teacher (B, K, S, S).
+    confidence (B, K), xy (B, K, 2) in fractions (no gradient passes through xy), teacher (B, K, S, S). In
+    crops where nobody is, empty (B,), the target is 0.
     """
     B, K, S, _ = teacher.shape
     grid = (2 * xy.detach() - 1).view(B * K, 1, 1, 2)                                  # [-1, 1], edge to edge
     value = F.grid_sample(teacher.reshape(B * K, 1, S, S), grid, padding_mode="border", align_corners=False)
-    return masked_mean((confidence - value.view(B, K)).abs(), visible)
+    target = value.view(B, K).where(~empty[:, None], 0)
+    return masked_mean((confidence - target).abs(), visible | empty[:, None])
 
 
 class Targets(NamedTuple):
@@ -230,19 +242,19 @@ class TeacherTargets:
         return Targets(tokens, visual, heatmaps / 255)
 
 
-def distillation_loss(head, output, targets, xy, visible):
+def distillation_loss(head, output, targets, xy, visible, empty):
     """The task and the four terms, unweighted, by name: {'task': L_task, 'keypoint_tokens': L_kt, ...}.
 
-    head, output: the student's head and Output. targets: the teacher's Targets. xy, visible: labels.
+    head, output: the student's head and Output. targets: the teacher's Targets. xy, visible, empty: labels.
     """
     prediction = output.prediction
     heatmap_loss = heatmap_loss_regression if isinstance(prediction, Regression) else heatmap_loss_coordinates
     decoded, confidence = head.decode(prediction)
-    return {"task": task_loss(head, prediction, xy, visible),
+    return {"task": task_loss(head, prediction, xy, visible, empty),
             "keypoint_tokens": keypoint_token_loss(output.keypoint_tokens, targets.keypoint_tokens, visible),
             "visual_tokens": visual_token_loss(output.visual_tokens, targets.visual_tokens),
             "heatmap": heatmap_loss(prediction, targets.heatmaps, visible),
-            "confidence": confidence_loss(confidence, decoded, targets.heatmaps, visible)}
+            "confidence": confidence_loss(confidence, decoded, targets.heatmaps, visible, empty)}
 
 
 def total(terms, weights):

@@ -362,7 +362,7 @@ PRESETS = {
     "paper": Preset(size=256, dim=192, depth=12, heads=8, teacher_depth=12, teacher_width=48, simcc_sigma=6),
     "tiny": Preset(size=64, dim=96, depth=4, heads=4, teacher_depth=4, teacher_width=16, simcc_sigma=3,
                    grid=8),
-    "small": Preset(size=128, dim=128, depth=4, heads=4, teacher_depth=4, teacher_width=24, simcc_sigma=4,
+    "small": Preset(size=128, dim=128, depth=4, heads=4, teacher_depth=4, teacher_width=24, simcc_sigma=2,
                     hrnet=Depths(stem=32, bottlenecks=2, bottleneck=32, blocks=2, modules=2),
                     backbone_heatmaps=True),
 }

@@ -22,7 +22,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +35,7 @@ import checkpoint
 from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16,
                     init_distributed, lock, main_with_clear_errors, refuse)
 from crops import AUGMENTATIONS, CROPS, make_batch, store
-from data_mpii import find_labels, join, load_samples
+from data_mpii import crops_without_people, find_labels, join, load_samples
 from distill import TERMS, WEIGHTS, TeacherTargets, backbone_task, distillation_loss, task_loss, total
 from evaluate import (THRESHOLDS, evaluate, mean_pose_score, predict, print_score, validation_samples,
                       write_json)
@@ -150,16 +150,17 @@ def fit(args, distributed, state, train, valid, teacher=None, stop=lambda betwee
             values = 0
             for i, part in enumerate(parts, 1):
                 batch = batch_of(part)                                      # images (B, 3, S, S), xy, visible
+                labels = batch.xy, batch.visible, batch.empty
                 with distributed.no_sync(network, unless=i == args.accumulate):
                     with autocast():
                         output = network(batch.images)
                     if teacher:
                         targets = teacher(batch.images, view, part)
-                        terms = distillation_loss(model.head, output, targets, batch.xy, batch.visible)
+                        terms = distillation_loss(model.head, output, targets, *labels)
                     else:
-                        terms = {"task": task_loss(model.head, output.prediction, batch.xy, batch.visible)}
+                        terms = {"task": task_loss(model.head, output.prediction, *labels)}
                     if output.backbone_heatmaps is not None:
-                        terms["backbone"] = backbone_task(output.backbone_heatmaps, batch.xy, batch.visible)
+                        terms["backbone"] = backbone_task(output.backbone_heatmaps, *labels)
                     terms["loss"] = total(terms, weights)
                     (terms["loss"] / args.accumulate).backward()
                 values = values + torch.stack([term.detach() for term in terms.values()]) / args.accumulate
@@ -477,7 +478,12 @@ def load_data(args, size, distributed):
         split = "teacher" if args.train_teacher else "train"
         train = drawn_people(split, args.drawings, size, os.cpu_count())
     else:
-        train = join([load_samples(data, "train", skip_bad=args.skip_bad_data) for data in args.data])
+        sets = [load_samples(data, "train", skip_bad=args.skip_bad_data) for data in args.data]
+        train = sets[0] if len(sets) == 1 else join(sets)
+        without = [crops_without_people(data, samples) for data, samples in zip(args.data, sets)]
+        if without := [samples for samples in without if samples]:
+            print(f"{sum(map(len, without)):,} crops without a person besides")
+            train = replace(join([train, *without]), name=train.name)
         if train.skipped:
             print(f"{len(train.skipped):,} entries left out, listed in {args.out / 'skipped.txt'}")
     valid = {name: validation_samples(data, size) for name, data in zip(names_of(args.data), args.data)}

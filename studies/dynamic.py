@@ -92,7 +92,7 @@ def train_and_watch(steps, standardised=True, muon=False):
         batch = make_batch(samples, crops, np.sort(random.choice(PEOPLE, BATCH, replace=False)), 64)
         for optimiser in optimisers:
             optimiser.zero_grad()
-        task_loss(model.head, model(batch.images).prediction, batch.xy, batch.visible).backward()
+        task_loss(model.head, model(batch.images).prediction, batch.xy, batch.visible, batch.empty).backward()
         for optimiser in optimisers:
             optimiser.step()
         if step in steps:

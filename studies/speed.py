@@ -210,7 +210,7 @@ def training_speed(rates, device="cpu", preset="tiny", count=512):
             output = model(batch.images)
         for optimiser in optimisers:
             optimiser.zero_grad()
-        task_loss(model.head, output.prediction, batch.xy, batch.visible).backward()
+        task_loss(model.head, output.prediction, batch.xy, batch.visible, batch.empty).backward()
         for optimiser in optimisers:
             optimiser.step()
 
