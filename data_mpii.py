@@ -130,7 +130,8 @@ def crops_without_people(root, samples):
     center, side = squares[:, :2] + (squares[:, 2:] - 1) / 2, squares[:, 2]
     nobody = np.zeros((len(side), len(JOINTS)), bool)
     joints = np.repeat(center[:, None], len(JOINTS), 1)
-    return Samples(f"nobody of {samples.name}", joints, nobody, center, side, side / 10, lambda i: open_image(files[i]), files, empty=np.ones(len(side), bool))
+    return Samples(f"nobody of {samples.name}", joints, nobody, center, side, side / 10,
+                   lambda i: open_image(files[i]), files, empty=np.ones(len(side), bool))
 
 
 def box(center, scale):

@@ -31,7 +31,8 @@ import checkpoint
 from common import BadInput, CommandLine, check_folder, fast_bfloat16, main_with_clear_errors, optional
 from crops import make_batch, store
 from data_mpii import BOX_ENLARGEMENT, JOINTS
-from evaluate import count_parameters, take_turns, validation_samples
+from costs import count_parameters, take_turns
+from evaluate import validation_samples
 
 COMPILE = {"cpu": {}, "cuda": dict(mode="reduce-overhead")}
 WEIGHTS = Path(__file__).parent / "weights" / "student-small-photos.pt"

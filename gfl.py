@@ -9,22 +9,19 @@ an image: it goes to the frequency domain, multiplies by a learnable filter K, a
     X'   = T^-1(G(X))              O(HW log HW) with FFTs; every output depends on every input token
 
 A product of spectra is a circular convolution in space, so the layer is a depth-wise convolution whose kernel
-is as large as the token grid. The layers compute T and T^-1 as matrix products, which are faster on so small
-grids. There are two filters:
+is as large as the token grid. There are two filters:
 
     GS  global, static    K is a parameter, one complex number per frequency and channel   (GFNet's form)
     GD  global, dynamic   the sum of GS and of a filter with K^ = K_basis (x) M(X): M, an MLP,
                           mixes basis filters with weights that depend on the input        (K^: DFFormer's)
 
-Equations: poster of "Knowledge Distillation with Global Filters for Efficient Human Pose Estimation", BMVC
-2024. Shapes: a token grid is (B, H, W, D): batch, rows, columns, channels. Its spectrum is (B, H, W // 2 + 1,
-D): the other half of a real input's spectrum is its complex conjugate. All transforms are orthonormal; a
-filter of ones is the identity at any size. At the paper's size the grid is 16 x 17, a column of keypoint
-tokens beside 16 x 16 visual ones, and K is 16 x 9 x D.
+Equations: poster of the BMVC 2024 paper. Shapes: a token grid is (B, H, W, D): batch, rows, columns,
+channels. Its spectrum is (B, H, W // 2 + 1, D): the other half of a real input's is its complex conjugate.
+Transforms are orthonormal; a filter of ones is the identity. At the paper's size the grid is 16 x 17, a
+column of keypoint tokens beside 16 x 16 visual ones, and K is 16 x 9 x D.
 """
 
 import math
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -39,31 +36,15 @@ REWEIGHTING = 0.25       # width of the MLP M's hidden layer, in D (DFFormer)
 # ------------------------------------------------------------------------------- the definition, in NumPy
 
 def global_filter_numpy(x, K):
-    """The filter in five lines of NumPy: what every faster form has to agree with.
+    """The filter in five lines of NumPy: what the layers below have to agree with.
 
     x: real token grids (B, H, W, D). K: complex filter (H, W // 2 + 1, D), or (B, H, W // 2 + 1, D) for one
     per input. Returns real token grids (B, H, W, D).
     """
     H, W = x.shape[1:3]
-    spectrum = np.fft.rfft2(x, axes=(1, 2), norm="ortho")              # T(X)  (B, H, W//2+1, D)
-    filtered = K * spectrum                                            # G(X) = K (.) T(X)
+    spectrum = np.fft.rfft2(x, axes=(1, 2), norm="ortho")                # T(X)  (B, H, W//2+1, D)
+    filtered = K * spectrum                                              # G(X) = K (.) T(X)
     return np.fft.irfft2(filtered, s=(H, W), axes=(1, 2), norm="ortho")  # X' = T^-1(G(X))  (B, H, W, D)
-
-
-# ------------------------------------------------------------------------------- the definition, in PyTorch
-
-def global_filter(x, K):
-    """`global_filter_numpy` for tensors, differentiable.
-
-    Input in half precision is transformed in float32 and returned in its own type: PyTorch has half-precision
-    FFTs for powers of two only, and none in bfloat16. (GlobalFilter below transforms in the input's type.)
-    """
-    H, W = x.shape[1:3]
-    real = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    spectrum = torch.fft.rfft2(real, dim=(1, 2), norm="ortho")           # T(X)  (B, H, W//2+1, D)
-    filtered = K * spectrum                                            # G(X) = K (.) T(X)
-    out = torch.fft.irfft2(filtered, s=(H, W), dim=(1, 2), norm="ortho")  # X' = T^-1(G(X))  (B, H, W, D)
-    return out.to(x.dtype)
 
 
 # ------------------------------------------------------------------------------- the same, as matrix products
@@ -71,66 +52,30 @@ def global_filter(x, K):
 def dft_matrices(H, W):
     """The orthonormal rfft2 of an H x W grid as two real matrices: first along rows, then along columns.
 
-        over w: (cos, -sin)(2 pi f w / W) / sqrt(W)   x -> real, imaginary part of F = W // 2 + 1 frequencies
-        over h: e^(-i 2 pi u h / H) / sqrt(H), on (real, imaginary) pairs: ((cos, sin), (-sin, cos))
+        over w: (cos, -sin)(2 pi f w / W) / sqrt(W)    W values -> real and imaginary parts, F frequencies
+        over h: e^(-i 2 pi u h / H) / sqrt(H)          of pairs: the real part is (cos, sin) . (real, imag),
+                                                       the imaginary part (-sin, cos) . (real, imag)
 
-    Returns float64 tensors over_w (2 F, W), over_h (2 H, 2 H) and back_w (W, 2 F). The inverse over h is the
-    transpose of over_h. The inverse over w, back_w, is the transpose of over_w with all frequencies but 0 and
-    W / 2 doubled: they stand for their dropped conjugates, too.
+    Returns float64 tensors over_w (2 F, W), over_h (2 H, 2 H), back_w (W, 2 F), with F = W // 2 + 1. Columns
+    of over_h are pairs (h, part), its rows (part, u). The inverse over h is the transpose of over_h. The
+    inverse over w, back_w, is the transpose of over_w with all frequencies but 0 and W / 2 doubled: they
+    stand for their dropped conjugates, too.
     """
     F = W // 2 + 1
     w_angle = 2 * math.pi * torch.arange(F, dtype=torch.float64)[:, None] * torch.arange(W) / W  # (F, W)
     h_angle = 2 * math.pi * torch.arange(H, dtype=torch.float64)[:, None] * torch.arange(H) / H  # (H, H)
     over_w = torch.cat([w_angle.cos(), -w_angle.sin()]) / math.sqrt(W)
     cos, sin = h_angle.cos(), h_angle.sin()
-    over_h = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], 1)      # (H, 2, H, 2)
+    over_h = torch.cat([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)]) / math.sqrt(H)
     times = torch.tensor([1 if f == 0 or 2 * f == W else 2 for f in range(F)], dtype=torch.float64)
-    return over_w, over_h.reshape(2 * H, 2 * H) / math.sqrt(H), over_w.T * times.repeat(2)
-
-
-def multiply(T, K_real, K_imag):
-    """Complex product K (.) T.  T: (B, H, 2, F, D), real and imaginary part.  K: (H, F, D) or (B, H, F, D).
-
-        real: T_real K_real - T_imag K_imag      imaginary: T_real K_imag + T_imag K_real
-    """
-    real, imag = T.unbind(2)                                                   # (B, H, F, D) each
-    if torch.compiler.is_compiling():            # torch.compile fuses stack, and takes no out=
-        return torch.stack([torch.addcmul(real * K_real, imag, K_imag, value=-1),
-                            torch.addcmul(real * K_imag, imag, K_real)], 2).to(T.dtype)
-    out = torch.empty_like(T)                    # saves a copy: 0.14 ms, with stack 0.21 (16 grids)
-    torch.mul(real, K_real, out=out[:, :, 0]).addcmul_(imag, K_imag, value=-1)
-    torch.mul(real, K_imag, out=out[:, :, 1]).addcmul_(imag, K_real)
-    return out
-
-
-class FilterSpectrum(torch.autograd.Function):
-    """G = K (.) T with its gradients:  dT = conj(K) (.) dG,  dK = conj(T) (.) dG.
-
-    Shapes as in `multiply`. This backward reads the spectrum fewer times than autograd's would.
-    """
-
-    @staticmethod
-    def forward(ctx, T, K_real, K_imag):
-        ctx.save_for_backward(T, K_real, K_imag)
-        return multiply(T, K_real, K_imag)
-
-    @staticmethod
-    def backward(ctx, dG):
-        T, K_real, K_imag = ctx.saved_tensors
-        dT = multiply(dG, K_real, -K_imag)
-        dK = multiply(dG, T[:, :, 0], -T[:, :, 1])                             # (B, H, 2, F, D)
-        if K_real.ndim == 3:                                                   # one filter for all inputs
-            dK = dK.sum(0, keepdim=True, dtype=K_real.dtype)
-        dK_real, dK_imag = dK.to(K_real.dtype).unbind(2)
-        return dT, dK_real.view(K_real.shape), dK_imag.view(K_real.shape)
+    return over_w, over_h.flatten(1), over_w.T * times.repeat(2)
 
 
 class GlobalFilter(nn.Module):
-    """`global_filter` in real numbers, as matrix products: what the layers below use.
+    """X' = T^-1(K (.) T(X)) in real numbers. grid: (H, W). No parameters.
 
-    A token grid is small: 16 x 17 takes 5 million multiply-adds a layer in this form, the MLP beside it 60
-    million. Matrix products exist in bfloat16 (FFTs do not), compile, export, and are faster: 2.1 instead of
-    4.6 ms for 16 grids of 192 channels (docs/speed.md has more CPUs). grid: (H, W). No parameters.
+    On so small a grid, products with DFT matrices are faster than FFTs; they exist in bfloat16, compile and
+    export, too (docs/speed.md).
     """
 
     def __init__(self, grid):
@@ -147,27 +92,16 @@ class GlobalFilter(nn.Module):
             raise ValueError(f"the filter has {K_real.shape[-3]} x {K_real.shape[-2]} frequencies of a "
                              f"{self.grid[0]} x {self.grid[1]} grid, which do not fit a token grid of {H} "
                              f"rows x {W} columns ({H} x {F}): build the layer with grid=({H}, {W})")
-        over_w, over_h, back_w = (m.to(x.dtype) for m in (self.over_w, self.over_h, self.back_w))
-        along_w = torch.matmul(over_w, x)                                      # (B, H, 2 F, D)
-        spectrum = torch.matmul(over_h, along_w.view(B, 2 * H, F * D))         # T(X)          (B, 2 H, F D)
-        spectrum = spectrum.view(B, H, 2, F, D)
-        filtered = FilterSpectrum.apply(spectrum, K_real, K_imag)              # G(X) = K (.) T(X)
-        back_h = torch.matmul(over_h.T, filtered.view(B, 2 * H, F * D)).view(B, H, 2 * F, D)
-        return torch.matmul(back_w, back_h)                                    # X' = T^-1(G(X))  (B, H, W, D)
-
-
-@contextmanager
-def by_definition(model):
-    """A context in which a model's filters run `global_filter`: for tests, counting and timing."""
-    layers = [layer for layer in model.modules() if isinstance(layer, GlobalFilter)]
-    for layer in layers:
-        layer.forward = lambda x, *K: global_filter(x, torch.complex(*(  # no complex bfloat16
-            part if part.dtype == torch.float64 else part.float() for part in K)))
-    try:
-        yield model
-    finally:
-        for layer in layers:
-            del layer.forward
+        K_real, K_imag = K_real.unsqueeze(-4), K_imag.unsqueeze(-4)            # (1 or B, 1, H, F, D)
+        along_w = self.over_w @ x                                              # (B, H, 2 F, D)
+        spectrum = self.over_h @ along_w.view(B, 2 * H, F * D)                 # T(X)      (B, 2 H, F D)
+        spectrum = spectrum.view(B, 2, H, F, D)                                # real, imaginary part
+        real, imag = spectrum.unbind(1)
+        turned = torch.stack([-imag, real], 1)                                 # i T(X)
+        # G(X) = K (.) T(X) = K_real T(X) + K_imag (i T(X))
+        filtered = (spectrum * K_real).addcmul_(turned, K_imag)                # (B, 2, H, F, D)
+        back_h = self.over_h.T @ filtered.view(B, 2 * H, F * D)                # (B, 2 H, F D)
+        return self.back_w @ back_h.view(B, H, 2 * F, D)                       # X' = T^-1(G(X))  (B, H, W, D)
 
 
 # ------------------------------------------------------------------------------- GS
@@ -217,11 +151,8 @@ class DynamicFilter(nn.Module):
     grid: (H, W) of the token grids, dim: channels D. Input and output (B, H, W, D). Parameters: 6.25 D^2 +
     8 H (W // 2 + 1) + 2 (D a multiple of 4).
 
-    In DFFormer, M sees the mean token itself. Here that mean is over keypoint tokens, too, and after the
-    layer norm hardly differs between images (standard deviation 0.08 to 0.2): M, then trained with Muon,
-    became constant, as most of its hidden units died. Now the mean is standardised over images, channel by
-    channel, by a batch norm without parameters, and 1 is added, as M1 has no bias. In eval(),
-    with running mean and variance 1, 1 + z is the mean token: DFFormer's. `docs/lab.md` has the runs.
+    In DFFormer, M sees the mean token itself. It hardly differs between images here, and M became constant.
+    Standardised over images, by a batch norm without parameters, it keeps M alive (docs/lab.md).
     """
 
     def __init__(self, grid, dim):
@@ -231,7 +162,7 @@ class DynamicFilter(nn.Module):
         self.W1 = nn.Linear(dim, wide, bias=False)
         self.act = StarReLU()
         self.norm = nn.BatchNorm1d(dim, affine=False)
-        self.norm.running_mean.fill_(1)                            # eval(), untrained: 1 + z = mean
+        self.norm.running_mean.fill_(1)                            # eval(), untrained: 1 + z = mean token
         self.norm.running_var.fill_(1 - self.norm.eps)
         self.M1 = nn.Linear(dim, hidden, bias=False)
         self.M2 = nn.Linear(hidden, BASIS_FILTERS * wide, bias=False)
@@ -242,30 +173,24 @@ class DynamicFilter(nn.Module):
 
     def mixture(self, x):
         """M(X) of token grids (B, H, W, D): weights (B, N, E) that sum to 1 over the N basis filters."""
-        # z = (mean of the tokens - its mean over images) / its standard deviation            (B, D)
-        mean, norm = x.mean(dim=(1, 2)), self.norm
-        if self.training and len(mean) == 1:                                   # no statistics of one image
-            z = nn.functional.batch_norm(mean, norm.running_mean, norm.running_var)
-        else:
-            z = norm(mean)
+        # z = (mean token - its mean over images) / its standard deviation over images         (B, D)
+        z = self.norm(x.mean(dim=(1, 2)))
         # StarReLU without scale and bias: the paper's parameter counts have room for one pair, in `act`
         logits = self.M2(self.M1(1 + z).relu().square())                       # (B, N * E)
         return logits.unflatten(-1, (BASIS_FILTERS, -1)).softmax(dim=1)        # (B, N, E)
 
     def forward(self, x):
         M = self.mixture(x)[:, None]                                           # (B, 1, N, E)
-        K_hat = self.K_real @ M, self.K_imag @ M              # K^ = K_basis (x) M(X)  (B, H, W//2+1, E)
+        K_real, K_imag = self.K_real @ M, self.K_imag @ M     # K^ = K_basis (x) M(X)  (B, H, W//2+1, E)
         x = self.act(self.W1(x))                                               # (B, H, W, E)
-        x = self.filter(x, *K_hat)                                             # X' = T^-1(K^ (.) T(X))
+        x = self.filter(x, K_real, K_imag)                                     # X' = T^-1(K^ (.) T(X))
         return self.W2(x)                                                      # (B, H, W, D)
 
 
 class GlobalDynamicFilter(nn.Module):
     """GD: a static filter and, beside it, a dynamic one; their outputs are added.
 
-    The parameter counts in the paper's tables show that GD holds both filters, not how they are joined.
-    train.py's default student scored 53.1 +- 1.5 PCKh@0.5 after 1,000 steps (three seeds); with the
-    dynamic filter behind the static one 52.0 +- 0.9: no clear difference (docs/results.md).
+    The paper's parameter counts show that GD holds both, not how they are joined (in series: docs/lab.md).
     """
 
     def __init__(self, grid, dim):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import main_with_clear_errors
-from evaluate import PAPER
+from costs import PAPER
 from sweep import main
 
 

@@ -34,9 +34,9 @@ from common import (BadInput, CommandLine, check_device, default_device, fast_bf
                     main_with_clear_errors)
 from crops import AUGMENTATIONS, make_batch, store
 from distill import task_loss
-from evaluate import PAPER, count_multiply_adds, describe_device, take_turns
+from costs import PAPER, count_multiply_adds, describe_device, take_turns
 from export import for_inference
-from gfl import by_definition
+from fft_filter import through_ffts
 from models import PRESETS, build_student
 from results import add, rounded
 from synthetic import drawn_people
@@ -82,7 +82,7 @@ def plainly(model):
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)             # of CPUs, too
     try:
-        with by_definition(model), sdpa_kernel(SDPBackend.MATH):
+        with through_ffts(model), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)

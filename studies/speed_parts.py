@@ -37,9 +37,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import CommandLine, check_device, default_device, main_with_clear_errors
 from crops import TOKENPOSE, crop_keypoints, heatmaps, invert, make_batch, store
 from data_mpii import load_samples
-from evaluate import describe_device, take_turns
+from costs import describe_device, take_turns
 from export import COMPILE
-from gfl import GlobalDynamicFilter, StaticFilter, by_definition
+from fft_filter import through_ffts
+from gfl import GlobalDynamicFilter, StaticFilter
 from models import FILTERS, IMAGENET_MEAN, IMAGENET_STD, build_student
 from speed import PRECISIONS, build_form, precisions
 from synthetic import drawn_people
@@ -48,7 +49,7 @@ from synthetic import drawn_people
 
 GRIDS, GRID, DIM = 16, (16, 17), 192
 LAYERS = {"GS": StaticFilter, "GD": GlobalDynamicFilter}
-LAYER_FORMS = {"definition": by_definition, "products": nullcontext, "compiled": nullcontext}
+LAYER_FORMS = {"definition": through_ffts, "products": nullcontext, "compiled": nullcontext}
 LAYER_SECONDS = 30       # for the forms of one filter, which take turns
 
 
@@ -60,7 +61,7 @@ def time_layers(args):
         torch.manual_seed(0)
         layer = build(GRID, DIM).to(args.device).requires_grad_(False)
         x = torch.randn(GRIDS, *GRID, DIM, device=args.device)
-        with by_definition(layer):
+        with through_ffts(layer):
             truth = layer(x)
         labels, works = [], []
         for (precision, dtype), (form, context) in product(precisions(args.device).items(),

@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, CommandLine, main_with_clear_errors
 from distill import TERMS
-from evaluate import GROUPS, PAPER, count_multiply_adds
+from costs import PAPER, count_multiply_adds
+from evaluate import GROUPS
 from models import FILTERS, PRESETS, STUDENTS, build_teacher
 from parts import CELLS
 from photos import STARTS

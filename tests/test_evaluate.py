@@ -7,18 +7,10 @@ import pytest
 import torch
 from commands import call
 
-import evaluate as module
+import costs
 from crops import FLIP, coordinate_labels, heatmaps, make_batch, store
-from evaluate import (
-    GROUPS,
-    count_multiply_adds,
-    evaluate,
-    mean_pose_score,
-    newest_checkpoint,
-    pckh,
-    predict,
-    score,
-)
+from costs import count_multiply_adds
+from evaluate import GROUPS, evaluate, mean_pose_score, newest_checkpoint, pckh, predict, score
 from models import CoordinateHead, HeatmapHead, Output, PoseNet, Regression, RegressionHead, build_student
 from synthetic import drawn_people
 
@@ -107,16 +99,16 @@ def test_operations_are_counted_without_computing(row, expected):
 
 
 def test_rows_out_of_budget_are_blank(monkeypatch):
-    monkeypatch.setattr(module, "build_student", lambda *row, preset: build_student(*row, "tiny"))
-    monkeypatch.setattr(module, "PAPER", [row for row in module.PAPER if row[2] == "none"])
-    rows = module.measure_costs(budget=0)
+    monkeypatch.setattr(costs, "build_student", lambda *row, preset: build_student(*row, "tiny"))
+    monkeypatch.setattr(costs, "PAPER", [row for row in costs.PAPER if row[2] == "none"])
+    rows = costs.measure_costs(budget=0)
     assert len(rows) == 6 and not any(row["fps"] for row in rows)
-    *_, line, last = module.cost_table(rows).splitlines()
+    *_, line, last = costs.cost_table(rows).splitlines()
     assert (
         line.split()[-1] == "1831" and len(line.split()) == 8 and last.startswith("6 networks were not timed")
     )
     rows[0]["fps"] = 12.34
-    table = module.cost_table(rows)
+    table = costs.cost_table(rows)
     assert "12.3     3325" in table and "5 networks were not timed" in table
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from common import fast_bfloat16
 from crops import coordinate_labels, heatmaps
-from evaluate import PAPER, count_multiply_adds, count_parameters
+from costs import PAPER, count_multiply_adds, count_parameters
 from hrnet import HRNet
 from models import (
     BACKBONES,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evaluate import PAPER
+from costs import PAPER
 from synthetic import draw_people
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from commands import call, refused
 
-import evaluate
+import costs
 import results
 import speed
 from common import fast_bfloat16
-from evaluate import take_turns
+from costs import take_turns
 from export import for_inference
 from models import build_student
 
@@ -65,7 +65,7 @@ def test_every_form_is_timed_and_checked(fast, monkeypatch, mini, uncompiled):
     monkeypatch.setattr(speed, "build_student", lambda *row, preset: build_student(*row, "mini"))
     monkeypatch.setitem(speed.LARGE["cpu"], "none", (3,))
     for name, value in (("ROUNDS", 2), ("RUNS", 1), ("LEAST", 0)):
-        monkeypatch.setattr(evaluate, name, value)
+        monkeypatch.setattr(costs, name, value)
     monkeypatch.setitem(speed.MATRIX, "cpu", 64)
     timings, rates = speed.measure_speed(["reg-none"])
     assert (
@@ -83,7 +83,7 @@ def test_turns_end_with_their_budget(monkeypatch):
     """
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(
-        evaluate, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now)
+        costs, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now)
     )
 
     def run():
@@ -94,7 +94,7 @@ def test_turns_end_with_their_budget(monkeypatch):
     )  # 6.5 and less than two runs
     assert take_turns([run] * 3, budget=3) == [[1], [1], []]
     assert take_turns([run] * 3, budget=0) == [[], [], []]
-    assert take_turns([run] * 3, budget=1000) == [[1] * evaluate.ROUNDS * evaluate.RUNS] * 3
+    assert take_turns([run] * 3, budget=1000) == [[1] * costs.ROUNDS * costs.RUNS] * 3
 
 
 def test_nothing_is_compiled_when_time_is_up(monkeypatch, capsys):
@@ -124,7 +124,7 @@ def test_the_machine_is_named(monkeypatch):
 
 def test_all_take_turns(monkeypatch):
     """Each runs in every round, once untimed and at least RUNS times timed, within its own context."""
-    monkeypatch.setattr(evaluate, "LEAST", 0.02)
+    monkeypatch.setattr(costs, "LEAST", 0.02)
     order, within = [], []
 
     def run(name):
@@ -138,14 +138,14 @@ def test_all_take_turns(monkeypatch):
         yield
         within.clear()
 
-    times = evaluate.take_turns([(partial(run, name), partial(context, name)) for name in "ab"])
+    times = costs.take_turns([(partial(run, name), partial(context, name)) for name in "ab"])
     assert (
-        order[:2] == ["A", "a"] and [name for name in order if name.isupper()] == ["A", "B"] * evaluate.ROUNDS
+        order[:2] == ["A", "a"] and [name for name in order if name.isupper()] == ["A", "B"] * costs.ROUNDS
     )
-    assert [order.count(name) for name in "ab"] == [len(seconds) + evaluate.ROUNDS for seconds in times]
+    assert [order.count(name) for name in "ab"] == [len(seconds) + costs.ROUNDS for seconds in times]
     for seconds in times:
-        assert len(seconds) >= evaluate.ROUNDS * evaluate.RUNS
-        assert sum(seconds) >= evaluate.ROUNDS * evaluate.LEAST
+        assert len(seconds) >= costs.ROUNDS * costs.RUNS
+        assert sum(seconds) >= costs.ROUNDS * costs.LEAST
 
 
 @pytest.mark.parametrize("filter", ("gs", "attention"))
@@ -181,7 +181,7 @@ def test_what_cannot_be_compiled_is_told_and_left_out(monkeypatch, capsys, mini)
     monkeypatch.setattr(speed, "PAPER", [row for row in speed.PAPER if row[:3] == ("cc", "gs", "none")])
     monkeypatch.setitem(speed.LARGE["cpu"], "none", (2,))
     monkeypatch.setitem(speed.MATRIX, "cpu", 64)
-    monkeypatch.setattr(evaluate, "LEAST", 0)
+    monkeypatch.setattr(costs, "LEAST", 0)
     timings, _ = speed.measure_speed(["cc-none"])
     assert {t.form for t in timings} == {"plain", "optimised"}
     assert "cannot be compiled here: InvalidCxxCompiler" in capsys.readouterr().out
@@ -209,7 +209,7 @@ def test_plain_is_the_definition(mini):
 def test_training_speed():
     training = speed.training_speed(dict.fromkeys(speed.PRECISIONS, 1e11), count=40)
     assert training["batch"] == 32 and training["input"] > training["step"] > 0
-    forward = 2 * evaluate.count_multiply_adds(build_student("cc", "gd", "none", "tiny"))
+    forward = 2 * costs.count_multiply_adds(build_student("cc", "gd", "none", "tiny"))
     assert training["fraction"] == pytest.approx(training["step"] * 3 * forward / 1e11)     # backward: twice
 
 

@@ -23,7 +23,8 @@ from commands import run
 from common import BadInput
 from confidence import calibrate, calibration
 from crops import FLIP, TOKENPOSE, store
-from evaluate import PAPER, predict
+from costs import PAPER
+from evaluate import predict
 from peers import shared_scores
 from speed_parts import CELLS, SIZE, sample_by_sample, whole_batches
 from synthetic import drawn_people
