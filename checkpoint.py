@@ -8,6 +8,7 @@ needs to go on to the bit), and 'checksum', over all of it. Loading executes not
 """
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 
 from common import BadInput, CommandLine, main_with_clear_errors
+from hrnet import HRNet
 from models import CoordinateHead, RegressionHead, build_student, build_teacher
 
 FORMAT = 1
@@ -143,6 +145,63 @@ def read_last(folder):
         return previous, content
 
 
+def save_run(folder, run, args):
+    """Write last.pt, from which a run of train.py resumes to the bit, and log.jsonl.
+
+    The old last.pt becomes previous.pt. Order, augmentation and the teacher's targets are computed again.
+    """
+    training = dict(epoch=run.epoch, best=run.best, log=run.log, epochs=args.epochs, lr=args.lr,
+                    settings=run.settings, ema=run.ema.state_dict(),
+                    optimisers=[optimiser.state_dict() for optimiser in run.optimisers])
+    metadata = {**run.metadata, "epoch": run.epoch}
+    save(folder / "last.pt", run.model, metadata, training, keep=folder / "previous.pt")
+    (folder / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in run.log))
+
+
+def resume(folder, run, args):
+    """Load last.pt, or previous.pt if that is damaged, into the run -> its path.
+
+    BadInput if the file does not belong to the same run.
+    """
+    file, content = read_last(folder)
+    training = content["training"] or {}
+    if "log" not in training:
+        raise BadInput(f"{file} holds weights but no state of training: --resume needs a last.pt of this "
+                       f"version")
+    if content["config"] != run.model.config:
+        raise BadInput(f"{file} is {describe(content['config'])}, not {describe(run.model.config)}: give the "
+                       f"flags of the run to be resumed")
+    for name, value in training["settings"].items():
+        if (now := run.settings.get(name)) != value:
+            # "1,000 of set/train, CHECKSUM": where only the checksum differs, so do the files
+            alike = str(value).rpartition(", ")[0] == str(now).rpartition(", ")[0] != ""
+            raise BadInput(f"{file} was trained with {name} {value}, now it is {now}: "
+                           + (f"the {name} have changed: bring the old ones back, or start anew with another "
+                              f"--out" if alike else "give the flags of the run to be resumed"))
+    if args.lr > training["lr"]:
+        raise BadInput(f"{file} was trained with --lr {training['lr']}, now it is {args.lr}: it may be "
+                       f"lowered, not raised")
+    if training["epochs"] != args.epochs:
+        print(f"{file} was planned for {training['epochs']} epochs, now {args.epochs}: the rate decays at "
+              f"other steps")
+    run.model.load_state_dict(content["model"])
+    run.ema.load_state_dict(training["ema"])
+    for optimiser, state in zip(run.optimisers, training["optimisers"]):
+        optimiser.load_state_dict(state)
+    run.epoch, run.best, run.log = (training[name] for name in ("epoch", "best", "log"))
+    if not (folder / "best.pt").exists():          # a copy without best.pt: the next score is the best
+        run.best = -1
+    return file
+
+
+def fingerprints(name, samples):
+    """What `resume` compares of Samples, wherever they are: number, name, checksums of labels and images."""
+    labels = [torch.from_numpy(getattr(samples, part)) for part in ("joints", "visible", "center", "side")]
+    images = [(path.name, path.stat().st_size) for path in samples.files]
+    return {f"{name} {what}": f"{len(samples)} of {samples.name}, {checksum(content)[:16]}"
+            for what, content in (("labels", labels), ("images", images))}
+
+
 def build(config):
     """The network that a checkpoint's config describes, untrained."""
     if config["student"] == "teacher":
@@ -177,12 +236,19 @@ def load(path, device="cpu"):
 
 
 def start_from(model, path):
-    """Initialise a model with the weights of another run -> a line on what was used.
+    """Initialise a model with the weights of another run, or its backbone with HRNet's published ones -> a
+    line on what was used.
 
     Of the same network, all weights are taken. A student may start from a teacher with the same backbone,
     too: it takes what both have, that is all but the mixers and the head. The position embedding is not
     learned and depends on the input size: the model keeps its own.
     """
+    content = read_safely(path)
+    if is_backbone(content):
+        if not isinstance(model.backbone, HRNet):
+            raise BadInput(f"{path} holds an HRNet, and {describe(model.config)} has no backbone: add "
+                           f"--backbone w32 or w48")
+        return fill(model.backbone, state_dict(content), path, BEYOND_STAGE_3)
     other, metadata = load(path)
     same = dict(other.config, preset="") == dict(model.config, preset="")
     taught = other.config["student"] == "teacher" and model.config["student"] != "teacher"
@@ -202,7 +268,7 @@ def start_from(model, path):
 
 # -------------------------------- published weights: HRNet's backbones, TokenPose's and DistilPose's teachers
 
-#     python train.py --student cc --filter gs --backbone w32 --backbone-weights hrnet_w32_imagenet.pth ...
+#     python train.py --student cc --filter gs --backbone w32 --init hrnet_w32_imagenet.pth ...
 #     python evaluate.py --checkpoint tokenpose_b_mpii.pth --data MPII       # score a published teacher first
 #     python train.py --student cc --filter gs --teacher tokenpose_b_mpii.pth --data MPII --preset paper
 #
@@ -265,9 +331,9 @@ def fill(model, found, path, beyond=()):
     return f"{path}: all {len(needed)} weights used, {len(left_over)} left over{where}"
 
 
-def load_backbone(backbone, path):
-    """Load HRNet's published weights, of ImageNet or a pose network -> a line on what was used."""
-    return fill(backbone, state_dict(read_safely(path)), path, BEYOND_STAGE_3)
+def is_backbone(content):
+    """Does this hold HRNet's published weights, of ImageNet or a pose network?"""
+    return "stage2.0.branches.0.0.conv1.weight" in state_dict(content)
 
 
 def is_teacher(content):

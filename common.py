@@ -150,6 +150,10 @@ def terminate(number, frame):
     raise SystemExit(128 + number)
 
 
+# found in a process's error when another has ended
+LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"
+
+
 def main_with_clear_errors(main):
     """Run main(). BadInput and OSError become one line on stderr and exit status 2; other errors are bugs."""
     signal.signal(signal.SIGTERM, terminate)
@@ -160,6 +164,16 @@ def main_with_clear_errors(main):
     except (BadInput, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except torch.OutOfMemoryError as error:
+        print(f"error: the GPU's memory is full ({str(error).splitlines()[0][:120]}): raise --accumulate, or "
+              f"lower --batch-size", file=sys.stderr)
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        if "RANK" not in os.environ or not any(sign in str(error) for sign in LOST):
+            raise                                    # a bug keeps its traceback
+        print(f"error: process {os.environ['RANK']} lost the others ({str(error).splitlines()[0][:120]}): "
+              f"the run has ended; the same command with --resume continues it", file=sys.stderr)
+        os._exit(2)                                  # a normal exit would wait for the lost process
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -190,27 +204,23 @@ class Distributed:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return DistributedDataParallel(model, device_ids=None if self.device == "cpu" else [self.device])
 
-    def no_sync(self, model, unless):
-        """A context without gradient averaging, for all but the last part of an accumulated step."""
-        return contextlib.nullcontext() if unless or self.world_size == 1 else model.no_sync()
-
     def mean(self, values):
-        """Mean of a tensor over the processes."""
+        """Means of tensors () over the processes, as numbers: {name: tensor} -> {name: float}."""
+        stacked = torch.stack([torch.as_tensor(value, device=self.device) for value in values.values()])
         if self.world_size > 1:
-            dist.all_reduce(values)
-            values = values / self.world_size
-        return values
+            dist.all_reduce(stacked)
+            stacked = stacked / self.world_size
+        return dict(zip(values, stacked.tolist()))
 
     def any(self, flag):
         """Whether `flag` is true in any process."""
-        if self.world_size > 1:
-            flag = bool(self.mean(torch.tensor(float(flag), device=self.device)))
-        return flag
+        return self.mean({"flag": float(flag)})["flag"] > 0
 
-    def barrier(self):
-        """Wait until every process has come here."""
+    def end(self):
+        """Wait until every process has come here, and part."""
         if self.world_size > 1:
             dist.barrier()
+            dist.destroy_process_group()
 
 
 def init_distributed(device):

@@ -99,6 +99,15 @@ def join(sets):
                    skipped=sum((tuple(samples.skipped) for samples in sets), ()))
 
 
+def load_joined(folders):
+    """The Samples to train on of one or more folders, and crops without people where these can be found."""
+    sets = [load_samples(folder, "train") for folder in folders]
+    people = sets[0] if len(sets) == 1 else join(sets)
+    without = [crops_without_people(folder, samples) for folder, samples in zip(folders, sets)]
+    without = [samples for samples in without if samples]
+    return replace(join([people, *without]), name=people.name) if without else people
+
+
 def crops_without_people(root, samples):
     """Samples of random squares that show nobody, from the photos of `samples`, or None.
 

@@ -44,7 +44,6 @@ from models import CoordinateHead, Regression
 # a3 and a4 are DistilPose's; its a1 and a2, 5e-4, are for tokens that are not standardised.
 WEIGHTS = {"cc": dict(keypoint_tokens=3.0, visual_tokens=1.0, heatmap=1.0, confidence=0.01),
            "reg": dict(keypoint_tokens=0.3, visual_tokens=0.1, heatmap=1.0, confidence=0.01)}
-TERMS = tuple(WEIGHTS["cc"])
 BACKBONE_SIGMA = 1 / 32      # of L_bb's label, fraction of the crop: as wide as the teacher's (2 of 64 cells)
 SMOOTH_L1_BETA = 1 / 64      # beta of SmoothL1, fraction of the crop: one heatmap cell
 
@@ -217,12 +216,11 @@ class TeacherTargets:
         keypoint, visual, heatmaps = teacher_targets(self.teacher, images)
         return Targets(self.scales[0](keypoint), self.scales[1](visual), heatmaps)
 
-    def prepare(self, view, batch_of, between):
+    def prepare(self, view, batch_of):
         """Compute and keep the targets of all samples in a view, unless that was done.
 
         In order and in batches of 64, so that a target does not depend on the batch it is used in, nor on
-        whether the run was resumed. batch_of: rows (B,) -> Batch. between: called after each batch; may
-        raise.
+        whether the run was resumed. batch_of: rows (B,) -> Batch.
         """
         if not self.views or view in self.computed:
             return
@@ -231,7 +229,6 @@ class TeacherTargets:
             tokens, visual, heatmaps = self.compute(batch_of(rows).images)
             for kept, part in zip(self.kept, (tokens, visual, (255 * heatmaps).round())):
                 kept[view, rows] = part.to(kept.dtype).cpu()
-            between()
         self.computed.add(view)
 
     def __call__(self, images, view, rows):
@@ -242,22 +239,30 @@ class TeacherTargets:
         return Targets(tokens, visual, heatmaps / 255)
 
 
-def distillation_loss(head, output, targets, xy, visible, empty):
-    """The task and the four terms, unweighted, by name: {'task': L_task, 'keypoint_tokens': L_kt, ...}.
+# ------------------------------------------------------------------------------- the whole loss
 
-    head, output: the student's head and Output. targets: the teacher's Targets. xy, visible, empty: labels.
+def loss_terms(head, output, batch, targets=None, weights=None):
+    """Every term of the loss, unweighted, by name, and their weighted sum: {'task': L_task, ..., 'loss': L}.
+
+        L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs  (+ L_bb, where the backbone has heatmaps)
+
+    head, output: the network's head and Output. batch: crops.Batch with the labels. targets: the teacher's
+    Targets and weights: a1 .. a4 by name (WEIGHTS); without them labels are all there is to learn from.
     """
-    prediction = output.prediction
-    heatmap_loss = heatmap_loss_regression if isinstance(prediction, Regression) else heatmap_loss_coordinates
-    decoded, confidence = head.decode(prediction)
-    return {"task": task_loss(head, prediction, xy, visible, empty),
-            "keypoint_tokens": keypoint_token_loss(output.keypoint_tokens, targets.keypoint_tokens, visible),
-            "visual_tokens": visual_token_loss(output.visual_tokens, targets.visual_tokens),
-            "heatmap": heatmap_loss(prediction, targets.heatmaps, visible),
-            "confidence": confidence_loss(confidence, decoded, targets.heatmaps, visible, empty)}
-
-
-def total(terms, weights):
-    """L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs + L_bb, the last where the backbone has heatmaps."""
-    distilled = sum(weight * terms[name] for name, weight in weights.items())
-    return terms["task"] + terms.get("backbone", 0) + distilled
+    prediction, xy, visible, empty = output.prediction, batch.xy, batch.visible, batch.empty
+    terms = {"task": task_loss(head, prediction, xy, visible, empty)}
+    loss = terms["task"]
+    if output.backbone_heatmaps is not None:
+        terms["backbone"] = backbone_task(output.backbone_heatmaps, xy, visible, empty)
+        loss = loss + terms["backbone"]
+    if targets is not None:
+        heatmap_loss = (heatmap_loss_regression if isinstance(prediction, Regression)
+                        else heatmap_loss_coordinates)
+        decoded, confidence = head.decode(prediction)
+        terms["keypoint_tokens"] = keypoint_token_loss(output.keypoint_tokens, targets.keypoint_tokens,
+                                                       visible)
+        terms["visual_tokens"] = visual_token_loss(output.visual_tokens, targets.visual_tokens)
+        terms["heatmap"] = heatmap_loss(prediction, targets.heatmaps, visible)
+        terms["confidence"] = confidence_loss(confidence, decoded, targets.heatmaps, visible, empty)
+        loss = loss + sum(weight * terms[name] for name, weight in weights.items())
+    return terms | {"loss": loss}

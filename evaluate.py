@@ -76,18 +76,16 @@ def print_score(scores):
 # ------------------------------------------------------------------------------- predictions of a network
 
 @torch.inference_mode()
-def predict(model, samples, stored, device="cpu", flip_test=False, between=lambda: None):
+def predict(model, samples, stored, device="cpu", flip_test=False):
     """Joints (N, 16, 2) in pixels of the images and confidences (N, 16) in [0, 1], from stored crops.
 
     flip_test: average each prediction with that of the mirrored crop (with_mirror of models.py).
-    between: called before each batch; it may raise to end the run.
     """
     model.eval()
     # Allocated at once: small results among the network's large tensors would keep those from being freed.
     joints, confidences = np.empty((len(samples), 16, 2)), np.empty((len(samples), 16), np.float32)
     parts = np.split(np.arange(len(samples)), range(BATCH, len(samples), BATCH))
     for rows in tqdm(parts, desc="evaluating", leave=False, disable=None):
-        between()
         batch = make_batch(samples, stored, rows, model.size, device)
         xy, confidence = predict_crops(model, batch.images, flip_test)
         joints[rows] = transform(invert(batch.matrix), xy.cpu())                           # crop -> image
@@ -104,9 +102,9 @@ def predict_crops(model, images, flip_test=False):
     return model.decode(output)
 
 
-def evaluate(model, samples, stored, device="cpu", **how):
-    """Scores of a network on samples with stored crops; how: the last arguments of `predict`."""
-    joints, _ = predict(model, samples, stored, device, **how)
+def evaluate(model, samples, stored, device="cpu", flip_test=False):
+    """Scores of a network on samples with stored crops; arguments as in `predict`."""
+    joints, _ = predict(model, samples, stored, device, flip_test)
     return score(joints, samples.joints, samples.visible, samples.head_size)
 
 
@@ -140,6 +138,11 @@ def read_predictions(file, count):
 
 
 # ------------------------------------------------------------------------------- command line
+
+def names_of(folders):
+    """The name of each folder of --data, without its path."""
+    return [folder if folder == "drawn" else Path(folder).resolve().name for folder in folders]
+
 
 def validation_samples(data, size):
     """The samples to score on: the valid split of an MPII folder, or the held-out drawings.
