@@ -35,7 +35,7 @@ from crops import FLIP
 from gfl import GlobalDynamicFilter, StaticFilter
 from hrnet import Depths, HRNet
 
-JOINTS = 16                               # MPII
+KEYPOINTS = 16                            # K, MPII's joints
 MLP_RATIO = 3                             # TokenPose
 IMAGENET_MEAN = (0.485, 0.456, 0.406)     # what published backbones expect, RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -49,26 +49,19 @@ class Attention(nn.Module):
 
         softmax(Q K^T / sqrt(D / heads)) V, qkv without bias, output projection with bias
 
-    Input and output (B, H, W, D). mask: (H, W) bool, False at padded cells of the grid; None without padding.
+    Input and output (B, H, W, D).
     """
 
-    def __init__(self, dim, heads, mask=None):
+    def __init__(self, dim, heads):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
-        # (1, N)
-        self.register_buffer("mask", None if mask is None else mask.flatten()[None], persistent=False)
 
     def forward(self, x):
-        # (B, heads, N, d)
-        q, k, v = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if q.is_cpu and q.dtype == torch.bfloat16 and self.mask is None:
-            # PyTorch's fused CPU kernel takes 64 ms, these products 29, for a training step of one layer of
-            # the small teacher in bfloat16 (51 and 58 in float32)
-            mixed = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        qkv = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1))     # (B, N, 3, heads, d), N = H W
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                   # (B, heads, N, d) each
+        mixed = F.scaled_dot_product_attention(q, k, v)
         return self.out(mixed.transpose(1, 2).flatten(2)).view(x.shape)
 
 
@@ -102,22 +95,18 @@ def sine_position_embedding(rows, columns, dim):
 class Encoder(nn.Module):
     """Visual tokens (B, H * W, D) -> keypoint tokens (B, K, D), visual tokens (B, H * W, D) after all blocks.
 
-    grid: (H, W) of the visual tokens. filter: 'attention', 'gs' or 'gd'. Keypoint tokens fill
-    ceil(K / H) more columns on the right, top to bottom; cells left over are zero.
+    grid: (H, W) of the visual tokens. filter: 'attention', 'gs' or 'gd'. Keypoint tokens fill K / H more
+    columns on the right, top to bottom: K must be a multiple of H.
     """
 
-    def __init__(self, grid, dim, depth, heads, filter, joints=JOINTS):
+    def __init__(self, grid, dim, depth, heads, filter, joints=KEYPOINTS):
         super().__init__()
         H, W = self.grid = grid
-        self.columns = math.ceil(joints / H)
-        self.padding = self.columns * H - joints
-        filled = torch.arange(self.columns * H).view(self.columns, H).T < joints          # (H, columns)
-        slots = F.pad(filled, (W, 0), value=True)                       # (H, W + columns), False at padding
-        self.register_buffer("slots", slots[..., None], persistent=False)
-
+        self.columns = joints // H
+        if self.columns * H != joints:
+            raise ValueError(f"{joints} keypoint tokens do not fill whole columns of {H} rows")
         full = (H, W + self.columns)
-        mixer = {"attention": lambda: Attention(dim, heads, slots if self.padding else None),
-                 "gs": lambda: StaticFilter(full, dim),
+        mixer = {"attention": lambda: Attention(dim, heads), "gs": lambda: StaticFilter(full, dim),
                  "gd": lambda: GlobalDynamicFilter(full, dim)}[filter]
         self.keypoint_tokens = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, joints, dim), std=0.02))
         # A parameter that is not trained, as the paper's counts include it.
@@ -127,16 +116,14 @@ class Encoder(nn.Module):
     def forward(self, visual):
         H, W = self.grid
         B, _, D = visual.shape
-        keypoint = self.keypoint_tokens.expand(B, -1, -1)                                 # (B, K, D)
-        column = F.pad(keypoint, (0, 0, 0, self.padding)).view(B, self.columns, H, D).transpose(1, 2)
-        x = torch.cat([visual.view(B, H, W, D), column.to(visual.dtype)], dim=2)      # (B, H, W + columns, D)
+        keypoint = self.keypoint_tokens.expand(B, -1, -1).to(visual.dtype)                 # (B, K, D)
+        columns = keypoint.view(B, self.columns, H, D).transpose(1, 2)                    # (B, H, columns, D)
+        x = torch.cat([visual.view(B, H, W, D), columns], dim=2)                           # the token grid
         position = F.pad(self.position, (0, 0, 0, self.columns))                    # zero for keypoint tokens
         for block in self.blocks:
             x = block(x + position)          # before every block, TokenPose's 'sine-full'
-            if self.padding:
-                x = x * self.slots
-        keypoint = x[:, :, W:].transpose(1, 2).flatten(1, 2)[:, :H * self.columns - self.padding]
-        return keypoint, x[:, :, :W].flatten(1, 2)                                  # (B, K, D), (B, H * W, D)
+        keypoint = x[:, :, W:].transpose(1, 2).flatten(1, 2)                               # (B, K, D)
+        return keypoint, x[:, :, :W].flatten(1, 2)                                         # (B, H * W, D)
 
 
 # ------------------------------------------------------------------------------- three heads
@@ -314,7 +301,7 @@ class PoseNet(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         self.backbone = HRNet(width, preset.hrnet) if width else nn.Identity()
         supervised = width and preset.backbone_heatmaps
-        self.backbone_heatmaps = nn.Conv2d(width, JOINTS, 1) if supervised else None
+        self.backbone_heatmaps = nn.Conv2d(width, KEYPOINTS, 1) if supervised else None
         channels, side = (width, preset.size // 4) if width else (3, preset.size)
         self.embed = PatchEmbedding(channels, side // preset.grid, preset.dim)
         self.encoder = Encoder((preset.grid, preset.grid), preset.dim, preset.depth, preset.heads, filter)
@@ -356,8 +343,7 @@ class Preset:
     backbone_heatmaps: bool = False      # whether heatmaps are read from the backbone, too, in training
 
 
-# 'small' is ours, for photos and CPUs. Its light HRNet of width 24 trains at 53 images a second, a full one
-# of width 16 at 36 (bfloat16; 39 and 23 in float32; two cores with AVX-512).
+# 'small' is ours, for photos and CPUs: a light HRNet.
 PRESETS = {
     "paper": Preset(size=256, dim=192, depth=12, heads=8, teacher_depth=12, teacher_width=48, simcc_sigma=6),
     "tiny": Preset(size=64, dim=96, depth=4, heads=4, teacher_depth=4, teacher_width=16, simcc_sigma=3,

@@ -1,0 +1,114 @@
+"""People in a whole image, found by a pose network alone.
+
+    python predict.py photo.jpg         # finds everybody in a photo
+    python studies/finding.py           # how many it finds, and how often nobody is there
+
+A pose network is sure of its joints where a person fills its crop, and unsure elsewhere (it has learned from
+crops without people, too). That is enough to find people, without a detector:
+
+    windows       squares of a few sizes, half a side apart, all over the image       a crop each -> 16 joints
+    person_score  how sure the network is of its surest joints: the best windows are kept
+    refine        the box around a window's sure joints is the next crop, which fits better; twice
+    suppress      of people whose boxes overlap the surest stays
+
+Boxes are x, y, width, height in pixels, joints (16, 2) in pixels, confidences (16,) in [0, 1].
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from crops import crop_matrix, cut, invert, transform
+from data_mpii import BOX_ENLARGEMENT
+from evaluate import predict_crops
+
+SIDES = 1.0, 0.7, 0.5       # of the windows, in the image's shorter side; besides, the whole image
+STEP = 0.5                  # distance between windows, in their sides, at most
+SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
+CANDIDATE, PERSON = 0.15, 0.35     # least scores of a window that is refined, of a person in the end
+MOST = 12                   # windows that are refined
+SURE = 0.3                  # confidence of joints that a box is drawn around
+ROUNDS, OVERLAP = 2, 0.45   # refinements; intersection over union beyond which two boxes are one person
+BATCH = 32                  # crops in the network at once
+
+
+class Found(NamedTuple):
+    """One person in one image."""
+    box: list                        # x, y, width, height in pixels of the image
+    joints: np.ndarray               # (16, 2) x, y in pixels of the image
+    confidence: np.ndarray           # (16,) in [0, 1]
+
+
+def box_matrix(box, size, tight=True):
+    """Affine map image -> crop (2, 3): a square around the box, with MPII's margin around a tight one."""
+    x, y, width, height = box
+    side = max(width, height) * (BOX_ENLARGEMENT if tight else 1)
+    return crop_matrix([[x + (width - 1) / 2, y + (height - 1) / 2]], [side], size)[0]
+
+
+@torch.inference_mode()
+def poses_in_boxes(model, image, boxes, device="cpu", flip_test=False, tight=True):
+    """A list of Found: the pose in each of some boxes of an RGB Pillow image. tight: as in `box_matrix`."""
+    matrices = [box_matrix(box, model.size, tight) for box in boxes]
+    found = []
+    for start in range(0, len(boxes), BATCH):
+        maps = torch.stack(matrices[start:start + BATCH])
+        crops = torch.from_numpy(np.stack([cut(image, matrix, model.size) for matrix in maps]))
+        xy, confidence = predict_crops(model, crops.to(device).permute(0, 3, 1, 2).float() / 255, flip_test)
+        joints = transform(invert(maps), xy.cpu())                                     # crop -> image
+        found += map(Found, boxes[start:start + BATCH], joints.numpy(), confidence.cpu().numpy())
+    return found
+
+
+def windows(width, height):
+    """Squares [x, y, side, side] that cover an image: the whole of it, then smaller and smaller ones."""
+    longer = max(width, height)
+    squares = [[(width - longer) / 2, (height - longer) / 2, longer, longer]]
+    for fraction in SIDES:
+        side = fraction * min(width, height)
+        columns, rows = (np.linspace(0, size - side, 1 + int(np.ceil((size - side) / (STEP * side))))
+                         for size in (width, height))
+        squares += [[x, y, side, side] for y in rows for x in columns]
+    return squares
+
+
+def person_score(person):
+    """Mean confidence of the surest joints, in [0, 1]: is a person there?"""
+    return float(np.sort(person.confidence)[-SUREST:].mean())
+
+
+def box_of_joints(person):
+    """The box around a person's sure joints, or around the surest ones where few are sure."""
+    least = min(SURE, np.sort(person.confidence)[-SUREST])
+    joints = person.joints[person.confidence >= least]
+    low, high = joints.min(0), joints.max(0)
+    return [*low, *np.maximum(high - low, 1)]
+
+
+def overlap(one, other):
+    """Intersection over union of two boxes."""
+    (ax, ay, aw, ah), (bx, by, bw, bh) = one, other
+    across, down = min(ax + aw, bx + bw) - max(ax, bx), min(ay + ah, by + bh) - max(ay, by)
+    shared = max(across, 0) * max(down, 0)
+    return shared / (aw * ah + bw * bh - shared)
+
+
+def suppress(people):
+    """The people, surest first, without those whose box overlaps that of a surer one."""
+    kept = []
+    for person in sorted(people, key=person_score, reverse=True):
+        if all(overlap(person.box, other.box) < OVERLAP for other in kept):
+            kept.append(person)
+    return kept
+
+
+def find_people(model, image, device="cpu", flip_test=False):
+    """Everybody in an RGB Pillow image: a list of Found, surest first; empty where nobody is."""
+    people = poses_in_boxes(model, image, windows(*image.size), device, tight=False)
+    for round in range(ROUNDS):
+        people = [person for person in people if person_score(person) >= CANDIDATE]
+        people = suppress([person._replace(box=box_of_joints(person)) for person in people])[:MOST]
+        last = round + 1 == ROUNDS
+        people = poses_in_boxes(model, image, [person.box for person in people], device, flip_test and last)
+    return suppress([person for person in people if person_score(person) >= PERSON])

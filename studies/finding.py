@@ -1,0 +1,118 @@
+"""How well people are found in whole photos, without boxes.
+
+    python studies/finding.py --data everyday --checkpoint weights/student-small-photos.pt
+
+Scored on the photos of annot/valid.json against annot/boxes.json, which lists everybody. A large person's box
+is at least LARGE of the photo's shorter side.
+
+    found    large people who have a predicted person whose box overlaps theirs by at least HALF (intersection
+             over union; each prediction stands for one person), %
+    joints   their labelled limb joints within half a unit of PCKh, missed people counted as missed joints, %
+    false    predicted people who overlap nobody's box by NEAR, per photo
+    nobody   photos of the same set with everybody cut away in which nobody is predicted, %
+"""
+
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import checkpoint
+from common import CommandLine, main_with_clear_errors
+from data_mpii import load_samples, open_image
+from export import WEIGHTS, for_inference
+from people import Found, find_people, overlap, person_score
+
+LARGE, HALF, NEAR = 0.35, 0.5, 0.3
+LIMBS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
+EMPTY_SIDE = 0.3             # least shorter side of a photo without people, in the photo's
+
+
+def match(people, boxes):
+    """Pair predicted people with labelled boxes, largest overlap first -> {box number: person number}."""
+    pairs = sorted(((overlap(person.box, box), b, p) for p, person in enumerate(people)
+                    for b, box in enumerate(boxes)), reverse=True)
+    matched = {}
+    for shared, b, p in pairs:
+        if shared >= HALF and b not in matched and p not in matched.values():
+            matched[b] = p
+    return matched
+
+
+def without_people(image, boxes):
+    """The largest strip of the photo beside, above or below all boxes; None where it is small."""
+    width, height = image.size
+    low = np.min([box[:2] for box in boxes], 0)
+    high = np.max([np.add(box[:2], box[2:]) for box in boxes], 0)
+    strips = [(0, 0, low[0], height), (high[0], 0, width, height), (0, 0, width, low[1]),
+              (0, high[1], width, height)]
+    best = max(strips, key=lambda s: min(s[2] - s[0], s[3] - s[1]))
+    if min(best[2] - best[0], best[3] - best[1]) < EMPTY_SIDE * min(width, height):
+        return None
+    return image.crop([int(np.ceil(v)) if i < 2 else int(v) for i, v in enumerate(best)])
+
+
+def measure(model, data, find=find_people, limit=None):
+    """The figures of the module's docstring, as a dictionary, and seconds a photo."""
+    samples = load_samples(data, "valid")
+    everybody = json.loads((Path(data) / "annot" / "boxes.json").read_text())
+    by_photo = defaultdict(list)
+    for i, file in enumerate(samples.files):
+        by_photo[file].append(i)
+    large = found = joints = right = false = photos = quiet = empty = 0
+    seconds, scores = [], []
+    for file, rows in list(by_photo.items())[:limit]:
+        image, boxes = open_image(file), everybody[file.name]
+        began = time.perf_counter()
+        people = find(model, image)
+        seconds.append(time.perf_counter() - began)
+        photos += 1
+        least = LARGE * min(image.size)
+        matched = match(people, boxes)
+        for b, box in enumerate(boxes):
+            if max(box[2:]) < least:
+                continue
+            large += 1
+            found += b in matched
+        for i in rows:                               # labelled people: which box is theirs?
+            side = samples.side[i] / 1.25
+            middle = np.array(samples.center[i])
+            b = int(np.argmin([np.abs(middle - (np.array(box[:2]) + np.array(box[2:]) / 2)).sum()
+                               + abs(max(box[2:]) - side) for box in boxes]))
+            if max(boxes[b][2:]) < least:
+                continue
+            seen = samples.visible[i, LIMBS]
+            joints += seen.sum()
+            if b in matched:
+                error = np.linalg.norm(people[matched[b]].joints - samples.joints[i], axis=1)[LIMBS]
+                right += (error[seen] <= 0.5 * samples.head_size[i]).sum()
+        for person in people:
+            near = max((overlap(person.box, box) for box in boxes), default=0) >= NEAR
+            false += not near
+            scores.append((person_score(person), near))
+        strip = without_people(image, boxes)
+        if strip:
+            empty += 1
+            quiet += not find(model, strip)
+    return dict(photos=photos, large=large, found=100 * found / large, joints=100 * right / joints,
+                false=false / photos, nobody=100 * quiet / empty, empty=empty,
+                seconds=float(np.median(seconds))), scores
+
+
+def main():
+    parser = CommandLine(__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder in MPII's layout with annot/boxes.json")
+    parser.add_argument("--checkpoint", type=Path, default=WEIGHTS, help="student (default: the shipped one)")
+    args = parser.parse_args()
+    model, _ = checkpoint.load(args.checkpoint)
+    figures, _ = measure(for_inference(model), args.data)
+    print("  ".join(f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
+                    for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main_with_clear_errors(main)
