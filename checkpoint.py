@@ -155,7 +155,12 @@ def save_run(folder, run, args):
                     optimisers=[optimiser.state_dict() for optimiser in run.optimisers])
     metadata = {**run.metadata, "epoch": run.epoch}
     save(folder / "last.pt", run.model, metadata, training, keep=folder / "previous.pt")
-    (folder / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in run.log))
+    save_log(folder, run.log)
+
+
+def save_log(folder, log):
+    """Write log.jsonl, a line for each finished epoch."""
+    (folder / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log))
 
 
 def resume(folder, run, args):

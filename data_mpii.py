@@ -19,7 +19,6 @@ and a joint without a label has visible = False.
 import json
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os.path import isfile
 from pathlib import Path
@@ -27,7 +26,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy.io import loadmat
-from tqdm import tqdm
 
 from common import BadInput
 
@@ -45,7 +43,6 @@ MOST_PIXELS = 200_000_000            # larger images are refused before they are
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")      # no EPS: it starts a program
 Image.MAX_IMAGE_PIXELS = None        # MOST_PIXELS is checked here, with a message in one line
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
-MAX_BAD_FRACTION = 0.05              # of the entries that --skip-bad-data may leave out
 EMPTY_PER_PHOTO, EMPTY_TRIES = 2, 50          # squares without people, attempts at one
 EMPTY_SIDES, EMPTY_OVERLAP = (0.2, 1.0), 0.1  # of the photo's shorter side; of a square or box
 VALIDATION_EVERY = 8                 # one in eight images of the release is for validation
@@ -66,7 +63,6 @@ class Samples:
     image: Callable[[int], Image.Image]        # RGB image of sample i
     files: tuple = ()                         # paths of the images, one per sample; none for synthetic people
     note: str = ""                             # a caveat printed with every result
-    skipped: tuple = ()                        # why entries of the file were left out, one line each
     empty: np.ndarray | None = None            # (N,) bool: crops without a person; None: there are none
 
     def __post_init__(self):
@@ -95,8 +91,7 @@ def join(sets):
 
     return Samples(f"{'+'.join(names)}/{splits[0]}", **arrays, image=image,
                    files=sum((tuple(samples.files) for samples in sets), ()),
-                   note="; ".join(samples.note for samples in sets if samples.note),
-                   skipped=sum((tuple(samples.skipped) for samples in sets), ()))
+                   note="; ".join(samples.note for samples in sets if samples.note))
 
 
 def load_joined(folders):
@@ -118,11 +113,16 @@ def crops_without_people(root, samples):
     file, random = Path(root) / "annot" / "boxes.json", np.random.default_rng(0)
     if not file.is_file():
         return None
-    boxes, squares, files = json.loads(file.read_text()), [], []
-    for path in dict.fromkeys(samples.files):
-        width, height = open_image(path, lambda image: image.size)
-        people = np.array(boxes.get(path.name, ()), float).reshape(-1, 4)
-        for _ in range(EMPTY_PER_PHOTO if path.name in boxes else 0):
+    try:
+        boxes = {Path(root) / "images" / image: np.array(found, float).reshape(-1, 4)
+                 for image, found in json.loads(file.read_text()).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInput(f"{file} must list {{image: [[x, y, width, height], ...]}} ({error!r:.80}): correct "
+                       f"or remove it") from error
+    squares, files = [], []
+    for path in [path for path in dict.fromkeys(samples.files) if path in boxes]:
+        (width, height), people = open_image(path, lambda image: image.size), boxes[path]
+        for _ in range(EMPTY_PER_PHOTO):
             side = min(width, height) * np.exp(random.uniform(*np.log(EMPTY_SIDES), size=EMPTY_TRIES))
             x, y = (random.uniform(0, 1, EMPTY_TRIES) * (size - side) for size in (width, height))
             across, down = (np.minimum(low + side, people[:, [i]] + people[:, [i + 2]])
@@ -150,20 +150,15 @@ def box(center, scale):
     return center, PIXELS_PER_SCALE * BOX_ENLARGEMENT * scale
 
 
-def load_samples(root, split, images=True, skip_bad=False):
+def load_samples(root, split, images=True):
     """The Samples of one split, 'train' or 'valid', of an MPII folder. BadInput if it cannot be used.
 
     images=False: read the labels alone, for a folder without images.
-    skip_bad: leave out json entries that cannot be used and list them in Samples.skipped, instead of stopping
-    at the first. Every image is then decoded once.
     """
     root, file = Path(root), find_labels(root, split)
     released, truth, note = file.suffix == ".mat", root / "annot" / "gt_valid.mat", ""
-    if released and skip_bad:
-        raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's "
-                       f"release {file.name}: leave the flag out")
     entries = read_release(file, split) if released else read_json(file)
-    rows, skipped = check_entries(file, entries, root / "images" if images else None, skip_bad)
+    rows = check_entries(file, entries, root / "images" if images else None)
     names, joints, visible, center, scale = zip(*rows)
     files = tuple(root / "images" / name for name in names)
     joints = np.array(joints, np.float32) - 1                                  # from 1-based to 0-based
@@ -185,7 +180,7 @@ def load_samples(root, split, images=True, skip_bad=False):
     elif split == "valid":
         note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
     return Samples(f"{root.name}/{split}{' by image' if released else ''}", joints, visible, middle, side,
-                   head_size.astype(np.float32), lambda i: open_image(files[i]), files, note, tuple(skipped))
+                   head_size.astype(np.float32), lambda i: open_image(files[i]), files, note)
 
 
 def find_labels(root, split):
@@ -216,89 +211,73 @@ def read_json(file):
 
 
 FIELDS = "image", "joints", "joints_vis", "center", "scale"
-# How an error describes an entry, and what must hold of it instead; fields with numbers are arrays.
-RULES = (
-    ("image {image!r:.200} does not name a file inside images/", lambda image, **_:
-        isinstance(image, str) and not Path(image).is_absolute() and ".." not in Path(image).parts
-        and "\0" not in image),
-    ("has joints {joints.shape} and joints_vis {joints_vis.shape}, must be (16, 2) and (16,)",
-        lambda joints, joints_vis, **_: (joints.shape, joints_vis.shape) == ((16, 2), (16,))),
-    (f"joints and center must be finite, within {FARTHEST:,} pixels, and joints_vis 0 or 1",
-        lambda joints, joints_vis, center, **_: center.shape == (2,) and (np.abs(center) < FARTHEST).all()
-        and (np.abs(joints) < FARTHEST).all() and np.isin(joints_vis, (0, 1)).all()),
-    (f"scale {{scale}} must be above 0: a person is at least a pixel tall, and below {FARTHEST:,}",
-        lambda scale, **_: not scale.shape and 1 <= PIXELS_PER_SCALE * scale < FARTHEST),
-    ("has no labelled joint", lambda joints_vis, **_: joints_vis.any()),
-)
 
 
-def check_entry(file, index, entry):
-    """One entry of a json file -> (image, joints, visible, center, scale). BadInput if it violates a rule."""
-    try:
-        values = {key: entry[key] if key == "image" else numbers(entry[key]) for key in FIELDS}
-    except TypeError:
-        fault = "is not a person"
-    except KeyError as error:
-        fault = f"has no {error}"
-    except (ValueError, OverflowError):
-        fault = "joints, joints_vis, center and scale must be numbers"
-    else:
-        fault = next((text.format(**values) for text, holds in RULES if not holds(**values)), None)
-    if fault:
-        raise BadInput(f"{file}, entry {index}: {fault}: correct or remove this entry")
-    return tuple(values.values())
+def check_entry(entry):
+    """One entry of a json file -> (image, joints, visible, center, scale). BadInput says what is wrong."""
+    if not isinstance(entry, dict):
+        raise BadInput("is not a person")
+    if missing := [field for field in FIELDS if field not in entry]:
+        raise BadInput(f"has no '{missing[0]}'")
+    image = entry["image"]
+    joints, visible, center, scale = (numbers(entry[field]) for field in FIELDS[1:])
+    if not isinstance(image, str) or Path(image).is_absolute() or ".." in Path(image).parts or "\0" in image:
+        raise BadInput(f"image {image!r:.200} does not name a file inside images/")
+    if (joints.shape, visible.shape) != ((16, 2), (16,)):
+        raise BadInput(f"has joints {joints.shape} and joints_vis {visible.shape}, must be (16, 2) and (16,)")
+    if center.shape != (2,) or not (np.isin(visible, (0, 1)).all() and (np.abs(center) < FARTHEST).all()
+                                    and (np.abs(joints) < FARTHEST).all()):      # false for NaN
+        raise BadInput(f"joints and center must be finite, within {FARTHEST:,} pixels, and joints_vis 0 or 1")
+    if scale.shape or not 1 <= PIXELS_PER_SCALE * scale < FARTHEST:
+        raise BadInput(f"scale {scale} must be above 0: a person is at least a pixel tall, and below "
+                       f"{FARTHEST:,}")
+    if not visible.any():
+        raise BadInput("has no labelled joint")
+    return image, joints, visible, center, scale
 
 
 def numbers(value):
-    """A number, or nested lists of numbers, as an array. ValueError for anything else: "12", null."""
-    array = np.array(value)
-    if array.dtype.kind not in "iuf":
-        raise ValueError(array.dtype)
-    return array.astype(np.float64)
+    """A number, or nested lists of numbers, as an array. BadInput for anything else: "12", null."""
+    try:
+        array = np.array(value)
+        if array.dtype.kind in "iuf":
+            return array.astype(np.float64)
+    except (ValueError, OverflowError):                    # lists of different lengths; 10 ** 400
+        pass
+    raise BadInput("joints, joints_vis, center and scale must be numbers")
 
 
-def check_image(file, index, path, images, decode):
-    """BadInput where an image is missing, lies outside the folder `images`, or (decode) cannot be decoded."""
+def check_image(path, images):
+    """BadInput where an image is missing, or lies outside the folder `images`."""
     if not isfile(path):                                   # False for a name that is too long, too
-        raise BadInput(f"{file}, entry {index}: there is no image {str(path)[:200]!r}: unpack the images "
-                       f"into {images}")
+        raise BadInput(f"there is no image {str(path)[:200]!r}: unpack the images into {images}")
     if not path.resolve().is_relative_to(images.resolve()):
-        raise BadInput(f"{file}, entry {index}: {path} is a link to something outside {images}: put the "
-                       f"image there")
-    if decode:
-        open_image(path)
+        raise BadInput(f"{path} is a link to something outside {images}: put the image there")
 
 
-def check_entries(file, entries, images, skip_bad):
-    """-> rows of the entries that can be used, and for each other entry a line that says why not.
+def check_entries(file, entries, images):
+    """-> what `check_entry` gives for each. BadInput names the first bad entry and says how many there are.
 
-    BadInput at the first of these unless skip_bad, and if they are more than MAX_BAD_FRACTION. images: the
-    folder that must hold each image, or None.
+    images: the folder that must hold each image, or None.
     """
-    keys = [json.dumps(entry, sort_keys=True) for entry in entries]
-    first = {key: index for index, key in reversed(list(enumerate(keys)))}     # of equal entries
-
-    def attempt(index):
+    rows, faults, before = [], [], set()
+    for index, entry in enumerate(entries):
         try:
-            row = check_entry(file, index, entries[index])
-            if first[keys[index]] != index:
-                raise BadInput(f"{file}, entry {index}: is the same as one before: remove this entry")
+            try:
+                rows.append(check_entry(entry))
+            except BadInput as error:
+                raise BadInput(f"{error}: correct or remove this entry") from error
+            if (key := json.dumps(entry, sort_keys=True)) in before:
+                raise BadInput("is the same as one before: remove this entry")
+            before.add(key)
             if images is not None:
-                check_image(file, index, images / row[0], images, decode=skip_bad)
-            return row
+                check_image(images / rows[-1][0], images)
         except BadInput as error:
-            if not skip_bad:
-                raise
-            return str(error)
-
-    with ThreadPoolExecutor() as pool:             # where images are decoded: Pillow releases the GIL
-        found = list(tqdm((pool.map if skip_bad else map)(attempt, range(len(entries))), "checking entries",
-                          len(entries), leave=False, disable=None))
-    skipped = [row for row in found if isinstance(row, str)]
-    if len(skipped) > MAX_BAD_FRACTION * len(entries):
-        raise BadInput(f"{file}: {len(skipped):,} of {len(entries):,} entries cannot be used, more than "
-                       f"{MAX_BAD_FRACTION:.0%}: the file as a whole seems wrong; the first: {skipped[0]}")
-    return [row for row in found if not isinstance(row, str)], skipped
+            faults.append(f"{file}, entry {index}: {error}")
+    if faults:
+        raise BadInput(f"{faults[0]} ({len(faults):,} of {len(entries):,} entries "
+                       f"{'is' if len(faults) == 1 else 'are'} bad)")
+    return rows
 
 
 def read_truth(file):

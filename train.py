@@ -167,9 +167,9 @@ def refuse_non_finite(run, step, rows, means):
     norm = torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None])
     wrong = [name for name, value in {**means, "gradient": norm.item()}.items() if not math.isfinite(value)]
     if wrong:
-        raise BadInput(f"not finite at epoch {run.epoch + 1}, step {step + 1}: {', '.join(wrong)}. The weights "
-                       f"were not changed: look at samples {str(rows.tolist())[1:-1]}, or lower --lr and "
-                       f"continue with --resume")
+        raise BadInput(f"not finite at epoch {run.epoch + 1}, step {step + 1}: {', '.join(wrong)}. The "
+                       f"weights were not changed: look at samples {str(rows.tolist())[1:-1]}, or lower --lr"
+                       + (" and continue with --resume" if run.epoch else ""))
 
 
 def score_average(args, distributed, run, valid, epoch):
@@ -298,6 +298,7 @@ def train(args, distributed):
     if not fit(args, distributed, run, train, valid, teacher):
         print(f"stopped after epoch {run.epoch}: the same command with --resume continues it")
     elif distributed.is_main:
+        checkpoint.save_log(args.out, run.log)               # what a kill just after the last save left out
         if not (args.out / "best.pt").exists():              # resumed with no epoch left and no best.pt
             score_average(args, distributed, run, valid, run.epoch)
         write_result(args, valid, run.log)
@@ -324,7 +325,8 @@ def write_result(args, valid, log):
     joints, _ = predict(model, samples, crops, args.device)
     sheet = prediction_sheet(samples, crops, np.arange(len(samples)), joints, model.size)
     sheet.save(args.out / "predictions.png")
-    where = "" if args.data == ["drawn"] else f" --data {' '.join(args.data)}"
+    data = dict(zip(names_of(args.data), args.data))[args.select[0]]
+    where = "" if data == "drawn" else f" --data {data}"
     print(f"drawn: {args.out / 'predictions.png'}\n"
           f"next: python evaluate.py --checkpoint {args.out / 'best.pt'}{where}")
 
@@ -398,15 +400,16 @@ def check_arguments(args):
          f"train one with --train-teacher and name it with --teacher, or learn without one with "
          f"--no-distill"))
     check_device(args.device)
-    recipe = RECIPES[args.preset]
+    recipe = dict(RECIPES[args.preset])
+    photos = recipe.pop("photos")
     defaults = dict(
         student="cc", filter="gd", teacher=SHIPPED / shipped if args.distill and shipped else None,
         drawings=DRAWINGS["teacher" if args.train_teacher else "student"], **recipe)
     for name, value in defaults.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
-    args.augmentation = "upright" if drawn else recipe["photos"]
-    args.views = 0 if args.train_teacher else recipe["views"]
+    args.augmentation = "upright" if drawn else photos
+    args.views = 0 if args.train_teacher else args.views
     if args.lr is None:
         low = args.train_teacher or args.filter == "attention" or args.backbone != "none"
         args.lr = LOW_RATE if low and args.optimiser == "muon" else RATE

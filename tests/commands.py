@@ -38,14 +38,8 @@ def start(script, *arguments, launcher=(), held_out=HELD_OUT, pool=False, withou
     """
     begin = [ROOT / "tests/commands.py", script] if held_out else [ROOT / script]
     environment = {**how.pop("env", os.environ), WITHOUT: " ".join(without), **({POOL: "1"} if pool else {})}
-    return subprocess.Popen(
-        [sys.executable, *map(str, (*launcher, *begin, *arguments))],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        **how,
-    )
+    return subprocess.Popen([sys.executable, *map(str, (*launcher, *begin, *arguments))], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **how)
 
 
 def run(script, *arguments, **how):
@@ -69,12 +63,8 @@ def call(script, *arguments, cwd):
         held.append(common.lock(folder, busy))
 
     handler = signal.getsignal(signal.SIGTERM)
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        redirect_stdout(said),
-        redirect_stderr(errors),
-        warnings.catch_warnings(),
-    ):
+    with (pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(errors),
+          warnings.catch_warnings()):
         warnings.resetwarnings()                 # a process shows all kinds but these, on stderr
         for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", kind)
@@ -109,8 +99,7 @@ if __name__ == "__main__":
     import synthetic
     drawn = synthetic.drawn_people
     synthetic.drawn_people = lambda split, count, *how: drawn(
-        split, min(count, HELD_OUT) if split == "valid" else count, *how
-    )
+        split, min(count, HELD_OUT) if split == "valid" else count, *how)
     if POOL in os.environ:
         synthetic.POOL_FROM = 1
     sys.argv = [str(ROOT / sys.argv[1]), *sys.argv[2:]]

@@ -36,17 +36,8 @@ def mini(monkeypatch):
     monkeypatch.setitem(
         PRESETS,
         "mini",
-        Preset(
-            size=32,
-            dim=16,
-            depth=2,
-            heads=2,
-            teacher_depth=2,
-            teacher_width=4,
-            simcc_sigma=2,
-            grid=4,
-            heatmap=16,
-        ),
+        Preset(size=32, dim=16, depth=2, heads=2, teacher_depth=2, teacher_width=4, simcc_sigma=2, grid=4,
+               heatmap=16),
     )
 
 

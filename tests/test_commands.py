@@ -40,9 +40,8 @@ def test_evaluation_gives_the_figure_of_training(workplace):
     done = call("evaluate.py", "--checkpoint", "runs/short/best.pt", "--json", "figures.json", cwd=folder)
     assert done.returncode == 0, done.stderr
     trained = json.loads((folder / "runs/short/log.jsonl").read_text())["pckh@0.5"]
-    assert json.loads((folder / "figures.json").read_text())["pckh@0.5"]["mean"] == pytest.approx(
-        trained, abs=1e-9
-    )
+    assert json.loads((folder / "figures.json").read_text())["pckh@0.5"]["mean"] == pytest.approx(trained,
+                                                                                                  abs=1e-9)
 
 
 def test_resume_goes_on(workplace):
@@ -52,30 +51,23 @@ def test_resume_goes_on(workplace):
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (folder / "runs/short/log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
-    refused(
-        call("train.py", *again, "--student", "cc", cwd=folder),
-        "last.pt is reg gs none tiny",
-        "cc gs none tiny",
-    )
+    refused(call("train.py", *again, "--student", "cc", cwd=folder), "last.pt is reg gs none tiny",
+            "cc gs none tiny")
 
 
 @pytest.mark.parametrize(
     "command,line",
-    [
-        ("train.py --epochs 0", "--epochs 0 must be above 0"),
-        ("evaluate.py --checkpoint none.pt", "there is no checkpoint none.pt"),
-        ("predict.py me.jpg --box 1 2 3", "--box: expected 4 arguments"),
-    ],
+    [("train.py --epochs 0", "--epochs 0 must be above 0"),
+     ("evaluate.py --checkpoint none.pt", "there is no checkpoint none.pt"),
+     ("predict.py me.jpg --box 1 2 3", "--box: expected 4 arguments")],
 )
 def test_a_process_that_refuses(command, line, tmp_path):
     refused(run(*command.split(), cwd=tmp_path, held_out=None), line)
 
 
 def test_impossible_commands(tmp_path):
-    refused(
-        call("train.py", "--train-teacher", "--student", "cc", cwd=tmp_path),
-        "--train-teacher takes no --student",
-    )
+    refused(call("train.py", "--train-teacher", "--student", "cc", cwd=tmp_path),
+            "--train-teacher takes no --student")
     refused(call("train.py", "--no-distill", "--teacher", "x.pt", cwd=tmp_path), "contradict")
     refused(call("train.py", "--preset", "paper", cwd=tmp_path), "--train-teacher", "--no-distill")
     refused(call("train.py", "--data", "nowhere", "--no-distill", cwd=tmp_path), "nowhere is not a folder")
@@ -83,15 +75,11 @@ def test_impossible_commands(tmp_path):
     refused(call("train.py", "--epochs", "0", cwd=tmp_path), "--epochs 0 must be above 0")
     refused(call("train.py", "--resume", *FAST, "--no-distill", cwd=tmp_path), "last.pt")
     refused(call("evaluate.py", "--checkpoint", "none.pt", cwd=tmp_path), "there is no checkpoint")
-    refused(
-        call("evaluate.py", "--predictions", "none.mat", "--data", "nowhere", cwd=tmp_path),
-        "there is no file none.mat",
-    )
+    refused(call("evaluate.py", "--predictions", "none.mat", "--data", "nowhere", cwd=tmp_path),
+            "there is no file none.mat")
     (tmp_path / "some.mat").touch()
-    refused(
-        call("evaluate.py", "--predictions", "some.mat", "--data", "nowhere", cwd=tmp_path),
-        "gt_valid.mat, which is not there",
-    )
+    refused(call("evaluate.py", "--predictions", "some.mat", "--data", "nowhere", cwd=tmp_path),
+            "gt_valid.mat, which is not there")
     refused(call("train.py", "--drawings", "0", cwd=tmp_path), "--drawings 0 must be above 0")
     refused(call("train.py", "--drawings", "9", "--data", "x", "--no-distill", cwd=tmp_path), "leave it out")
     refused(call("train.py", "--backbone-weights", "x.pt", cwd=tmp_path), "needs a full-size HRNet backbone")
@@ -117,19 +105,14 @@ def test_a_teacher_no_better_than_chance_is_refused(tmp_path):
 def test_a_run_goes_on_only_as_it_began(workplace):
     folder, _ = workplace
     again = ["--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", "--resume"]
-    refused(
-        call("train.py", "--terms", "heatmap", "--no-distill", cwd=folder),
-        "--terms are what a student learns from a teacher",
-    )
+    refused(call("train.py", "--terms", "heatmap", "--no-distill", cwd=folder),
+            "--terms are what a student learns from a teacher")
     refused(call("train.py", "--data", "nowhere", cwd=folder), "--data nowhere is not a folder")
-    refused(
-        call("evaluate.py", "--predictions", "no.mat", "--data", ".", cwd=folder), "there is no file no.mat"
-    )
+    refused(call("evaluate.py", "--predictions", "no.mat", "--data", ".", cwd=folder),
+            "there is no file no.mat")
     refused(call("train.py", *again, "--seed", "1", cwd=folder), "trained with seed 0, now it is 1")
-    refused(
-        call("train.py", *[word for word in again if word != "--resume"], cwd=folder),
-        "runs/short holds a run: --resume",
-    )
+    refused(call("train.py", *[word for word in again if word != "--resume"], cwd=folder),
+            "runs/short holds a run: --resume")
     weights_only = folder / "runs/copied"
     weights_only.mkdir()
     (weights_only / "last.pt").write_bytes((folder / "runs/short/best.pt").read_bytes())
@@ -153,14 +136,11 @@ def test_published_backbones(real_data, tmp_path):
     weights["conv1.weight"] += 7
     torch.save(weights, tmp_path / "pose.pth")
     backbone = HRNet(32)
-    assert "all 930 weights used, 824 left over (beyond" in checkpoint.load_backbone(
-        backbone, tmp_path / "pose.pth"
-    )
+    assert "all 930 weights used, 824 left over (beyond" in checkpoint.load_backbone(backbone,
+                                                                                     tmp_path / "pose.pth")
     assert (backbone.conv1.weight == 7).all()
-    torch.save(
-        {"state_dict": {"module." + name: tensor for name, tensor in weights.items()}},
-        tmp_path / "wrapped.pth",
-    )
+    torch.save({"state_dict": {"module." + name: tensor for name, tensor in weights.items()}},
+               tmp_path / "wrapped.pth")
     checkpoint.load_backbone(backbone, tmp_path / "wrapped.pth")
     with pytest.raises(BadInput, match="another shape of .* weights"):
         checkpoint.load_backbone(HRNet(48), tmp_path / "pose.pth")
@@ -170,16 +150,8 @@ def test_published_backbones(real_data, tmp_path):
     del weights["layer1.0.conv1.weight"]
     torch.save(weights, tmp_path / "less.pth")
     refused(
-        call(
-            "train.py",
-            "--backbone",
-            "w32",
-            "--no-distill",
-            "--backbone-weights",
-            "less.pth",
-            *FAST,
-            cwd=tmp_path,
-        ),
+        call("train.py", "--backbone", "w32", "--no-distill", "--backbone-weights", "less.pth", *FAST,
+             cwd=tmp_path),
         "lacks 1 weights, layer1.0.conv1.weight",
     )
 
@@ -190,9 +162,8 @@ def test_a_checkpoint_that_would_run_something_is_not_loaded(tmp_path):
             return open, (str(tmp_path / "executed"), "w")
 
     torch.save({"format": 1, "metadata": {}, "model": Bomb()}, tmp_path / "bomb.pt")
-    refused(
-        call("evaluate.py", "--checkpoint", "bomb.pt", cwd=tmp_path), "bomb.pt cannot be read safely", "open"
-    )
+    refused(call("evaluate.py", "--checkpoint", "bomb.pt", cwd=tmp_path), "bomb.pt cannot be read safely",
+            "open")
     assert not (tmp_path / "executed").exists()
 
 
@@ -207,9 +178,8 @@ def test_foreign_and_broken_checkpoints(tmp_path):
     content = checkpoint.read(tmp_path / "good.pt")
     content["config"]["filter"] = "attention"                     # says it is something else than it is
     torch.save(content | {"checksum": checkpoint.checksum(content)}, tmp_path / "other.pt")
-    refused(
-        call("evaluate.py", "--checkpoint", "other.pt", cwd=tmp_path), "does not fit the network", "attention"
-    )
+    refused(call("evaluate.py", "--checkpoint", "other.pt", cwd=tmp_path), "does not fit the network",
+            "attention")
     for nonsense in (0, -1, "hot", float("nan")):
         content = checkpoint.read(tmp_path / "good.pt")
         content["metadata"]["temperature"] = nonsense
@@ -221,24 +191,21 @@ def test_foreign_and_broken_checkpoints(tmp_path):
     (tmp_path / "empty.pt").touch()
     refused(call("evaluate.py", "--checkpoint", "empty.pt", cwd=tmp_path), "empty.pt is not a checkpoint")
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
-    refused(
-        call("evaluate.py", "--checkpoint", "foreign.pt", cwd=tmp_path), "not a checkpoint of this project"
-    )
+    refused(call("evaluate.py", "--checkpoint", "foreign.pt", cwd=tmp_path),
+            "not a checkpoint of this project")
 
 
 def test_an_unreadable_picture_stops_training_before_it_starts(tmp_path):
     (tmp_path / "data/annot").mkdir(parents=True)
     (tmp_path / "data/images").mkdir()
-    entry = dict(
-        image="a.jpg", joints=[[10.0, 20.0]] * 16, joints_vis=[1] * 16, center=[15.0, 20.0], scale=0.2
-    )
+    entry = dict(image="a.jpg", joints=[[10.0, 20.0]] * 16, joints_vis=[1] * 16, center=[15.0, 20.0],
+                 scale=0.2)
     for split in ("train", "valid"):
         (tmp_path / "data/annot" / f"{split}.json").write_text(json.dumps([entry]))
     (tmp_path / "data/images/a.jpg").write_bytes(b"no picture")
     refused(
-        call(
-            "train.py", "--data", "data", "--no-distill", "--epochs", "1", "--batch-size", "1", cwd=tmp_path
-        ),
+        call("train.py", "--data", "data", "--no-distill", "--epochs", "1", "--batch-size", "1",
+             cwd=tmp_path),
         "a.jpg cannot be read",
     )
     assert not list(tmp_path.glob("runs/**/*.pt"))

@@ -11,25 +11,8 @@ from PIL import Image
 
 import crops as crops_module
 from common import BadInput
-from crops import (
-    AUGMENTATIONS,
-    FLIP,
-    HIDDEN,
-    TOKENPOSE,
-    compose,
-    coordinate_labels,
-    crop_matrix,
-    cut,
-    gaussian,
-    heatmaps,
-    hide,
-    invert,
-    make_batch,
-    store,
-    stored_size,
-    transform,
-    warp,
-)
+from crops import (AUGMENTATIONS, FLIP, HIDDEN, TOKENPOSE, compose, coordinate_labels, crop_matrix, cut,
+                   gaussian, heatmaps, hide, invert, make_batch, store, stored_size, transform, warp)
 from data_mpii import Samples
 from synthetic import drawn_people
 
@@ -56,17 +39,15 @@ def test_quarter_turn_and_mirror_by_hand():
 def random_matrix(count=50):
     generator = torch.Generator().manual_seed(0)
     rand = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)
-    return crop_matrix(
-        1000 * rand(count, 2), 20 + 900 * rand(count), 256, 360 * rand(count), rand(count) < 0.5
-    )
+    return crop_matrix(1000 * rand(count, 2), 20 + 900 * rand(count), 256, 360 * rand(count),
+                       rand(count) < 0.5)
 
 
 def test_there_and_back():
     matrix = random_matrix()
     points = 1000 * torch.rand(50, 16, 2, dtype=torch.float64)
-    torch.testing.assert_close(
-        transform(invert(matrix), transform(matrix, points)), points, atol=1e-9, rtol=0
-    )
+    torch.testing.assert_close(transform(invert(matrix), transform(matrix, points)), points, atol=1e-9,
+                               rtol=0)
     torch.testing.assert_close(transform(compose(invert(matrix), matrix), points), points, atol=1e-9, rtol=0)
 
 
@@ -107,15 +88,9 @@ def people_with_spots(count=6):
     generator = np.random.default_rng(0)
     joints = generator.uniform(60, 140, (count, 16, 2)).astype(np.float32)
     pictures = [picture_of(points[:1]) for points in joints]         # joint 0 is the spot that can be seen
-    return Samples(
-        "spots",
-        joints,
-        np.ones((count, 16), bool),
-        np.full((count, 2), 100, np.float32),
-        generator.uniform(90, 130, count).astype(np.float32),
-        np.ones(count, np.float32),
-        lambda i: pictures[i],
-    )
+    return Samples("spots", joints, np.ones((count, 16), bool), np.full((count, 2), 100, np.float32),
+                   generator.uniform(90, 130, count).astype(np.float32), np.ones(count, np.float32),
+                   lambda i: pictures[i])
 
 
 def test_plain_batch_is_the_middle_of_the_stored_crop():
@@ -148,9 +123,8 @@ def test_augmentation_keeps_to_its_recipe():
     assert (rotation != 0).float().mean() == pytest.approx(0.6, abs=0.02)
     assert flip.float().mean() == pytest.approx(0.5, abs=0.02)
     turned = rotation[rotation != 0]
-    assert (turned.abs() < 30).float().mean() == pytest.approx(
-        0.683, abs=0.02
-    )  # one deviation of a normal angle
+    assert (turned.abs() < 30).float().mean() == pytest.approx(0.683,
+                                                               abs=0.02)  # one deviation of a normal angle
 
 
 def test_joints_outside_the_crop_are_not_asked_for():
@@ -238,9 +212,8 @@ def test_parts_and_tensors_give_the_same_batch(monkeypatch):
     stored = store(people, 64)
     params = TOKENPOSE.draw(range(7), torch.Generator().manual_seed(0))
     whole = make_batch(people, stored, range(7), 64, params=params).images
-    assert torch.equal(
-        make_batch(people, torch.from_numpy(stored), range(7), 64, params=params).images, whole
-    )
+    assert torch.equal(make_batch(people, torch.from_numpy(stored), range(7), 64, params=params).images,
+                       whole)
     monkeypatch.setattr(crops_module, "CACHED", 1)                             # one at a time
     assert torch.equal(make_batch(people, stored, range(7), 64, params=params).images, whole)
 

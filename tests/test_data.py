@@ -53,13 +53,8 @@ def test_drawn_people_are_the_same_kind_of_record():
 
 # ------------------------------------------------------------------------------- made-up folders
 
-ENTRY = dict(
-    image="a.jpg",
-    joints=[[10.0 + k, 20.0] for k in range(16)],
-    joints_vis=[1] * 16,
-    center=[15.0, 20.0],
-    scale=0.2,
-)
+ENTRY = dict(image="a.jpg", joints=[[10.0 + k, 20.0] for k in range(16)], joints_vis=[1] * 16,
+             center=[15.0, 20.0], scale=0.2)
 
 
 def folder(tmp_path, *entries, split="train"):
@@ -84,21 +79,17 @@ def test_without_truth_the_head_size_is_estimated_and_said(tmp_path):
     assert people.head_size[0] == pytest.approx(5) and "gt_valid.mat" in people.note
 
 
-FAULTS = {
-    "no 'joints'": {key: value for key, value in ENTRY.items() if key != "joints"},
-    "no labelled joint": dict(ENTRY, joints_vis=[0] * 16),
-    r"joints \(0,\)": dict(ENTRY, joints=[]),
-    r"\(15, 2\)": dict(ENTRY, joints=ENTRY["joints"][:15]),
-    "must be numbers": dict(ENTRY, joints=[["left", 2.0]] * 16),
-    "must be finite": dict(ENTRY, center=[float("nan"), 2.0]),
-    "joints_vis 0 or 1": dict(ENTRY, joints_vis=[2] * 16),
-    "scale -1.0 must be above 0": dict(ENTRY, scale=-1.0),
-    "scale 1e[+]30 must be above 0": dict(ENTRY, scale=1e30),
-    "within 100,000 pixels": dict(ENTRY, joints=[[1e300, 2.0]] * 16),
-    "does not name a file inside": dict(ENTRY, image="../../secret.jpg"),
-    "there is no image": dict(ENTRY, image="b.jpg"),
-    "is not a person": 7,
-}
+FAULTS = {"no 'joints'": {key: value for key, value in ENTRY.items() if key != "joints"},
+          "no labelled joint": dict(ENTRY, joints_vis=[0] * 16), r"joints \(0,\)": dict(ENTRY, joints=[]),
+          r"\(15, 2\)": dict(ENTRY, joints=ENTRY["joints"][:15]),
+          "must be numbers": dict(ENTRY, joints=[["left", 2.0]] * 16),
+          "must be finite": dict(ENTRY, center=[float("nan"), 2.0]),
+          "joints_vis 0 or 1": dict(ENTRY, joints_vis=[2] * 16),
+          "scale -1.0 must be above 0": dict(ENTRY, scale=-1.0),
+          "scale 1e[+]30 must be above 0": dict(ENTRY, scale=1e30),
+          "within 100,000 pixels": dict(ENTRY, joints=[[1e300, 2.0]] * 16),
+          "does not name a file inside": dict(ENTRY, image="../../secret.jpg"),
+          "there is no image": dict(ENTRY, image="b.jpg"), "is not a person": 7}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -125,13 +116,11 @@ def test_bad_files(tmp_path):
         load_samples(tmp_path, "valid")
     savemat(
         tmp_path / "annot" / "gt_valid.mat",
-        dict(pos_gt_src=np.ones((15, 2, 1)), jnt_missing=np.zeros((15, 1)), headboxes_src=np.ones((2, 2, 1))),
-    )
+        dict(pos_gt_src=np.ones((15, 2, 1)), jnt_missing=np.zeros((15, 1)), headboxes_src=np.ones((2, 2, 1))))
     with pytest.raises(BadInput, match=r"\(15, 2, 1\)"):
         load_samples(tmp_path, "valid")
-    truth = dict(
-        pos_gt_src=np.full((16, 2, 2), 5.0), jnt_missing=np.zeros((16, 2)), headboxes_src=np.zeros((2, 2, 2))
-    )
+    truth = dict(pos_gt_src=np.full((16, 2, 2), 5.0), jnt_missing=np.zeros((16, 2)),
+                 headboxes_src=np.zeros((2, 2, 2)))
     savemat(tmp_path / "annot" / "gt_valid.mat", truth)
     with pytest.raises(BadInput, match="person 0 .* head box or joints are empty"):
         load_samples(tmp_path, "valid")
@@ -163,19 +152,11 @@ def release(tmp_path, pictures=40, first=None):
     def person(k):
         points = np.array([(j, 10.0 + j + k, 30.0, 1.0) for j in range(15)],
                           dtype=[("id", "f8"), ("x", "f8"), ("y", "f8"), ("is_visible", "f8")])
-        return dict(
-            x1=10.0,
-            y1=5.0,
-            x2=13.0,
-            y2=9.0,
-            scale=0.5,
-            objpos=dict(x=20.0, y=30.0),
-            annopoints=dict(point=points),
-        )
+        return dict(x1=10.0, y1=5.0, x2=13.0, y2=9.0, scale=0.5, objpos=dict(x=20.0, y=30.0),
+                    annopoints=dict(point=points))
 
-    bare = dict(
-        x1=1.0, y1=1.0, x2=2.0, y2=2.0, scale=np.array([]), objpos=np.array([]), annopoints=np.array([])
-    )
+    bare = dict(x1=1.0, y1=1.0, x2=2.0, y2=2.0, scale=np.array([]), objpos=np.array([]),
+                annopoints=np.array([]))
     kinds = ("x1", "y1", "x2", "y2", "scale", "objpos", "annopoints")
     annolist = np.zeros(pictures, dtype=[("image", "O"), ("annorect", "O")])
     (tmp_path / "images").mkdir(exist_ok=True)
@@ -190,9 +171,8 @@ def release(tmp_path, pictures=40, first=None):
         annolist[k] = (dict(name=changed.get("name", name)), rects)
     training = np.ones(pictures)
     training[-1] = 0
-    savemat(
-        tmp_path / "mpii_human_pose_v1_u12_1.mat", dict(RELEASE=dict(annolist=annolist, img_train=training))
-    )
+    savemat(tmp_path / "mpii_human_pose_v1_u12_1.mat",
+            dict(RELEASE=dict(annolist=annolist, img_train=training)))
     return tmp_path
 
 
@@ -213,8 +193,7 @@ def test_mpiis_release(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [dict(scale=1e-50), dict(scale=1e30), dict(objpos=dict(x=1e20, y=3.0)), dict(name="../secret.jpg")],
-)
+    [dict(scale=1e-50), dict(scale=1e30), dict(objpos=dict(x=1e20, y=3.0)), dict(name="../secret.jpg")])
 def test_a_release_is_checked_as_a_json_file_is(tmp_path, change):
     (tmp_path / "secret.jpg").touch()
     with pytest.raises(BadInput, match="mpii_human_pose_v1_u12_1.mat, entry 0: ") as caught:

@@ -9,24 +9,10 @@ import pytest
 import torch
 
 from crops import coordinate_labels, heatmaps
-from distill import (
-    TERMS,
-    TeacherTargets,
-    backbone_task,
-    confidence_loss,
-    coordinate_task,
-    distillation_loss,
-    heatmap_loss_coordinates,
-    heatmap_loss_regression,
-    heatmap_task,
-    keypoint_token_loss,
-    kl_divergence,
-    marginals,
-    regression_task,
-    teacher_targets,
-    total,
-    visual_token_loss,
-)
+from distill import (TERMS, TeacherTargets, backbone_task, confidence_loss, coordinate_task,
+                     distillation_loss, heatmap_loss_coordinates, heatmap_loss_regression, heatmap_task,
+                     keypoint_token_loss, kl_divergence, marginals, regression_task, teacher_targets, total,
+                     visual_token_loss)
 from models import Regression, build_student, build_teacher
 
 XY = torch.tensor([[[0.5, 0.4], [0.3, 0.6]]])                        # (1, 2, 2)
@@ -69,22 +55,19 @@ def test_coordinate_task_by_hand():
     prediction = logits(coordinate_labels(off, 6.0, 512))
     assert coordinate_task(prediction, XY, ALL, 6.0).item() == pytest.approx(8**2 / (2 * 6**2) / 2, rel=1e-3)
     assert coordinate_task(logits(coordinate_labels(XY, 6.0, 512)), XY, ALL, 6.0).item() == pytest.approx(
-        0, abs=1e-5
-    )
+        0, abs=1e-5)
 
 
 @pytest.mark.parametrize("bins", [64, 128, 512, 1024])
 def test_loss_does_not_depend_on_the_number_of_bins(bins):
     """The same offset and width in fractions of the crop cost the same, however finely they are cut."""
     sigma, off = bins / 64, XY + torch.tensor([2 / 64, 0.0])
-    assert coordinate_task(
-        logits(coordinate_labels(off, sigma, bins)), XY, ALL, sigma
-    ).item() == pytest.approx(1, rel=2e-3)
+    assert coordinate_task(logits(coordinate_labels(off, sigma, bins)), XY, ALL,
+                           sigma).item() == pytest.approx(1, rel=2e-3)
     teacher = heatmaps(XY, 2.0, 64)
     cost = heatmap_loss_coordinates(logits(coordinate_labels(off, 2 * sigma, bins)), teacher, ALL).item()
-    assert cost == pytest.approx(
-        0.25, rel=0.02
-    )  # d = sigma: 1/2, halved; resampling widens the marginal a bit
+    assert cost == pytest.approx(0.25,
+                                 rel=0.02)  # d = sigma: 1/2, halved; resampling widens the marginal a bit
 
 
 def test_kl_ignores_bins_that_the_target_excludes():
@@ -104,9 +87,8 @@ def test_heatmap_of_the_regression_student_by_hand():
     teacher = heatmaps(XY, 2.0, 64)
     assert heatmap_loss_regression(regression(XY), teacher, ALL).item() == 0
     empty = heatmap_loss_regression(regression(XY), torch.zeros_like(teacher), ALL).item()
-    assert empty == pytest.approx(
-        math.pi * 2**2 / 64**2, rel=1e-3
-    )  # integral of a squared Gaussian: pi sigma^2
+    assert empty == pytest.approx(math.pi * 2**2 / 64**2,
+                                  rel=1e-3)  # integral of a squared Gaussian: pi sigma^2
     wrong = XY.clone()
     wrong[0, 1] = 0.9
     assert heatmap_loss_regression(regression(wrong), teacher, FIRST).item() == 0
@@ -129,9 +111,8 @@ def test_confidence_by_hand():
     confidence = torch.tensor([[0.0, 1.0]])
     expected = (math.exp(-0.5) + 1 - math.exp(-0.5)) / 2
     assert confidence_loss(confidence, off, teacher, ALL).item() == pytest.approx(expected, rel=1e-5)
-    assert confidence_loss(confidence, off, teacher, FIRST).item() == pytest.approx(
-        math.exp(-0.5) / 2, rel=1e-5
-    )
+    assert confidence_loss(confidence, off, teacher, FIRST).item() == pytest.approx(math.exp(-0.5) / 2,
+                                                                                    rel=1e-5)
     assert confidence_loss(torch.ones(1, 2), cell_centres, teacher, ALL).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -160,9 +141,8 @@ def test_no_gradient_reaches_the_teacher_and_invisible_joints_are_silent(student
     prediction = (
         Regression(*map(part, output.prediction)) if student == "reg" else tuple(map(part, output.prediction))
     )
-    again = distillation_loss(
-        model.head, output._replace(keypoint_tokens=tokens, prediction=prediction), targets, shifted, visible
-    )
+    again = distillation_loss(model.head, output._replace(keypoint_tokens=tokens, prediction=prediction),
+                              targets, shifted, visible)
     for name in terms:
         torch.testing.assert_close(again[name], terms[name], msg=name)
 
@@ -175,9 +155,8 @@ def test_tokens_are_standardised_on_the_pictures_they_were_measured_on(teacher):
     targets, raw = TeacherTargets(teacher, images).compute(images), teacher_targets(teacher, images)
     for tokens, own in zip(targets[:2], raw[:2]):
         torch.testing.assert_close(tokens.mean(0), torch.zeros_like(tokens[0]), atol=1e-3, rtol=0)
-        torch.testing.assert_close(
-            tokens.square().mean((0, 1)), torch.ones(tokens.shape[-1]), atol=1e-2, rtol=0
-        )
+        torch.testing.assert_close(tokens.square().mean((0, 1)), torch.ones(tokens.shape[-1]), atol=1e-2,
+                                   rtol=0)
         ratio = (tokens[0] - tokens[1]) / (own[0] - own[1])  # one factor a channel, the same for all tokens
         torch.testing.assert_close(ratio[1], ratio[0], rtol=1e-2, atol=0)
     assert torch.equal(targets.heatmaps, raw.heatmaps)
@@ -186,19 +165,16 @@ def test_tokens_are_standardised_on_the_pictures_they_were_measured_on(teacher):
 def test_kept_targets_are_the_teachers_own(teacher):
     people, measured = torch.rand(5, 3, 64, 64), torch.rand(8, 3, 64, 64)
     rows = torch.tensor([4, 0, 2])
-    fresh, cached = (
-        TeacherTargets(teacher, measured)(people[rows], 1, rows),
-        TeacherTargets(teacher, measured, views=2, samples=5),
-    )
+    fresh, cached = (TeacherTargets(teacher, measured)(people[rows], 1, rows),
+                     TeacherTargets(teacher, measured, views=2, samples=5))
     asked = []
     cached.prepare(1, lambda rows: SimpleNamespace(images=people[rows]), lambda: asked.append(1))
     assert asked
     cached.prepare(1, None, None)  # once is enough
     for kept, own, step in zip(cached(torch.zeros(3, 3, 64, 64), 1, rows), fresh, (2e-3, 2e-3, 0.5 / 255)):
         torch.testing.assert_close(kept, own, atol=step, rtol=1e-3)
-    cached.prepare(
-        0, lambda rows: SimpleNamespace(images=people[rows].flip(-1)), lambda: None
-    )  # another view is another
+    cached.prepare(0, lambda rows: SimpleNamespace(images=people[rows].flip(-1)),
+                   lambda: None)  # another view is another
     assert not torch.allclose(cached(people[rows], 0, rows).keypoint_tokens, fresh.keypoint_tokens)
 
 

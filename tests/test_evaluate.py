@@ -38,30 +38,14 @@ def test_a_joint_nobody_labelled_is_left_out():
     assert np.isnan(result["ankle"]) and result["mean"] == result["mean_unweighted"] == 100
 
 
-PUBLISHED = {
-    "head": 95.80,
-    "shoulder": 94.57,
-    "elbow": 88.12,
-    "wrist": 83.31,
-    "hip": 86.24,
-    "knee": 80.88,
-    "ankle": 77.44,
-    "mean_unweighted": 86.76,
-}  # hg_s2_b1 of bearpaw/pytorch-pose, MPII validation
+PUBLISHED = {"head": 95.80, "shoulder": 94.57, "elbow": 88.12, "wrist": 83.31, "hip": 86.24, "knee": 80.88,
+             "ankle": 77.44, "mean_unweighted": 86.76}  # hg_s2_b1 of bearpaw/pytorch-pose, MPII validation
 
 
 def test_published_predictions_give_their_published_pckh(real_data, tmp_path):
     file = real_data / "mpii_annot" / "preds" / "bearpaw-hg_s2_b1.mat"
-    done = call(
-        "evaluate.py",
-        "--predictions",
-        file,
-        "--data",
-        real_data / "mpii_annot",
-        "--json",
-        "figures.json",
-        cwd=tmp_path,
-    )
+    done = call("evaluate.py", "--predictions", file, "--data", real_data / "mpii_annot", "--json",
+                "figures.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())["pckh@0.5"]
     for name, value in PUBLISHED.items():
@@ -83,11 +67,8 @@ def test_weighted_mean_is_hrnets(real_data, tmp_path, name, half, tenth):
 # Multiply-adds counted while the networks computed on a CPU.
 @pytest.mark.parametrize(
     "row,expected",
-    [
-        (("reg", "gs", "none"), 773574468),
-        (("cc", "gd", "w32"), 7522235852),
-        (("cc", "attention", "none"), 1585053696),
-    ],
+    [(("reg", "gs", "none"), 773574468), (("cc", "gd", "w32"), 7522235852),
+     (("cc", "attention", "none"), 1585053696)],
 )
 def test_operations_are_counted_without_computing(row, expected):
     model, devices = build_student(*row, preset="paper"), set()
@@ -149,12 +130,8 @@ class Oracle(torch.nn.Module):
 @pytest.mark.parametrize("flip_test", [False, True])
 @pytest.mark.parametrize(
     "head,off",
-    [
-        (RegressionHead(8), 1e-3),
-        (CoordinateHead(8, 128, 3), 2),
-        (HeatmapHead(8, 64, 2), 2),
-        (HeatmapHead(8, 64, 2, values=True), 2),
-    ],
+    [(RegressionHead(8), 1e-3), (CoordinateHead(8, 128, 3), 2), (HeatmapHead(8, 64, 2), 2),
+     (HeatmapHead(8, 64, 2, values=True), 2)],
 )
 def test_perfect_predictions_are_found_with_and_without_flip_test(people, head, off, flip_test):
     stored = store(people, 64)

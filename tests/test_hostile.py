@@ -70,11 +70,8 @@ def test_hostile_checkpoints(good, tmp_path):
 
     mark, file = tmp_path / "executed", tmp_path / "hostile.pt"
     content = checkpoint.read_safely(good)
-    for trap in (
-        Runs(open, str(mark), "w"),
-        Runs(eval, f"open({str(mark)!r}, 'w')"),
-        Runs(exec, f"open({str(mark)!r}, 'w')"),
-    ):
+    for trap in (Runs(open, str(mark), "w"), Runs(eval, f"open({str(mark)!r}, 'w')"),
+                 Runs(exec, f"open({str(mark)!r}, 'w')")):
         for where in ("format", "config", "metadata", "model", "training", "checksum"):
             torch.save(content | {where: trap}, file)
             with pytest.raises(BadInput, match="cannot be read safely") as caught:
@@ -96,17 +93,10 @@ def test_hostile_checkpoints(good, tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
 
-    for wrong in (
-        {**content, "config": {"student": "teacher", "preset": "huge"}},
-        {**content, "config": []},
-        {**content, "model": {}},
-        {**content, "model": [1, 2]},
-        {**content, "metadata": None},
-        [content],
-        "text",
-        7,
-        {**content, "model": {name: tensor[..., :1] for name, tensor in content["model"].items()}},
-    ):
+    for wrong in ({**content, "config": {"student": "teacher", "preset": "huge"}}, {**content, "config": []},
+                  {**content, "model": {}}, {**content, "model": [1, 2]}, {**content, "metadata": None},
+                  [content], "text", 7,
+                  {**content, "model": {name: tensor[..., :1] for name, tensor in content["model"].items()}}):
         if isinstance(wrong, dict):
             wrong["checksum"] = checkpoint.checksum(
                 {name: value for name, value in wrong.items() if name != "checksum"}
@@ -120,12 +110,8 @@ def test_hostile_checkpoints(good, tmp_path):
     without = {name: value for name, value in content.items() if name != "checksum"}
     endless = []
     endless.append(endless)
-    for wrong in (
-        without,
-        {**content, "training": torch.zeros(1).expand(10**13)},
-        {**content, "training": endless},
-        {**content, "training": torch.eye(3).to_sparse()},
-    ):
+    for wrong in (without, {**content, "training": torch.zeros(1).expand(10**13)},
+                  {**content, "training": endless}, {**content, "training": torch.eye(3).to_sparse()}):
         torch.save(wrong, file)
         with pytest.raises(BadInput, match="hostile.pt is (damaged|not a checkpoint)") as caught:
             checkpoint.load(file)
@@ -134,21 +120,8 @@ def test_hostile_checkpoints(good, tmp_path):
 
 # ------------------------------------------------------------------------------- data
 
-BAD_NUMBERS = (
-    float("nan"),
-    float("inf"),
-    -float("inf"),
-    1e300,
-    -1e30,
-    "12",
-    "left",
-    None,
-    [],
-    {},
-    True,
-    [[1, 2]],
-    10**400,
-)
+BAD_NUMBERS = (float("nan"), float("inf"), -float("inf"), 1e300, -1e30, "12", "left", None, [], {}, True,
+               [[1, 2]], 10**400)
 
 
 def mutations(choice):
@@ -175,19 +148,8 @@ def mutations(choice):
                 )
             elif kind == 6:
                 entry["image"] = choice.choice(
-                    (
-                        "../../etc/passwd",
-                        "/etc/passwd",
-                        "b.jpg",
-                        "",
-                        ".",
-                        "a.jpg/../../x",
-                        7,
-                        None,
-                        "a\0.jpg",
-                        "x" * 5000,
-                        "link.jpg",
-                    )
+                    ("../../etc/passwd", "/etc/passwd", "b.jpg", "", ".", "a.jpg/../../x", 7, None, "a\0.jpg",
+                     "x" * 5000, "link.jpg")
                 )
             else:
                 entry = (
@@ -218,18 +180,9 @@ def test_mutated_annotations(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [
-        dict(scale=1e-50),
-        dict(scale="0.5"),
-        dict(scale=True),
-        dict(scale=[0.5]),
-        dict(center=["12", 3.0]),
-        dict(image="a\nb.jpg"),
-        dict(joints=[["12", 3.0]] * 16),
-        dict(joints=[[float("nan"), 3.0]] * 16),
-        dict(joints_vis=["1"] * 16),
-        dict(image="sub/s.jpg"),
-    ],
+    [dict(scale=1e-50), dict(scale="0.5"), dict(scale=True), dict(scale=[0.5]), dict(center=["12", 3.0]),
+     dict(image="a\nb.jpg"), dict(joints=[["12", 3.0]] * 16), dict(joints=[[float("nan"), 3.0]] * 16),
+     dict(joints_vis=["1"] * 16), dict(image="sub/s.jpg")],
 )
 def test_what_must_be_refused(change, tmp_path):
     root = folder(tmp_path, ENTRY, dict(ENTRY, **change))
@@ -281,9 +234,8 @@ def test_damaged_pictures_are_skipped_only_where_asked(tmp_path):
     bad = [dict(ENTRY, image=f"bad{n}.jpg") for n in range(60)]
     (root / "annot/train.json").write_text(json.dumps(entries + bad))
     people = load_samples(root, "train")  # strict: found when the crops are cut
-    with pytest.raises(
-        BadInput, match="train, entry 1200: .*bad0.jpg cannot be read as an image .*200 million"
-    ):
+    with pytest.raises(BadInput,
+                       match="train, entry 1200: .*bad0.jpg cannot be read as an image .*200 million"):
         store(people, 64)
     people = load_samples(root, "train", skip_bad=True)
     assert len(people) == 1200 and len(people.skipped) == 60 and all("bad" in line for line in people.skipped)

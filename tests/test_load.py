@@ -25,15 +25,8 @@ WEIGHTS = ROOT / "weights/student-cc-gd-drawn.pt"
 
 def predict(*arguments, sources=ROOT, **more):
     return subprocess.Popen(
-        [
-            sys.executable,
-            sources / "predict.py",
-            *map(str, arguments),
-            "--checkpoint",
-            WEIGHTS,
-            "--device",
-            "cpu",
-        ],
+        [sys.executable, sources / "predict.py", *map(str, arguments), "--checkpoint", WEIGHTS, "--device",
+         "cpu"],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -89,30 +82,15 @@ def test_memory_stays_flat_while_scoring(drawings, tmp_path):
     for n in range(20):
         shutil.copy(drawings / f"{n}.jpg", tmp_path / "data/images")
     entries = [
-        dict(
-            image=f"{n % 20}.jpg",
-            joints=[[10.0 + k + n % 7, 20.0 + k] for k in range(16)],
-            joints_vis=[1] * 16,
-            center=[48.0, 48.0],
-            scale=0.3 + n / 10**6,
-        )
+        dict(image=f"{n % 20}.jpg", joints=[[10.0 + k + n % 7, 20.0 + k] for k in range(16)],
+             joints_vis=[1] * 16, center=[48.0, 48.0], scale=0.3 + n / 10**6)
         for n in range(PICTURES)
     ]
     (tmp_path / "data/annot/valid.json").write_text(json.dumps(entries))
     cache = tmp_path / "cache"
     process = subprocess.Popen(
-        [
-            sys.executable,
-            ROOT / "evaluate.py",
-            "--checkpoint",
-            WEIGHTS,
-            "--data",
-            tmp_path / "data",
-            "--cache",
-            cache,
-            "--device",
-            "cpu",
-        ],
+        [sys.executable, ROOT / "evaluate.py", "--checkpoint", WEIGHTS, "--data", tmp_path / "data",
+         "--cache", cache, "--device", "cpu"],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -160,23 +138,12 @@ def test_ten_processes_share_a_cache(tmp_path):
     for n, picture in enumerate(draw_people(40, 8, workers=1).image):
         Image.fromarray(picture).save(tmp_path / f"data/images/{n}.jpg")
         entries.append(
-            dict(
-                image=f"{n}.jpg",
-                joints=[[10.0 + k, 20.0] for k in range(16)],
-                joints_vis=[1] * 16,
-                center=[48.0, 48.0],
-                scale=0.3,
-            )
+            dict(image=f"{n}.jpg", joints=[[10.0 + k, 20.0] for k in range(16)], joints_vis=[1] * 16,
+                 center=[48.0, 48.0], scale=0.3)
         )
     (tmp_path / "data/annot/train.json").write_text(json.dumps(entries))
-    done = subprocess.run(
-        [sys.executable, "-c", CUT.format(root=str(ROOT))],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
+    done = subprocess.run([sys.executable, "-c", CUT.format(root=str(ROOT))], capture_output=True, text=True,
+                          cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
     assert done.returncode == 0, done.stderr
     assert len({int(np.load(tmp_path / f"sum-{n}.npy")) for n in range(10)}) == 1
     assert len(list((tmp_path / "cache").iterdir())) == 1                # one file, nothing half-written
@@ -200,17 +167,8 @@ def test_a_clone_that_is_only_read(drawings, tmp_path):
         if hasattr(os, "sched_setaffinity")
         else None
     )
-    process = predict(
-        drawings,
-        "--out",
-        "Skizzen – neu",
-        "--json",
-        "é.json",
-        cwd=place,
-        env=environment,
-        preexec_fn=one_core,
-        sources=clone,
-    )
+    process = predict(drawings, "--out", "Skizzen – neu", "--json", "é.json", cwd=place, env=environment,
+                      preexec_fn=one_core, sources=clone)
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert len(list((place / "Skizzen – neu").iterdir())) == 20 and (place / "é.json").exists()

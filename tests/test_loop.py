@@ -60,27 +60,10 @@ def training(people, out, build=lambda: build_student("cc", "gs", preset="mini")
     out.mkdir(exist_ok=True)
     args = argparse.Namespace(
         **{
-            **dict(
-                out=out,
-                data="drawn",
-                drawings=64,
-                distill=False,
-                terms=list(TERMS),
-                views=0,
-                batch_size=16,
-                accumulate=1,
-                lr=1e-3,
-                optimiser="muon",
-                seed=0,
-                amp=False,
-                epochs=2,
-                preset="tiny",
-                student="cc",
-                stop_after=None,
-                augmentation="upright",
-                compile=False,
-                deterministic=False,
-            ),
+            **dict(out=out, data="drawn", drawings=64, distill=False, terms=list(TERMS), views=0,
+                   batch_size=16, accumulate=1, lr=1e-3, optimiser="muon", seed=0, amp=False, epochs=2,
+                   preset="tiny", student="cc", stop_after=None, augmentation="upright", compile=False,
+                   deterministic=False),
             **changes,
         }
     )
@@ -149,8 +132,8 @@ def test_what_is_not_finite_is_named_and_kept(people, tmp_path):
     with torch.no_grad():
         run.model.head.x.weight[0, 0] = float("nan")
     with pytest.raises(
-        BadInput, match=r"not finite at epoch 1, step 1: task, loss \(.*not-finite.pt holds .*or lower --lr$"
-    ):
+        BadInput,
+        match=r"not finite at epoch 1, step 1: task, loss \(.*not-finite.pt holds .*or lower --lr$"):
         run.run()
     kept = torch.load(tmp_path / "run/not-finite.pt", weights_only=True)
     assert len(kept["rows"]) == 16 and kept["epoch"] == 0 and "head.x.weight" in kept["model"]
@@ -160,9 +143,8 @@ def test_what_is_not_finite_is_named_and_kept(people, tmp_path):
     before = copy.deepcopy(run.model.state_dict())
     with pytest.raises(BadInput, match="step 1: gradient"):
         run.run()
-    assert all(
-        torch.equal(before[name], value) for name, value in run.model.state_dict().items()
-    )  # not spoiled
+    assert all(torch.equal(before[name], value) for name,
+               value in run.model.state_dict().items())  # not spoiled
 
 
 def test_a_run_knows_its_people_wherever_they_are(people, tmp_path):
@@ -224,9 +206,8 @@ def test_stopped_after_every_step_to_the_bit(people, tmp_path, monkeypatch, how)
     """The teacher, whose batch norms count, in bfloat16 and in parts, partly hidden people: eight stops in
     two epochs of four.
     """
-    changes = dict(
-        build=teacher, amp=True, accumulate=2, batch_size=4, augmentation="occlusion", optimiser="adam"
-    )
+    changes = dict(build=teacher, amp=True, accumulate=2, batch_size=4, augmentation="occlusion",
+                   optimiser="adam")
     people = people[0].first(16), people[1], people[2][:16], people[3]
     whole = training(people, tmp_path / "whole", **changes)
     expected, stops = weights(whole), 0
@@ -238,9 +219,8 @@ def test_stopped_after_every_step_to_the_bit(people, tmp_path, monkeypatch, how)
             run.resume()
         stop = loop.StopRequest(1 if how == "time is up" else None)
         if how == "signal":  # it arrives within the step
-            monkeypatch.setattr(
-                loop, "update_ema", lambda *what, stop=stop: (update(*what), stop.receive(15, None))
-            )
+            monkeypatch.setattr(loop, "update_ema", lambda *what,
+                                stop=stop: (update(*what), stop.receive(15, None)))
         try:
             run.run(stop=stop)
             break
@@ -293,9 +273,8 @@ def test_a_run_may_go_on_with_a_lower_rate(people, tmp_path):
     run = training(people, tmp_path, lr=1e-4)
     run.resume()
     run.run()
-    with pytest.raises(
-        BadInput, match="was trained with --lr 0.0001, now it is 0.001: it may be lowered, not raised"
-    ):
+    with pytest.raises(BadInput,
+                       match="was trained with --lr 0.0001, now it is 0.001: it may be lowered, not raised"):
         training(people, tmp_path, lr=1e-3).resume()
     rates = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(rates) == 2 and max(rates) <= 1e-4

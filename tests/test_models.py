@@ -12,21 +12,8 @@ from common import fast_bfloat16
 from crops import coordinate_labels, heatmaps
 from costs import PAPER, count_multiply_adds, count_parameters
 from hrnet import HRNet
-from models import (
-    BACKBONES,
-    FILTERS,
-    STUDENTS,
-    Attention,
-    CoordinateHead,
-    Encoder,
-    HeatmapHead,
-    Regression,
-    RegressionHead,
-    build_student,
-    build_teacher,
-    decode_heatmaps,
-    sine_position_embedding,
-)
+from models import (BACKBONES, FILTERS, STUDENTS, Attention, CoordinateHead, Encoder, HeatmapHead, Regression,
+                    RegressionHead, build_student, build_teacher, decode_heatmaps, sine_position_embedding)
 
 
 @pytest.mark.parametrize("row", PAPER, ids=lambda row: "-".join(row[:3]))
@@ -88,10 +75,8 @@ def hrnet_by_names(weights, x):
         return (x + out).relu()
 
     def module(xs, name):
-        xs = [
-            functools.reduce(lambda x, n: block(x, f"{name}.branches.{b}.{n}", 2), range(4), x)
-            for b, x in enumerate(xs)
-        ]
+        xs = [functools.reduce(lambda x, n: block(x, f"{name}.branches.{b}.{n}", 2), range(4), x) for b,
+              x in enumerate(xs)]
         fused = []
         for i in range(len(xs)):
             if f"{name}.fuse_layers.{i}.{1 if i == 0 else 0}.0.weight" not in weights and \
@@ -305,12 +290,8 @@ def test_heads_stay_in_float32_within_autocast(student):
 
 
 def test_unknown_names_are_refused():
-    for arguments in (
-        ("regression", "gs"),
-        ("reg", "fft"),
-        ("reg", "gs", "w18"),
-        ("reg", "gs", "none", "huge"),
-    ):
+    for arguments in (("regression", "gs"), ("reg", "fft"), ("reg", "gs", "w18"),
+                      ("reg", "gs", "none", "huge")):
         with pytest.raises(ValueError, match="is not one of"):
             build_student(*arguments)
 

@@ -34,13 +34,8 @@ def write_folder(folder):
     for n, (picture, joints, visible, center, scale, _) in enumerate(zip(*drawn)):
         Image.fromarray(picture).save(folder / f"images/{n}.png")
         entries.append(
-            dict(
-                image=f"{n}.png",
-                joints=(joints + 1).tolist(),
-                joints_vis=visible.astype(int).tolist(),
-                center=(center + 1).tolist(),
-                scale=float(scale),
-            )
+            dict(image=f"{n}.png", joints=(joints + 1).tolist(), joints_vis=visible.astype(int).tolist(),
+                 center=(center + 1).tolist(), scale=float(scale))
         )
     astray = dict(entries[0], center=[entries[0]["center"][0] + 10_000, entries[0]["center"][1]])
     (folder / "annot/train.json").write_text(json.dumps([*entries, astray]))
@@ -48,9 +43,8 @@ def write_folder(folder):
 
 
 def run(script, *arguments, cwd):
-    done = subprocess.run(
-        [sys.executable, script, *map(str, arguments)], cwd=cwd, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, script, *map(str, arguments)], cwd=cwd, capture_output=True,
+                          text=True)
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout
 

@@ -21,24 +21,13 @@ import checkpoint
 
 LONG = bool(os.environ.get("LONG_TESTS"))
 KILLS, EPOCHS = (20, 100) if LONG else (3, 8)
-SHORT = [
-    "--student",
-    "cc",
-    "--filter",
-    "gs",
-    "--drawings",
-    192 if LONG else 96,
-    "--batch-size",
-    16,
-    "--device",
-    "cpu",
-]
+SHORT = ["--student", "cc", "--filter", "gs", "--drawings", 192 if LONG else 96, "--batch-size", 16,
+         "--device", "cpu"]
 
 
 def start(*arguments, held_out=None if LONG else HELD_OUT, **how):
-    return commands.start(
-        "train.py", *arguments, held_out=held_out, env={**os.environ, "OMP_NUM_THREADS": "1"}, **how
-    )
+    return commands.start("train.py", *arguments, held_out=held_out,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, **how)
 
 
 def call_alone(*arguments, cwd):
@@ -65,18 +54,11 @@ def outcome(folder):
     """What must not depend on interruptions: weights, their average, optimisers, log, scores; not seconds."""
     last = checkpoint.read(folder / "last.pt")
     log = [
-        {
-            name: value
-            for name, value in json.loads(line).items()
-            if name != "images_per_second"
-        }
+        {name: value for name, value in json.loads(line).items() if name != "images_per_second"}
         for line in (folder / "log.jsonl").read_text().splitlines()
     ]
-    return (
-        checkpoint.checksum([last["model"], last["training"]["ema"], last["training"]["optimisers"]]),
-        log,
-        json.loads((folder / "result.json").read_text())["scores"],
-    )
+    return (checkpoint.checksum([last["model"], last["training"]["ema"], last["training"]["optimisers"]]),
+            log, json.loads((folder / "result.json").read_text())["scores"])
 
 
 @pytest.fixture(scope="module")
@@ -148,14 +130,11 @@ def test_two_processes_are_one_experiment(tmp_path):
     """
     common = ["--student", "cc", "--filter", "gs", "--drawings", 96, "--device", "cpu", "--epochs", 2]
     finished(
-        start(
-            *common, "--batch-size", 16, "--out", "two", cwd=tmp_path, launcher=torchrun(), held_out=HELD_OUT
-        )
+        start(*common, "--batch-size", 16, "--out", "two", cwd=tmp_path, launcher=torchrun(),
+              held_out=HELD_OUT)
     )
-    for name, flags in (
-        ("whole", ["--batch-size", 16]),
-        ("accumulated", ["--batch-size", 16, "--accumulate", 2]),
-    ):
+    for name, flags in (("whole", ["--batch-size", 16]),
+                        ("accumulated", ["--batch-size", 16, "--accumulate", 2])):
         done = call("train.py", *common, *flags, "--out", name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     logs = {name: [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
@@ -180,9 +159,8 @@ def test_one_lost_process_ends_all(tmp_path):
     deadline = time.monotonic() + 120
     while not (tmp_path / "run/last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
-    ).stdout.split()
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True,
+                              text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
     said, errors = process.communicate(timeout=120)
     assert process.returncode != 0

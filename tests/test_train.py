@@ -41,9 +41,8 @@ def test_running_mean_of_weights():
     assert ema.weight.item() == pytest.approx(3 + 100 / (EMA_FRACTION * 10 ** 6))
 
 
-@pytest.mark.parametrize(
-    "build", [lambda: build_student("cc", "gd", preset="tiny"), lambda: build_teacher("tiny")]
-)
+@pytest.mark.parametrize("build",
+                         [lambda: build_student("cc", "gd", preset="tiny"), lambda: build_teacher("tiny")])
 def test_every_learning_weight_has_one_optimiser(build):
     model = build()
     learning = {id(p): p for p in model.parameters() if p.requires_grad}
@@ -126,17 +125,11 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
 @pytest.mark.parametrize(
     "flags, processes, parts",
     [
-        (
-            ["--batch-size", "10", "--accumulate", "4"],
-            1,
-            "1 processes x 4 accumulated parts: make it a multiple of 4",
-        ),
+        (["--batch-size", "10", "--accumulate", "4"], 1,
+         "1 processes x 4 accumulated parts: make it a multiple of 4"),
         (["--batch-size", "32"], 3, "3 processes x 1 accumulated parts: make it a multiple of 3"),
-        (
-            ["--batch-size", "12", "--accumulate", "2"],
-            4,
-            "4 processes x 2 accumulated parts: make it a multiple of 8",
-        ),
+        (["--batch-size", "12", "--accumulate", "2"], 4,
+         "4 processes x 2 accumulated parts: make it a multiple of 8"),
     ],
 )
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch, tmp_path, flags, processes, parts):
@@ -153,9 +146,8 @@ def test_amp_needs_native_bfloat16(monkeypatch, capsys, tmp_path, native):
     monkeypatch.chdir(tmp_path)                  # away from the runs of whoever runs the tests
     monkeypatch.setattr("sys.argv", ["train.py", "--amp", "--device", "cpu"])
     monkeypatch.setattr(train, "fast_bfloat16", lambda device: native)
-    monkeypatch.setattr(
-        train, "for_inference", lambda model, dtype: seen.append(dtype) or for_inference(model)
-    )
+    monkeypatch.setattr(train, "for_inference", lambda model,
+                        dtype: seen.append(dtype) or for_inference(model))
     seen, chosen = [], []
 
     def prepare(args, distributed):
