@@ -1,7 +1,7 @@
 """train.py with something changed: the rivals of what the repository does, for parts.py.
 
     python studies/changed.py in-series -- --student cc --filter gd --epochs 8
-    python studies/changed.py train.MUON_RATE=10 distill.WEIGHTS.cc.heatmap=3 -- --student cc --filter gs
+    python studies/changed.py optim.MUON_RATE=10 distill.WEIGHTS.cc.heatmap=3 -- --student cc --filter gs
 
 In front of --: names of CHANGES, and NAME=VALUE of constants in a module. Behind it: flags of train.py. When
 the run is done, its result.json also says how good the confidences are and, for gd, what M does over images.
@@ -23,13 +23,14 @@ import crops
 import distill
 import gfl
 import models
+import optim
 import train
 from common import BadInput, main_with_clear_errors
 from confidence import calibration
 from dynamic import liveliness_and_loss
 from evaluate import predict
 from models import build_student
-from train import build_optimisers
+from optim import build_optimisers
 
 # ------------------------------------------------------------------------------- the rivals
 
@@ -116,7 +117,7 @@ def build_with_heads(student, filter, backbone, preset, count):
     return model
 
 
-class DecayingMuon(train.Muon):
+class DecayingMuon(optim.Muon):
     """Matrices shrink by rate * 0.1 a step."""
 
     @torch.no_grad()
@@ -129,7 +130,7 @@ class DecayingMuon(train.Muon):
 
 def long_warm_up(step, steps):
     """rate_factor that rises over three tenths of the training instead of one."""
-    return min(1, (step + 1) / (0.3 * steps)) * 0.1 ** sum(step >= part * steps for part in train.DECAY_AT)
+    return min(1, (step + 1) / (0.3 * steps)) * 0.1 ** sum(step >= part * steps for part in optim.DECAY_AT)
 
 
 def heatmaps_to_the(power):
@@ -184,10 +185,10 @@ CHANGES = {
     "in-series": [(gfl.GlobalDynamicFilter, "forward", lambda self, x: self.dynamic(self.static(x)))],
     # attention
     "separate-qkv": builder(build_separate_qkv),
-    "adam-attention": [(train, "ADAM_ALONE", (*train.ADAM_ALONE, ".qkv.weight", ".out.weight"))],
+    "adam-attention": [(optim, "ADAM_ALONE", (*optim.ADAM_ALONE, ".qkv.weight", ".out.weight"))],
     "two-heads": builder(partial(build_with_heads, count=2)),
     "eight-heads": builder(partial(build_with_heads, count=8)),
-    "weight-decay": [(train, "Muon", DecayingMuon)],
+    "weight-decay": [(optim, "Muon", DecayingMuon)],
     "long-warm-up": [(train, "rate_factor", long_warm_up)],
     # the teacher: Adam for convolutions; no heatmaps of the backbone; its output is the heatmap (HRNet),
     # or a probability for each cell
@@ -210,7 +211,7 @@ CHANGES = {
 # ------------------------------------------------------------------------------- the command
 
 def assign(word):
-    """'train.MUON_RATE=10', 'distill.WEIGHTS.cc.heatmap=3': set a constant of a module."""
+    """'optim.MUON_RATE=10', 'distill.WEIGHTS.cc.heatmap=3': set a constant of a module."""
     path, _, value = word.partition("=")
     module, *names, last = path.split(".")
     try:

@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
 import gfl
-import train
+import optim
 from common import BadInput, CommandLine, main_with_clear_errors
 from crops import make_batch, store
 from distill import task_loss
@@ -81,10 +81,10 @@ def train_and_watch(steps, standardised=True, muon=False):
     torch.manual_seed(0)
     samples, random = drawn_people("train", PEOPLE, 64), np.random.default_rng(0)
     crops, model = store(samples, 64), build_student("cc", "gd", "none", "tiny")
-    adam_alone = train.ADAM_ALONE
-    train.ADAM_ALONE = () if muon else adam_alone
-    optimisers = train.build_optimisers(model, "muon", train.RATE)
-    train.ADAM_ALONE = adam_alone
+    adam_alone = optim.ADAM_ALONE
+    optim.ADAM_ALONE = () if muon else adam_alone
+    optimisers = optim.build_optimisers(model, "muon", RATE)
+    optim.ADAM_ALONE = adam_alone
     for step in range(1, max(steps) + 1):
         for module in model.train().modules():
             if isinstance(module, DynamicFilter) and not standardised:

@@ -40,7 +40,8 @@ from fft_filter import through_ffts
 from models import PRESETS, build_student
 from results import add, rounded
 from synthetic import drawn_people
-from train import RATE, RECIPES, build_optimisers
+from optim import build_optimisers
+from train import RATE, RECIPES
 
 FORMS = ("plain", "optimised", "compiled")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
