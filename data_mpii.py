@@ -242,7 +242,7 @@ def numbers(value):
         array = np.array(value)
         if array.dtype.kind in "iuf":
             return array.astype(np.float64)
-    except (ValueError, OverflowError):                    # lists of different lengths; 10 ** 400
+    except (ValueError, OverflowError):                    # lists of different lengths
         pass
     raise BadInput("joints, joints_vis, center and scale must be numbers")
 

@@ -10,7 +10,7 @@ from scipy.io import savemat
 import data_mpii
 from common import BadInput
 from data_mpii import box, crops_without_people, load_joined, load_samples, read_person
-from synthetic import drawn_people
+from synthetic import SERIES, draw_people, drawn_people
 
 
 @pytest.mark.parametrize("split,count", [("train", 22_246), ("valid", 2_958)])
@@ -64,6 +64,22 @@ def folder(tmp_path, *entries, split="train"):
     Image.new("RGB", (64, 48)).save(tmp_path / "images" / "a.jpg")
     (tmp_path / "annot" / f"{split}.json").write_text(json.dumps(list(entries)))
     return tmp_path
+
+
+def drawn_folder(root, size, **counts):
+    """Drawings in MPII's layout, counts: train=6, valid=4 -> the entries of each split."""
+    (root / "images").mkdir(parents=True), (root / "annot").mkdir()
+    entries = {}
+    for split, count in counts.items():
+        drawn = draw_people(count, SERIES[split], size)
+        for n, image in enumerate(drawn.image):
+            Image.fromarray(image).save(root / f"images/{split}{n}.png")
+        entries[split] = [
+            dict(image=f"{split}{n}.png", joints=(xy + 1).tolist(), joints_vis=visible.astype(int).tolist(),
+                 center=(center + 1).tolist(), scale=float(scale))
+            for n, (xy, visible, center, scale) in enumerate(zip(*drawn[1:5]))]
+        (root / f"annot/{split}.json").write_text(json.dumps(entries[split]))
+    return entries
 
 
 def test_json_counts_pixels_from_one(tmp_path):
