@@ -242,7 +242,7 @@ def numbers(value):
         array = np.array(value)
         if array.dtype.kind in "iuf":
             return array.astype(np.float64)
-    except (ValueError, OverflowError):                    # lists of different lengths; 10 ** 400
+    except (ValueError, OverflowError):                    # lists of different lengths
         pass
     raise BadInput("joints, joints_vis, center and scale must be numbers")
 
@@ -264,14 +264,15 @@ def check_entries(file, entries, images):
     for index, entry in enumerate(entries):
         try:
             try:
-                rows.append(check_entry(entry))
+                row = check_entry(entry)
             except BadInput as error:
                 raise BadInput(f"{error}: correct or remove this entry") from error
             if (key := json.dumps(entry, sort_keys=True)) in before:
                 raise BadInput("is the same as one before: remove this entry")
             before.add(key)
             if images is not None:
-                check_image(images / rows[-1][0], images)
+                check_image(images / row[0], images)
+            rows.append(row)
         except BadInput as error:
             faults.append(f"{file}, entry {index}: {error}")
     if faults:

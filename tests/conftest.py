@@ -32,13 +32,11 @@ def pytest_collection_modifyitems(items):
 def mini(monkeypatch):
     """A preset beside 'tiny' and 'paper', for tests of what is around a network: milliseconds a step."""
     from models import PRESETS, Preset
+    from train import RECIPES
 
-    monkeypatch.setitem(
-        PRESETS,
-        "mini",
-        Preset(size=32, dim=16, depth=2, heads=2, teacher_depth=2, teacher_width=4, simcc_sigma=2, grid=4,
-               heatmap=16),
-    )
+    sizes = dict(size=32, dim=16, depth=2, heads=2, teacher_depth=2, teacher_width=4, simcc_sigma=2, grid=4)
+    monkeypatch.setitem(PRESETS, "mini", Preset(heatmap=16, **sizes))
+    monkeypatch.setitem(RECIPES, "mini", dict(RECIPES["tiny"], batch_size=8))
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+import data_mpii
 from common import BadInput
-from data_mpii import box, load_samples, read_person
-from synthetic import drawn_people
+from data_mpii import box, crops_without_people, load_joined, load_samples, read_person
+from synthetic import SERIES, draw_people, drawn_people
 
 
 @pytest.mark.parametrize("split,count", [("train", 22_246), ("valid", 2_958)])
@@ -65,6 +66,22 @@ def folder(tmp_path, *entries, split="train"):
     return tmp_path
 
 
+def drawn_folder(root, size, **counts):
+    """Drawings in MPII's layout, counts: train=6, valid=4 -> the entries of each split."""
+    (root / "images").mkdir(parents=True), (root / "annot").mkdir()
+    entries = {}
+    for split, count in counts.items():
+        drawn = draw_people(count, SERIES[split], size)
+        for n, image in enumerate(drawn.image):
+            Image.fromarray(image).save(root / f"images/{split}{n}.png")
+        entries[split] = [
+            dict(image=f"{split}{n}.png", joints=(xy + 1).tolist(), joints_vis=visible.astype(int).tolist(),
+                 center=(center + 1).tolist(), scale=float(scale))
+            for n, (xy, visible, center, scale) in enumerate(zip(*drawn[1:5]))]
+        (root / f"annot/{split}.json").write_text(json.dumps(entries[split]))
+    return entries
+
+
 def test_json_counts_pixels_from_one(tmp_path):
     people = load_samples(folder(tmp_path, ENTRY), "train")
     assert (
@@ -79,24 +96,43 @@ def test_without_truth_the_head_size_is_estimated_and_said(tmp_path):
     assert people.head_size[0] == pytest.approx(5) and "gt_valid.mat" in people.note
 
 
-FAULTS = {"no 'joints'": {key: value for key, value in ENTRY.items() if key != "joints"},
-          "no labelled joint": dict(ENTRY, joints_vis=[0] * 16), r"joints \(0,\)": dict(ENTRY, joints=[]),
-          r"\(15, 2\)": dict(ENTRY, joints=ENTRY["joints"][:15]),
-          "must be numbers": dict(ENTRY, joints=[["left", 2.0]] * 16),
-          "must be finite": dict(ENTRY, center=[float("nan"), 2.0]),
-          "joints_vis 0 or 1": dict(ENTRY, joints_vis=[2] * 16),
-          "scale -1.0 must be above 0": dict(ENTRY, scale=-1.0),
-          "scale 1e[+]30 must be above 0": dict(ENTRY, scale=1e30),
-          "within 100,000 pixels": dict(ENTRY, joints=[[1e300, 2.0]] * 16),
-          "does not name a file inside": dict(ENTRY, image="../../secret.jpg"),
-          "there is no image": dict(ENTRY, image="b.jpg"), "is not a person": 7}
+FAULTS = {
+    "no 'joints'": {key: value for key, value in ENTRY.items() if key != "joints"},
+    "no labelled joint": dict(ENTRY, joints_vis=[0] * 16),
+    r"joints \(0,\)": dict(ENTRY, joints=[]),
+    r"\(15, 2\)": dict(ENTRY, joints=ENTRY["joints"][:15]),
+    "must be numbers": dict(ENTRY, joints=[["left", 2.0]] * 16),
+    "must be finite": dict(ENTRY, center=[float("nan"), 2.0]),
+    "joints_vis 0 or 1": dict(ENTRY, joints_vis=[2] * 16),
+    "scale -1.0 must be above 0": dict(ENTRY, scale=-1.0),
+    "scale 1e[+]30 must be above 0": dict(ENTRY, scale=1e30),
+    "within 100,000 pixels": dict(ENTRY, joints=[[1e300, 2.0]] * 16),
+    "does not name a file inside": dict(ENTRY, image="../../secret.jpg"),
+    "there is no image": dict(ENTRY, image="b.jpg"),
+    "is not a person": 7,
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_bad_entry_is_named_with_file_and_index(tmp_path, fault):
     with pytest.raises(BadInput, match=rf"train\.json, entry 1: .*{fault}") as caught:
         load_samples(folder(tmp_path, ENTRY, FAULTS[fault]), "train")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(" (1 of 2 entries is bad)")
+
+
+def test_the_first_bad_entry_is_named_and_all_are_counted(tmp_path):
+    """1,200 people; one without a scale, one a second time, one without an image."""
+    entries = [dict(ENTRY, scale=0.1 + n / 10000) for n in range(1200)]
+    entries[700], entries[40], entries[1000] = dict(ENTRY, image="b.jpg"), dict(ENTRY, scale=0), entries[0]
+    root = folder(tmp_path, *entries)
+    with pytest.raises(BadInput) as caught:
+        load_samples(root, "train")
+    assert str(caught.value) == (
+        f"{root}/annot/train.json, entry 40: scale 0.0 must be above 0: a person is at least a pixel tall, "
+        f"and below 100,000: correct or remove this entry (3 of 1,200 entries are bad)")
+    entries[40] = dict(ENTRY, scale=0.3)
+    with pytest.raises(BadInput, match=r"entry 700: there is no image .*b\.jpg.* \(2 of 1,200 entries"):
+        load_samples(folder(tmp_path, *entries), "train")
 
 
 def test_bad_files(tmp_path):
@@ -139,6 +175,66 @@ def test_an_unreadable_picture_is_named(tmp_path):
     people = load_samples(root, "train")
     with pytest.raises(BadInput, match=r"a\.jpg cannot be read as an image"):
         people.image(0)
+
+
+# ------------------------------------------------------------------------------- several folders, and nobody
+
+def test_several_folders_are_one_set(tmp_path):
+    """In the order they are named; each person keeps labels, image and file."""
+    sizes = {"one": 2, "two": 3}
+    for name, count in sizes.items():
+        (tmp_path / name).mkdir()
+        folder(tmp_path / name, *(dict(ENTRY, image=f"{n}.png", scale=0.1 * count + n / 100)
+                                  for n in range(count)))
+        for n in range(count):
+            Image.new("RGB", (10 * count + n, 48)).save(tmp_path / name / f"images/{n}.png")
+    people = load_joined([tmp_path / name for name in sizes])
+    assert people.name == "one+two/train" and len(people) == 5 and not people.empty.any()
+    np.testing.assert_allclose(people.side, 250 * np.array([0.2, 0.21, 0.3, 0.31, 0.32]), rtol=1e-6)
+    assert [path.parts[-3] for path in people.files] == ["one"] * 2 + ["two"] * 3
+    assert [people.image(i).width for i in range(5)] == [20, 21, 30, 31, 32]
+    assert people.first(3).joints.shape == (3, 16, 2) and len(people.first(3).files) == 3
+    (tmp_path / "else").mkdir()
+    (tmp_path / "one").rename(tmp_path / "else/two")
+    with pytest.raises(BadInput, match="two data sets are called two: rename one folder"):
+        load_joined([tmp_path / "two", tmp_path / "else/two"])
+
+
+def test_squares_that_show_nobody(tmp_path, monkeypatch):
+    """Photos with rows of large and of small people, with nobody, full of one person, and without a list."""
+    monkeypatch.setattr(data_mpii, "EMPTY_PER_PHOTO", 200)
+    names = "rows.png", "nobody.png", "full.png", "unknown.png"
+    root = folder(tmp_path, *(dict(ENTRY, image=f"sub/{name}") for name in names))
+    (root / "images/sub").mkdir()
+    for name in names:
+        Image.new("RGB", (320, 200)).save(root / "images/sub" / name)
+    assert crops_without_people(root, load_samples(root, "train")) is None                # without boxes.json
+    large, small = ([[x, 110, 75, 85] for x in (5, 85)], [[x, 150, 20, 40] for x in range(170, 310, 30)])
+    boxes = {"sub/rows.png": large + small, "sub/nobody.png": [], "sub/full.png": [[0, 0, 320, 200]]}
+    (root / "annot/boxes.json").write_text(json.dumps(boxes))
+    people, everything = load_samples(root, "train"), load_joined([root])
+    squares = crops_without_people(root, people)
+    assert [path.name for path in squares.files] == ["rows.png"] * 200 + ["nobody.png"] * 200
+    assert squares.empty.all() and not squares.visible.any() and squares.image(2).size == (320, 200)
+    corners = squares.center - (squares.side[:, None] - 1) / 2
+    for path, (x, y), side in zip(squares.files, corners, squares.side):
+        assert 40 <= side <= 200 and 0 <= x <= 320 - side and 0 <= y <= 200 - side
+        for left, top, width, height in boxes[f"sub/{path.name}"]:
+            shared = (max(0, min(x + side, left + width) - max(x, left))
+                      * max(0, min(y + side, top + height) - max(y, top)))
+            assert shared <= 0.1 * min(side ** 2, width * height) + 1e-3
+    assert everything.name == people.name and everything.empty.tolist() == [False] * 4 + [True] * 400
+    assert np.array_equal(everything.side[4:], squares.side) and everything.files[4:] == squares.files
+    assert np.array_equal(crops_without_people(root, people).center, squares.center)     # the same each time
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"a.jpg": [[1, 2, 3]]}', '{"a.jpg": "12"}', '{"a.jpg": null}'])
+def test_boxes_that_are_none(tmp_path, text):
+    root = folder(tmp_path, ENTRY)
+    (root / "annot/boxes.json").write_text(text)
+    with pytest.raises(BadInput, match=r"boxes\.json must list .*width.*: correct or remove it") as caught:
+        load_joined([root])
+    assert "\n" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------- MPII's release
@@ -187,8 +283,6 @@ def test_mpiis_release(tmp_path):
     assert train.head_size[0] == pytest.approx(0.6 * 5) and train.side[0] == 125
     assert train.center[0].tolist() == [19, 36.5]
     assert load_samples(root, "valid").files == valid.files                  # the split is for good
-    with pytest.raises(BadInput, match="--skip-bad-data leaves out entries of annot/train.json"):
-        load_samples(root, "train", skip_bad=True)
 
 
 @pytest.mark.parametrize(
