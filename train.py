@@ -613,7 +613,7 @@ def parse_arguments():
     add("--drawings", type=int, help=f"number of synthetic people (default: {DRAWINGS['student']} for a "
                                      f"student, {DRAWINGS['teacher']} for the teacher)")
     add("--skip-bad-data", action="store_true",
-        help="list up to 5% unusable training entries in skipped.txt and leave them out")
+        help="list up to 5%% unusable training entries in skipped.txt and leave them out")
     add("--cache", type=Path, default=CROPS, help="folder for cut crops (default: runs/crops)")
     add("--augmentation", choices=tuple(AUGMENTATIONS),
         help="upright: small rotation and zoom; tokenpose: up to 60 degrees, 0.75 to 1.25 times; colour: "

@@ -3,10 +3,13 @@ wrong.
 """
 
 import json
+import os
+import runpy
 
 import pytest
 import torch
-from commands import call, refused, run
+from commands import ROOT, call, refused, run
+from PIL import Image
 
 import checkpoint
 from common import BadInput
@@ -63,12 +66,27 @@ def test_resume_goes_on(workplace):
     "command,line",
     [
         ("train.py --epochs 0", "--epochs 0 must be above 0"),
+        ("train.py --optimiser sgd", "train.py --help lists what there is"),
         ("evaluate.py --checkpoint none.pt", "there is no checkpoint none.pt"),
         ("predict.py me.jpg --box 1 2 3", "--box: expected 4 arguments"),
     ],
 )
 def test_a_process_that_refuses(command, line, tmp_path):
     refused(run(*command.split(), cwd=tmp_path, held_out=None), line)
+
+
+SCRIPTS = [path for pattern in ("*.py", "studies/*.py", "demo/*.py") for path in sorted(ROOT.glob(pattern))
+           if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("script", [str(path.relative_to(ROOT)) for path in SCRIPTS])
+def test_help(script, monkeypatch, capsys):
+    """Every error of arguments sends people there."""
+    monkeypatch.setattr("sys.argv", [script, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    said = capsys.readouterr()
+    assert not ended.value.code and said.out.startswith("usage: ") and not said.err
 
 
 def test_impossible_commands(tmp_path):
