@@ -12,20 +12,24 @@ If there is only MPII's release (mpii_human_pose_v1_u12_1.mat in DATA or DATA/an
 does not contain the standard split with its 2,958 validation people, so its labelled images are split by file
 name.
 
-Label files count pixels from 1, as Matlab does. After loading, the centre of the top left pixel is (0, 0),
-and a joint without a label has visible = False.
+Label files count pixels from 1, as Matlab does, in the image as it is seen: turned upright by its Exif. After
+loading, the centre of the top left pixel is (0, 0), and a joint without a label has visible = False.
 """
 
 import json
+import math
+import threading
+import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from os.path import isfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.io import loadmat
 from tqdm import tqdm
 
@@ -42,8 +46,9 @@ CENTER_SHIFT = 15                    # pixels per unit of scale, before the enla
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # that unit in MPII for nearly everyone, used where there is no head box
 MOST_PIXELS = 200_000_000            # larger images are refused before they are decoded
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")      # no EPS: it starts a program
-Image.MAX_IMAGE_PIXELS = None        # MOST_PIXELS is checked here, with a message in one line
+LONGEST = 4096                       # JPEGs with a longer side may be decoded at 1/2, 1/4 or 1/8
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "AVIF")     # no EPS: it starts a program
+READER = 2                           # raised where `read_image` gives other pixels: crops are cut anew
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
 MAX_BAD_FRACTION = 0.05              # of the entries that --skip-bad-data may leave out
 VALIDATION_EVERY = 8                 # one in eight images of the release is for validation
@@ -303,14 +308,91 @@ def read_person(rect):
 
 # ------------------------------------------------------------------------------- images
 
-def open_image(path, read=lambda image: image.convert("RGB")):
-    """read(opened Pillow image), by default RGB. BadInput if it is no image or has more than MOST_PIXELS."""
+OPENING = threading.Lock()
+
+
+def open_safely(path, read):
+    """read(image) of an opened image, not yet decoded. BadInput where it cannot be read or is too large."""
+    readable = Image.registered_extensions().values()            # not every Pillow has AVIF
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
+        with OPENING:                    # Pillow's own limit is a global: here ours stands in for it
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                image = Image.open(path, formats=[name for name in IMAGE_FORMATS if name in readable])
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+        with image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} "
                                  f"million: make it smaller")
             return read(image)
     except Exception as error:          # Pillow raises a dozen kinds on damaged files
         why = " ".join(str(error).split())[:160]
-        raise BadInput(f"{path} cannot be read as an image ({why}): replace it") from error
+        raise BadInput(f"{path} cannot be read as an image ({why}): replace it, or convert it to JPEG or "
+                       f"PNG") from error
+
+
+def read_image(path, longest=LONGEST):
+    """An image file -> (RGB, upright by its Exif; its pixels over the file's). BadInput if it cannot be read.
+
+    Of an animation the first frame is taken. A JPEG with a side beyond `longest` is decoded at 1/2, 1/4 or
+    1/8, and info["decoded size"] is that part of its size, a fraction where a pixel is cut; others have a
+    scale of 1.
+    """
+    def read(image):
+        size, deep = image.size, ";16" in str(image.tile)             # of a colour's 16 bits Pillow keeps 8
+        if max(size) > longest:
+            image.draft("RGB", [max(1, int(side * longest / max(size))) for side in size])
+        scale = 1 / round(max(size) / max(image.size))
+        upright = ImageOps.exif_transpose(image)
+        turned = upright.size != image.size
+        upright.info["decoded size"] = [scale * side for side in (size[::-1] if turned else size)]
+        return rgb(upright, deep), scale
+
+    return open_safely(path, read)
+
+
+def open_image(path):
+    """The RGB image of a file, upright, in the file's own pixels."""
+    return read_image(path, math.inf)[0]
+
+
+def image_endings():
+    """Endings of the names of images that this Pillow reads for us: {".jpg", ".jfif", ...}."""
+    return {ending for ending, name in Image.registered_extensions().items() if name in IMAGE_FORMATS}
+
+
+def rgb(image, deep=False):
+    """A Pillow image of any mode as RGB: 16 bits and floats by `to_bytes`, what is transparent on black.
+
+    deep: these are the upper 8 of 16 bits.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(to_bytes(np.asarray(image)))
+    elif deep and image.mode == "RGB":
+        image = Image.fromarray(to_bytes(np.asarray(image).astype(np.int32) * 257))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def to_bytes(values):
+    """Numbers of any shape -> uint8, stretched. NaN becomes black. ValueError if none is finite.
+
+    Black is 0, or the lowest of negative ones. White is where the range ends: for whole numbers the bits in
+    use, at least 8 (255, 4095, 65535), for others 1 or the largest.
+    """
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise ValueError("none of its values is finite")
+    low, high = min(0.0, float(finite.min())), float(finite.max())
+    if values.dtype.kind in "iu" and low == 0:
+        high = max(255, 2 ** int(high).bit_length() - 1)
+    high = max(high, low + 1)
+    if low < 0 or high not in (1, 255, 65535):
+        warnings.warn("an image's values do not fill 8 or 16 bits, or 0 to 1: such images are stretched to "
+                      "their own range", stacklevel=1)           # once, wherever it is called
+    values, gain = values.astype(np.float32), 255 / (high - low)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) * gain - low * gain
+    return values.round().clip(0, 255).astype(np.uint8)

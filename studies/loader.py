@@ -23,7 +23,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import CommandLine, main_with_clear_errors
 from crops import TOKENPOSE, crop_keypoints, heatmaps, invert, make_batch, store
-from data_mpii import load_samples
+from data_mpii import load_samples, open_image
 from models import IMAGENET_MEAN, IMAGENET_STD
 from synthetic import drawn_people
 
@@ -97,7 +97,7 @@ def main():
             samples = drawn_people("valid", DRAWN, SIZE)
             for i in range(len(samples)):
                 samples.image(i).save(f"{folder}/{i}.jpg", quality=95)
-            samples = replace(samples, image=lambda i: Image.open(f"{folder}/{i}.jpg").convert("RGB"))
+            samples = replace(samples, image=lambda i: open_image(f"{folder}/{i}.jpg"))
         crops = store(samples, SIZE, folder)
         params = TOKENPOSE.draw(len(samples), torch.Generator().manual_seed(0))
         ways = whole_batches(samples, crops, params), sample_by_sample(samples, params)
