@@ -16,6 +16,7 @@ Label files count pixels from 1, as Matlab does, in the image as it is seen: tur
 loading, the centre of the top left pixel is (0, 0), and a joint without a label has visible = False.
 """
 
+import importlib
 import json
 import math
 import threading
@@ -33,7 +34,7 @@ from PIL import Image, ImageOps
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from common import BadInput
+from common import BadInput, refuse
 
 JOINTS = ("r-ankle", "r-knee", "r-hip", "l-hip", "l-knee", "l-ankle", "pelvis", "thorax",
           "upper neck", "head top", "r-wrist", "r-elbow", "r-shoulder", "l-shoulder", "l-elbow", "l-wrist")
@@ -51,6 +52,10 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "AVIF")    
 READER = 2                           # raised where `read_image` gives other pixels: crops are cut anew
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
 MAX_BAD_FRACTION = 0.05              # of the entries that --skip-bad-data may leave out
+SMALL_PERSON = 10                    # pixels; smaller people are warned of
+LOOKED_AT = 64                       # images with whose sizes labels are compared
+LEAST_INSIDE = 0.75                  # of a set's labels, inside their crops and images; in real sets 0.99
+WIDEST_CROP = 10                     # the median, in spans of the joints (real sets: 1.2 to 1.8), in images
 VALIDATION_EVERY = 8                 # one in eight images of the release is for validation
 
 
@@ -118,8 +123,15 @@ def load_samples(root, split, images=True, skip_bad=False):
                            f"people in different orders")
     elif split == "valid":
         note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
-    return Samples(f"{root.name}/{split}{' by image' if released else ''}", joints, visible, middle, side,
-                   head_size.astype(np.float32), lambda i: open_image(files[i]), files, note, tuple(skipped))
+    samples = Samples(f"{root.resolve().name}/{split}{' by image' if released else ''}", joints, visible,
+                      middle, side, head_size.astype(np.float32), lambda i: open_image(files[i]), files, note,
+                      tuple(skipped))
+    check_units(file, samples, images)
+    if (small := PIXELS_PER_SCALE * scale < SMALL_PERSON).any():
+        warnings.warn(f"{file}: {small.sum()} people are less than {SMALL_PERSON} pixels tall by their "
+                      f"scale, first in {names[small.argmax()]}: their crops show next to nothing",
+                      stacklevel=2)
+    return samples
 
 
 def find_labels(root, split):
@@ -136,59 +148,98 @@ def find_labels(root, split):
     return json_file if json_file.is_file() else releases[0]
 
 
+def check_units(file, samples, images):
+    """BadInput where the labels of a whole set are in other units, which each entry alone may hide.
+
+    images: whether there are any; the sizes of LOOKED_AT are compared with the labels.
+    """
+    joints, visible, side = samples.joints, samples.visible, samples.side
+    if not visible.any():
+        return
+    sizes = []
+    for row in np.unique(np.linspace(0, len(side) - 1, LOOKED_AT).astype(int)) if images else ():
+        with suppress(BadInput):         # reported where it is decoded
+            sizes.append((row, open_safely(samples.files[row], lambda image: max(image.size))))
+    rows, longest = np.array(sizes, int).reshape(-1, 2).T
+    in_image = ((joints[rows] > -1) & (joints[rows] < longest[:, None, None])).all(-1)[visible[rows]]
+    in_crop = (np.abs(joints - samples.center[:, None]) <= side[:, None, None] / 2).all(-1)[visible]
+    low, high = (np.where(visible[..., None], joints, far) for far in (np.inf, -np.inf))
+    span = (high.max(1) - low.min(1)).max(-1)                          # (N,) of the labelled joints, pixels
+    in_spans, in_images = side[span > 0] / span[span > 0], side[rows] / longest
+    head = np.median(samples.head_size / side)
+    fault = ""
+    if np.abs(joints[visible] + 1).max() <= 2:
+        fault = "no joint is beyond 2, as if they were fractions"
+    elif np.abs(samples.center[:, 0] + 1).max() <= 2:
+        fault = "no center is beyond 2, as if they were fractions"
+    elif len(in_spans) and np.median(in_spans) > WIDEST_CROP:
+        fault = f"crops are {np.median(in_spans):,.0f} times as wide as what their joints span"
+    elif len(in_images) and np.median(in_images) > WIDEST_CROP:
+        fault = f"crops are {np.median(in_images):,.0f} times as wide as their images"
+    elif in_crop.mean() < LEAST_INSIDE:
+        fault = f"only {in_crop.mean():.0%} of the labels lie inside their crops"
+    elif len(in_image) and in_image.mean() < LEAST_INSIDE:
+        fault = f"only {in_image.mean():.0%} of the labels lie inside their images"
+    elif not 0.01 < head < 1:
+        fault = f"head sizes are {head:.2g} of the crops' sides, not about 0.1"
+    if fault:
+        raise BadInput(f"{file}: {fault}: joints, center and head boxes must be in pixels of the upright "
+                       f"image, counted from 1, and scale the person's height in pixels / {PIXELS_PER_SCALE}")
+
+
 # ------------------------------------------------------------------------------- HRNet's json layout
 
 def read_json(file):
     """The entries of annot/train.json or valid.json, a dictionary for each person; unchecked."""
     try:
-        entries = json.loads(file.read_text())
+        entries = json.loads(file.read_bytes())      # UTF-8 in any locale, with or without a byte order mark
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{file} cannot be read as json ({error}): download it again") from error
+        raise BadInput(f"{file} cannot be read as json ({error}): correct or replace it") from error
     if not isinstance(entries, list) or not entries:
-        raise BadInput(f"{file} holds no list of people: download it again")
+        raise BadInput(f"{file} holds no list of people: each must have {', '.join(FIELDS)}")
     return entries
 
 
 FIELDS = "image", "joints", "joints_vis", "center", "scale"
-# How an error describes an entry, and what must hold of it instead; fields with numbers are arrays.
-RULES = (
-    ("image {image!r:.200} does not name a file inside images/", lambda image, **_:
-        isinstance(image, str) and not Path(image).is_absolute() and ".." not in Path(image).parts
-        and "\0" not in image),
-    ("has joints {joints.shape} and joints_vis {joints_vis.shape}, must be (16, 2) and (16,)",
-        lambda joints, joints_vis, **_: (joints.shape, joints_vis.shape) == ((16, 2), (16,))),
-    (f"joints and center must be finite, within {FARTHEST:,} pixels, and joints_vis 0 or 1",
-        lambda joints, joints_vis, center, **_: center.shape == (2,) and (np.abs(center) < FARTHEST).all()
-        and (np.abs(joints) < FARTHEST).all() and np.isin(joints_vis, (0, 1)).all()),
-    (f"scale {{scale}} must be above 0: a person is at least a pixel tall, and below {FARTHEST:,}",
-        lambda scale, **_: not scale.shape and 1 <= PIXELS_PER_SCALE * scale < FARTHEST),
-    ("has no labelled joint", lambda joints_vis, **_: joints_vis.any()),
-)
 
 
-def check_entry(file, index, entry):
-    """One entry of a json file -> (image, joints, visible, center, scale). BadInput if it violates a rule."""
+def check_entry(entry):
+    """One entry of a json file -> (image, joints, visible, center, scale). BadInput names the wrong field.
+
+    joints_vis: 0 without a label, 1, true or COCO's 2 with one. Joints without a label may be NaN or null.
+    """
+    refuse((not isinstance(entry, dict), "is not a person"))
+    refuse(*((field not in entry, f"has no '{field}'") for field in FIELDS))
+    image = entry["image"]
+    joints, seen, center, scale = (numbers(field, entry[field]) for field in FIELDS[1:])
+    refuse((not isinstance(image, str) or Path(image).is_absolute() or ".." in Path(image).parts
+            or "\0" in image, f"image {image!r:.200} does not name a file inside images/"),
+           (joints.shape != (16, 2), f"has joints {joints.shape}, must be (16, 2)"),
+           (seen.shape != (16,), f"has joints_vis {seen.shape}, must be (16,)"),
+           (center.shape != (2,), f"has center {center.shape}, must be (2,)"),
+           (scale.shape != (), f"has scale {scale.shape}, must be one number"))
+    visible, near = seen > 0, (np.abs(joints) < FARTHEST).all(-1)              # false for NaN
+    refuse((not np.isin(seen, (0, 1, 2)).all(), "joints_vis must be 0 (no label), 1 or 2"),
+           (not near[visible].all(), f"joints must be finite, within {FARTHEST:,} pixels"),
+           (not (np.abs(center) < FARTHEST).all(), f"center must be finite, within {FARTHEST:,} pixels"),
+           (not 1 <= PIXELS_PER_SCALE * scale < FARTHEST,
+            f"scale {scale} must be above 0: it is the person's height in pixels / {PIXELS_PER_SCALE}, of at "
+            f"least 1 and below {FARTHEST:,} pixels"),
+           (not visible.any(), "has no labelled joint"))
+    joints[~near] = -1
+    return image, joints, visible, center, scale
+
+
+def numbers(field, value):
+    """A number, or nested lists of numbers, as an array; null is NaN. BadInput for anything else: "12"."""
     try:
-        values = {key: entry[key] if key == "image" else numbers(entry[key]) for key in FIELDS}
-    except TypeError:
-        fault = "is not a person"
-    except KeyError as error:
-        fault = f"has no {error}"
-    except (ValueError, OverflowError):
-        fault = "joints, joints_vis, center and scale must be numbers"
-    else:
-        fault = next((text.format(**values) for text, holds in RULES if not holds(**values)), None)
-    if fault:
-        raise BadInput(f"{file}, entry {index}: {fault}: correct or remove this entry")
-    return tuple(values.values())
-
-
-def numbers(value):
-    """A number, or nested lists of numbers, as an array. ValueError for anything else: "12", null."""
-    array = np.array(value)
-    if array.dtype.kind not in "iuf":
-        raise ValueError(array.dtype)
-    return array.astype(np.float64)
+        array = np.array(value)
+        if array.dtype.kind not in ("iufb" if field == "joints_vis" else "iuf"):
+            if not {type(part) for part in array.flat} <= {int, float, type(None)}:
+                raise ValueError
+        return array.astype(np.float64)
+    except (ValueError, OverflowError) as error:
+        raise BadInput(f"{field} must be numbers") from error
 
 
 def check_image(file, index, path, images, decode):
@@ -214,7 +265,10 @@ def check_entries(file, entries, images, skip_bad):
 
     def attempt(index):
         try:
-            row = check_entry(file, index, entries[index])
+            try:
+                row = check_entry(entries[index])
+            except BadInput as error:
+                raise BadInput(f"{file}, entry {index}: {error}: correct or remove this entry") from error
             if first[keys[index]] != index:
                 raise BadInput(f"{file}, entry {index}: is the same as one before: remove this entry")
             if images is not None:
@@ -235,20 +289,35 @@ def check_entries(file, entries, images, skip_bad):
     return [row for row in found if not isinstance(row, str)], skipped
 
 
+def read_mat(file, **options):
+    """The variables of a Matlab file, as loadmat gives them. Arrays of version 7.3 are read where h5py is."""
+    try:
+        return loadmat(file, **options)
+    except NotImplementedError as error:                             # version 7.3, which is HDF5
+        with suppress(ImportError), importlib.import_module("h5py").File(file) as mat:
+            if all(hasattr(value, "dtype") for value in mat.values()):       # arrays, without structures
+                return {name: value[()].T for name, value in mat.items()}
+        raise BadInput(f"{file} is a Matlab file of version 7.3: save it with -v7, or, where it holds arrays "
+                       f"alone, install h5py") from error
+
+
 def read_truth(file):
     """gt_valid.mat -> joints (N, 16, 2) 0-based, visible (N, 16), head sizes (N,) in pixels."""
     try:
-        mat = loadmat(file)
+        mat = read_mat(file)
         joints, missing, heads = (mat[key].astype(np.float64)
                                   for key in ("pos_gt_src", "jnt_missing", "headboxes_src"))
         N = joints.shape[2]
         # heads: corner, x y, N
         if (joints.shape, missing.shape, heads.shape) != ((16, 2, N), (16, N), (2, 2, N)):
             raise ValueError(f"shapes {joints.shape}, {missing.shape}, {heads.shape}")
+    except BadInput:
+        raise
     except Exception as error:          # scipy raises a dozen kinds on damaged files
         raise BadInput(f"{file} is not MPII's validation truth ({error!r:.80}): it needs pos_gt_src (16, 2, "
                        f"N), jnt_missing (16, N) and headboxes_src (2, 2, N)") from error
     head_size = HEAD_SIZE_OF_DIAGONAL * np.linalg.norm(heads[1] - heads[0], axis=0)           # (N,)
+    joints = np.where((missing != 0)[:, None] & ~np.isfinite(joints), 0, joints)
     bad = ~(head_size > 0) | ~np.isfinite(joints).all((0, 1))
     if bad.any():
         raise BadInput(f"{file}, person {bad.argmax()} (of 0 to {N - 1}): head box or joints are empty or "
@@ -265,18 +334,20 @@ def read_release(file, split):
     """
     held_out = lambda name: zlib.crc32(name.encode()) % VALIDATION_EVERY == 0
     try:
-        release = loadmat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
+        release = read_mat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
         annolist, training = np.atleast_1d(release.annolist), np.atleast_1d(release.img_train)
         entries = [dict(image=entry.image.name, annorect=(n, k), **person)
                    for n, (entry, train) in enumerate(zip(annolist, training))
                    if train and held_out(entry.image.name) == (split == "valid")
                    for k, rect in enumerate(np.atleast_1d(getattr(entry, "annorect", [])))
                    if (person := read_person(rect))]
+    except BadInput:
+        raise
     except Exception as error:          # scipy raises a dozen kinds on damaged files
         raise BadInput(f"{file} is not MPII's release ({error!r:.80}): it must hold "
                        f"RELEASE.annolist") from error
     if not entries:
-        raise BadInput(f"{file} has no labelled person of the {split} split: download it again")
+        raise BadInput(f"{file} has no labelled person of the {split} split: put the whole release there")
     return entries
 
 
