@@ -341,8 +341,12 @@ def resume(args, state):
         raise BadInput(f"{file} is {there}, not {here}: give the flags of the run to be resumed")
     for name, value in training["settings"].items():
         if (now := state.settings.get(name)) != value:
-            raise BadInput(f"{file} was trained with {name} {value}, now it is {now}: give the flags of the "
-                           f"run to be resumed")
+            is_print = name.endswith(("samples", "images")) and now          # see `fingerprint`
+            alike = is_print and value.rsplit(", ", 1)[0] == now.rsplit(", ", 1)[0]
+            changed = "the labels have changed" if name.endswith("samples") else "the images have changed"
+            raise BadInput(f"{file} was trained with {name} {value}, now it is {now}: "
+                           + (f"{changed}: bring the old ones back, or start anew with another --out" if alike
+                              else "give the flags of the run to be resumed"))
     if args.lr > training["lr"]:
         raise BadInput(f"{file} was trained with --lr {training['lr']}, now it is {args.lr}: it may be "
                        f"lowered, not raised")
@@ -517,13 +521,21 @@ def load_teacher(args, train, valid, size):
     return targets
 
 
-def initial_state(args, distributed, model, samples, teacher=None):
-    """The State before the first step."""
-    # a fingerprint of the labels, wherever the files are
+def fingerprint(samples):
+    """Number, name and checksum of samples; the same of their images. Wherever the files are."""
     labels = [torch.from_numpy(of) for of in (samples.joints, samples.visible, samples.center, samples.side)]
+    images = [(path.name, path.stat().st_size) for path in samples.files]
+    marks = (checkpoint.checksum(part)[:16] for part in (labels, images))
+    return [f"{len(samples)} of {samples.name}, {mark}" for mark in marks]
+
+
+def initial_state(args, distributed, model, samples, teacher=None, valid=None):
+    """The State before the first step. samples, valid: to train and to validate on."""
     settings = {name: getattr(args, name) for name in SETTINGS} | {
-        "processes": distributed.world_size, "teacher": teacher and teacher.source,
-        "samples": f"{len(samples)} of {samples.name}, {checkpoint.checksum(labels)[:16]}"}
+        "processes": distributed.world_size, "teacher": teacher and teacher.source}
+    settings["samples"], settings["images"] = fingerprint(samples)
+    if valid:
+        settings["validation samples"], settings["validation images"] = fingerprint(valid)
     return State(model, copy.deepcopy(model).requires_grad_(False).eval(),
                  build_optimisers(model, args.optimiser, args.lr), settings,
                  dict(data=samples.name, samples=len(samples), seed=args.seed))
@@ -536,7 +548,7 @@ def train(args, distributed):
     model = build_model(args)
     train, valid = load_data(args, model.size, distributed)
     teacher = load_teacher(args, train, valid, model.size) if args.distill else None
-    state = initial_state(args, distributed, model, train[0], teacher)
+    state = initial_state(args, distributed, model, train[0], teacher, valid[0])
     if distributed.is_main:
         args.out.mkdir(parents=True, exist_ok=True)
         lock(args.out, f"another process trains into {args.out}: wait until it finishes, or name another "
@@ -549,7 +561,8 @@ def train(args, distributed):
     if distributed.is_main:
         write_json(args.out / "config.json", vars(args))
         if train[0].skipped:
-            (args.out / "skipped.txt").write_text("\n".join(train[0].skipped) + "\n")
+            lines = "".join(f"{line}\n" for line in train[0].skipped)
+            (args.out / "skipped.txt").write_text(lines, encoding="utf-8", errors="backslashreplace")
         (args.out / "result.json").unlink(missing_ok=True)                   # outdated
     if args.compile:
         model.compile(dynamic=False)

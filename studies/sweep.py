@@ -61,7 +61,7 @@ def collect(name, flags):
         found = json.loads(made.read_text())
         for key in PATHS:
             if found["arguments"].get(key):
-                found["arguments"][key] = Path(found["arguments"][key]).name
+                found["arguments"][key] = Path(found["arguments"][key]).resolve().name
         RESULTS.mkdir(exist_ok=True)
         kept.with_suffix(".partial").write_text(json.dumps(found, indent=1) + "\n")
         os.replace(kept.with_suffix(".partial"), kept)
