@@ -123,18 +123,19 @@ def export_onnx(model, path, source):
                                           "parameters": str(count_parameters(model)),
                                           "box_enlargement": str(BOX_ENLARGEMENT)})
     exported.save(path)
-    onnx.checker.check_model(path, full_check=True)
+    onnx.checker.check_model(Path(path).read_bytes(), full_check=True)      # a name may not be UTF-8
 
 
 def runner(path):
     """The written file as a function: crops (B, size, size, 3) uint8 NumPy -> joints, confidence."""
+    content = Path(path).read_bytes()
     if Path(path).suffix == ".pt2":
-        module = torch.export.load(path).module()
+        module = torch.export.load(io.BytesIO(content)).module()
         return lambda crops: tuple(part.detach().numpy() for part in module(torch.from_numpy(crops)))
     onnxruntime = optional("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda crops: session.run(None, {"crops": crops})
 
 

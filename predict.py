@@ -6,8 +6,7 @@
     python predict.py --camera 0 --smooth  # a camera, or name a video (OpenCV, requirements-extra.txt)
 
 The network sees one person: a square crop around a box. The person's right is orange, the left blue; joints
-whose confidence is below --threshold are drawn faint. Images that this Pillow reads are read, and what else
-OpenCV reads is a video.
+whose confidence is below --threshold are drawn faint. What Pillow does not read and OpenCV does is a video.
 """
 
 import json

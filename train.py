@@ -76,9 +76,10 @@ STATES = "last.pt", "previous.pt"        # a folder that holds one of these hold
 # found in a process's error when another has ended
 LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"
 
-# Arguments that must not change on --resume; neither may the network, the samples, the teacher or the number
-# of processes. --epochs may (the decay of the rate follows the new number), and --lr may be lowered. Nothing
-# else is compared: --device, --cache and folders may change (that of --data keeps its name).
+# Arguments that must not change on --resume; neither may the network, the samples to train and to validate on,
+# their images (names and sizes), the teacher or the number of processes. --epochs may (the decay of the rate
+# follows the new number), and --lr may be lowered. Nothing else is compared: --device, --cache and folders may
+# change (that of --data keeps its name).
 SETTINGS = ("distill", "terms", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed",
             "amp", "compile", "deterministic")
 

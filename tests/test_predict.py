@@ -507,6 +507,7 @@ def test_what_cannot_be_written_is_said_before_the_work(picture, tmp_path):
     assert not list((tmp_path / "folder").iterdir()) and not (tmp_path / "predictions").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="this system has no such names")
 def test_names_that_are_not_utf_8(picture, tmp_path):
     """In a terminal that is strict about it, as a process."""
     odd = os.fsdecode(b"d\xe9")
