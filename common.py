@@ -4,10 +4,12 @@ import argparse
 import contextlib
 import ctypes
 import importlib
+import io
 import os
 import signal
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -68,6 +70,20 @@ def check_folder(path, flag=""):
     """BadInput where a file that is to be written has no folder. flag: what names it, such as "--json "."""
     if path and not path.resolve().parent.is_dir():
         raise BadInput(f"{flag}{path}: there is no folder {path.parent} to write into: make it first")
+    if path and path.is_dir():
+        raise BadInput(f"{flag}{path} is a folder: name a file")
+    if path and (path.is_file() or not path.exists()):           # not /dev/stdout
+        check_writable(path.parent, flag)
+
+
+def check_writable(folder, flag=""):
+    """BadInput where nothing can be written into a folder, or around one that is yet to be made."""
+    there = next(each for each in (folder, *folder.resolve().parents) if each.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise BadInput(f"{there} cannot be written into ({error.strerror}): name another place"
+                       + (f" with {flag.strip()}" if flag else "")) from error
 
 
 # oneDNN's variable for the newest instructions that it may use, today's name and an older one, and the values
@@ -155,7 +171,14 @@ LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed ou
 
 
 def main_with_clear_errors(main):
-    """Run main(). BadInput and OSError become one line on stderr and exit status 2; other errors are bugs."""
+    """Run main(). BadInput and OSError become one line on stderr and exit status 2; other errors are bugs.
+
+    Warnings are one line, too. What the terminal's encoding lacks is printed escaped, such as parts of names.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     signal.signal(signal.SIGTERM, terminate)
     keep_freed_memory()
     separate_compiler_cache()
@@ -242,5 +265,5 @@ def init_distributed(device):
     # the others wait while the main process cuts the crops of a data set
     dist.init_process_group("nccl" if device != "cpu" else "gloo", timeout=timedelta(hours=2))
     if rank:
-        sys.stdout = open(os.devnull, "w")                       # only the main process prints
+        sys.stdout = open(os.devnull, "w", errors="replace")     # only the main process prints
     return Distributed(rank, world, device)

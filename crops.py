@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from common import BadInput, locked
-from data_mpii import BOX_ENLARGEMENT
+from common import BadInput, check_writable, locked
+from data_mpii import BOX_ENLARGEMENT, READER
 
 MARGIN = 1.5                # stored crops are this many times as wide as the network's input: room to turn
                             # and zoom out; what lies outside is black
@@ -265,8 +265,8 @@ def store(samples, size, folder=None):
     """The crops of all samples with their margin, cut once: (N, wide, wide, 3) uint8.
 
     folder: cache of memory-mapped files, or None to keep the crops in memory. The name of a file contains a
-    digest of the images (path, size, modification time) and boxes. One process cuts while others wait;
-    cutting that was stopped is resumed.
+    digest of the images (path, size, modification time), the version of their reader, and boxes. One process
+    cuts while others wait; cutting that was stopped is resumed.
     """
     wide = stored_size(size)
     matrix = stored_matrix(samples.center, samples.side, size)
@@ -274,11 +274,12 @@ def store(samples, size, folder=None):
     if folder is None:
         return np.fromiter(cut_all(samples, matrix, wide), np.dtype((np.uint8, shape[1:])), len(samples))
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in samples.files]
-    digest = hashlib.sha256(repr((stats, shape)).encode() + matrix.numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(repr((READER, stats, shape)).encode() + matrix.numpy().tobytes()).hexdigest()[:16]
     file = Path(folder) / f"crops-{samples.name.replace('/', '-').replace(' ', '-')}-{wide}-{digest}.bin"
     partial, total, each = file.with_suffix(".bin.partial"), math.prod(shape), math.prod(shape[1:])  # bytes
     is_cut = lambda: file.exists() and file.stat().st_size == total
     if not is_cut():
+        check_writable(file.parent, "--cache ")
         file.parent.mkdir(parents=True, exist_ok=True)
         with locked(file.parent):
             if not is_cut():                                  # else another process has cut them meanwhile

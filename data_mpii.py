@@ -12,22 +12,27 @@ If there is only MPII's release (mpii_human_pose_v1_u12_1.mat in DATA or DATA/an
 does not contain the standard split with its 2,958 validation people, so its labelled images are split by file
 name.
 
-Label files count pixels from 1, as Matlab does. After loading, the centre of the top left pixel is (0, 0),
-and a joint without a label has visible = False.
+Label files count pixels from 1, as Matlab does, in the image as it is seen: turned upright by its Exif. After
+loading, the centre of the top left pixel is (0, 0), and a joint without a label has visible = False.
 """
 
+import importlib
 import json
+import math
+import threading
+import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from os.path import isfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.io import loadmat
 
-from common import BadInput
+from common import BadInput, refuse
 
 JOINTS = ("r-ankle", "r-knee", "r-hip", "l-hip", "l-knee", "l-ankle", "pelvis", "thorax",
           "upper neck", "head top", "r-wrist", "r-elbow", "r-shoulder", "l-shoulder", "l-elbow", "l-wrist")
@@ -40,11 +45,16 @@ CENTER_SHIFT = 15                    # pixels per unit of scale, before the enla
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # that unit in MPII for nearly everyone, used where there is no head box
 MOST_PIXELS = 200_000_000            # larger images are refused before they are decoded
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")      # no EPS: it starts a program
-Image.MAX_IMAGE_PIXELS = None        # MOST_PIXELS is checked here, with a message in one line
+LONGEST = 4096                       # JPEGs with a longer side may be decoded at 1/2, 1/4 or 1/8
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "AVIF")     # no EPS: it starts a program
+READER = 2                           # raised where `read_image` gives other pixels: crops are cut anew
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
 EMPTY_PER_PHOTO, EMPTY_TRIES = 2, 50          # squares without people, attempts at one
 EMPTY_SIDES, EMPTY_OVERLAP = (0.2, 1.0), 0.1  # of the photo's shorter side; of a square or box
+SMALL_PERSON = 10                    # pixels; smaller people are warned of
+LOOKED_AT = 64                       # images with whose sizes labels are compared
+LEAST_INSIDE = 0.75                  # of a set's labels, inside their crops and images; in real sets 0.99
+WIDEST_CROP = 10                     # the median, in spans of the joints (real sets: 1.2 to 1.8), in images
 VALIDATION_EVERY = 8                 # one in eight images of the release is for validation
 
 
@@ -179,8 +189,14 @@ def load_samples(root, split, images=True):
                            f"people in different orders")
     elif split == "valid":
         note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
-    return Samples(f"{root.name}/{split}{' by image' if released else ''}", joints, visible, middle, side,
-                   head_size.astype(np.float32), lambda i: open_image(files[i]), files, note)
+    samples = Samples(f"{root.resolve().name}/{split}{' by image' if released else ''}", joints, visible,
+                      middle, side, head_size.astype(np.float32), lambda i: open_image(files[i]), files, note)
+    check_units(file, samples, images)
+    if (small := PIXELS_PER_SCALE * scale < SMALL_PERSON).any():
+        warnings.warn(f"{file}: {small.sum()} people are less than {SMALL_PERSON} pixels tall by their "
+                      f"scale, first in {names[small.argmax()]}: their crops show next to nothing",
+                      stacklevel=2)
+    return samples
 
 
 def find_labels(root, split):
@@ -197,16 +213,55 @@ def find_labels(root, split):
     return json_file if json_file.is_file() else releases[0]
 
 
+def check_units(file, samples, images):
+    """BadInput where the labels of a whole set are in other units, which each entry alone may hide.
+
+    images: whether there are any; the sizes of LOOKED_AT are compared with the labels.
+    """
+    joints, visible, side = samples.joints, samples.visible, samples.side
+    if not visible.any():
+        return
+    sizes = []
+    for row in np.unique(np.linspace(0, len(side) - 1, LOOKED_AT).astype(int)) if images else ():
+        with suppress(BadInput):         # reported where it is decoded
+            sizes.append((row, open_safely(samples.files[row], lambda image: max(image.size))))
+    rows, longest = np.array(sizes, int).reshape(-1, 2).T
+    in_image = ((joints[rows] > -1) & (joints[rows] < longest[:, None, None])).all(-1)[visible[rows]]
+    in_crop = (np.abs(joints - samples.center[:, None]) <= side[:, None, None] / 2).all(-1)[visible]
+    low, high = (np.where(visible[..., None], joints, far) for far in (np.inf, -np.inf))
+    span = (high.max(1) - low.min(1)).max(-1)                          # (N,) of the labelled joints, pixels
+    in_spans, in_images = side[span > 0] / span[span > 0], side[rows] / longest
+    head = np.median(samples.head_size / side)
+    fault = ""
+    if np.abs(joints[visible] + 1).max() <= 2:
+        fault = "no joint is beyond 2, as if they were fractions"
+    elif np.abs(samples.center[:, 0] + 1).max() <= 2:
+        fault = "no center is beyond 2, as if they were fractions"
+    elif len(in_spans) and np.median(in_spans) > WIDEST_CROP:
+        fault = f"crops are {np.median(in_spans):,.0f} times as wide as what their joints span"
+    elif len(in_images) and np.median(in_images) > WIDEST_CROP:
+        fault = f"crops are {np.median(in_images):,.0f} times as wide as their images"
+    elif in_crop.mean() < LEAST_INSIDE:
+        fault = f"only {in_crop.mean():.0%} of the labels lie inside their crops"
+    elif len(in_image) and in_image.mean() < LEAST_INSIDE:
+        fault = f"only {in_image.mean():.0%} of the labels lie inside their images"
+    elif not 0.01 < head < 1:
+        fault = f"head sizes are {head:.2g} of the crops' sides, not about 0.1"
+    if fault:
+        raise BadInput(f"{file}: {fault}: joints, center and head boxes must be in pixels of the upright "
+                       f"image, counted from 1, and scale the person's height in pixels / {PIXELS_PER_SCALE}")
+
+
 # ------------------------------------------------------------------------------- HRNet's json layout
 
 def read_json(file):
     """The entries of annot/train.json or valid.json, a dictionary for each person; unchecked."""
     try:
-        entries = json.loads(file.read_text())
+        entries = json.loads(file.read_bytes())      # UTF-8 in any locale, with or without a byte order mark
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{file} cannot be read as json ({error}): download it again") from error
+        raise BadInput(f"{file} cannot be read as json ({error}): correct or replace it") from error
     if not isinstance(entries, list) or not entries:
-        raise BadInput(f"{file} holds no list of people: download it again")
+        raise BadInput(f"{file} holds no list of people: each must have {', '.join(FIELDS)}")
     return entries
 
 
@@ -214,37 +269,42 @@ FIELDS = "image", "joints", "joints_vis", "center", "scale"
 
 
 def check_entry(entry):
-    """One entry of a json file -> (image, joints, visible, center, scale). BadInput says what is wrong."""
-    if not isinstance(entry, dict):
-        raise BadInput("is not a person")
-    if missing := [field for field in FIELDS if field not in entry]:
-        raise BadInput(f"has no '{missing[0]}'")
+    """One entry of a json file -> (image, joints, visible, center, scale). BadInput names the wrong field.
+
+    joints_vis: 0 without a label, 1, true or COCO's 2 with one. Joints without a label may be NaN or null.
+    """
+    refuse((not isinstance(entry, dict), "is not a person"))
+    refuse(*((field not in entry, f"has no '{field}'") for field in FIELDS))
     image = entry["image"]
-    joints, visible, center, scale = (numbers(entry[field]) for field in FIELDS[1:])
-    if not isinstance(image, str) or Path(image).is_absolute() or ".." in Path(image).parts or "\0" in image:
-        raise BadInput(f"image {image!r:.200} does not name a file inside images/")
-    if (joints.shape, visible.shape) != ((16, 2), (16,)):
-        raise BadInput(f"has joints {joints.shape} and joints_vis {visible.shape}, must be (16, 2) and (16,)")
-    if center.shape != (2,) or not (np.isin(visible, (0, 1)).all() and (np.abs(center) < FARTHEST).all()
-                                    and (np.abs(joints) < FARTHEST).all()):      # false for NaN
-        raise BadInput(f"joints and center must be finite, within {FARTHEST:,} pixels, and joints_vis 0 or 1")
-    if scale.shape or not 1 <= PIXELS_PER_SCALE * scale < FARTHEST:
-        raise BadInput(f"scale {scale} must be above 0: a person is at least a pixel tall, and below "
-                       f"{FARTHEST:,}")
-    if not visible.any():
-        raise BadInput("has no labelled joint")
+    joints, seen, center, scale = (numbers(field, entry[field]) for field in FIELDS[1:])
+    refuse((not isinstance(image, str) or Path(image).is_absolute() or ".." in Path(image).parts
+            or "\0" in image, f"image {image!r:.200} does not name a file inside images/"),
+           (joints.shape != (16, 2), f"has joints {joints.shape}, must be (16, 2)"),
+           (seen.shape != (16,), f"has joints_vis {seen.shape}, must be (16,)"),
+           (center.shape != (2,), f"has center {center.shape}, must be (2,)"),
+           (scale.shape != (), f"has scale {scale.shape}, must be one number"))
+    visible, near = seen > 0, (np.abs(joints) < FARTHEST).all(-1)              # false for NaN
+    refuse((not np.isin(seen, (0, 1, 2)).all(), "joints_vis must be 0 (no label), 1 or 2"),
+           (not near[visible].all(), f"joints must be finite, within {FARTHEST:,} pixels"),
+           (not (np.abs(center) < FARTHEST).all(), f"center must be finite, within {FARTHEST:,} pixels"),
+           (not 1 <= PIXELS_PER_SCALE * scale < FARTHEST,
+            f"scale {scale} must be above 0: it is the person's height in pixels / {PIXELS_PER_SCALE}, of at "
+            f"least 1 and below {FARTHEST:,} pixels"),
+           (not visible.any(), "has no labelled joint"))
+    joints[~near] = -1
     return image, joints, visible, center, scale
 
 
-def numbers(value):
-    """A number, or nested lists of numbers, as an array. BadInput for anything else: "12", null."""
+def numbers(field, value):
+    """A number, or nested lists of numbers, as an array; null is NaN. BadInput for anything else: "12"."""
     try:
         array = np.array(value)
-        if array.dtype.kind in "iuf":
-            return array.astype(np.float64)
-    except (ValueError, OverflowError):                    # lists of different lengths
-        pass
-    raise BadInput("joints, joints_vis, center and scale must be numbers")
+        if array.dtype.kind not in ("iufb" if field == "joints_vis" else "iuf"):
+            if not {type(part) for part in array.flat} <= {int, float, type(None)}:
+                raise ValueError
+        return array.astype(np.float64)
+    except (ValueError, OverflowError) as error:
+        raise BadInput(f"{field} must be numbers") from error
 
 
 def check_image(path, images):
@@ -281,20 +341,35 @@ def check_entries(file, entries, images):
     return rows
 
 
+def read_mat(file, **options):
+    """The variables of a Matlab file, as loadmat gives them. Arrays of version 7.3 are read where h5py is."""
+    try:
+        return loadmat(file, **options)
+    except NotImplementedError as error:                             # version 7.3, which is HDF5
+        with suppress(ImportError), importlib.import_module("h5py").File(file) as mat:
+            if all(hasattr(value, "dtype") for value in mat.values()):       # arrays, without structures
+                return {name: value[()].T for name, value in mat.items()}
+        raise BadInput(f"{file} is a Matlab file of version 7.3: save it with -v7, or, where it holds arrays "
+                       f"alone, install h5py") from error
+
+
 def read_truth(file):
     """gt_valid.mat -> joints (N, 16, 2) 0-based, visible (N, 16), head sizes (N,) in pixels."""
     try:
-        mat = loadmat(file)
+        mat = read_mat(file)
         joints, missing, heads = (mat[key].astype(np.float64)
                                   for key in ("pos_gt_src", "jnt_missing", "headboxes_src"))
         N = joints.shape[2]
         # heads: corner, x y, N
         if (joints.shape, missing.shape, heads.shape) != ((16, 2, N), (16, N), (2, 2, N)):
             raise ValueError(f"shapes {joints.shape}, {missing.shape}, {heads.shape}")
+    except BadInput:
+        raise
     except Exception as error:          # scipy raises a dozen kinds on damaged files
         raise BadInput(f"{file} is not MPII's validation truth ({error!r:.80}): it needs pos_gt_src (16, 2, "
                        f"N), jnt_missing (16, N) and headboxes_src (2, 2, N)") from error
     head_size = HEAD_SIZE_OF_DIAGONAL * np.linalg.norm(heads[1] - heads[0], axis=0)           # (N,)
+    joints = np.where((missing != 0)[:, None] & ~np.isfinite(joints), 0, joints)
     bad = ~(head_size > 0) | ~np.isfinite(joints).all((0, 1))
     if bad.any():
         raise BadInput(f"{file}, person {bad.argmax()} (of 0 to {N - 1}): head box or joints are empty or "
@@ -311,18 +386,20 @@ def read_release(file, split):
     """
     held_out = lambda name: zlib.crc32(name.encode()) % VALIDATION_EVERY == 0
     try:
-        release = loadmat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
+        release = read_mat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
         annolist, training = np.atleast_1d(release.annolist), np.atleast_1d(release.img_train)
         entries = [dict(image=entry.image.name, annorect=(n, k), **person)
                    for n, (entry, train) in enumerate(zip(annolist, training))
                    if train and held_out(entry.image.name) == (split == "valid")
                    for k, rect in enumerate(np.atleast_1d(getattr(entry, "annorect", [])))
                    if (person := read_person(rect))]
+    except BadInput:
+        raise
     except Exception as error:          # scipy raises a dozen kinds on damaged files
         raise BadInput(f"{file} is not MPII's release ({error!r:.80}): it must hold "
                        f"RELEASE.annolist") from error
     if not entries:
-        raise BadInput(f"{file} has no labelled person of the {split} split: download it again")
+        raise BadInput(f"{file} has no labelled person of the {split} split: put the whole release there")
     return entries
 
 
@@ -354,14 +431,91 @@ def read_person(rect):
 
 # ------------------------------------------------------------------------------- images
 
-def open_image(path, read=lambda image: image.convert("RGB")):
-    """read(opened Pillow image), by default RGB. BadInput if it is no image or has more than MOST_PIXELS."""
+OPENING = threading.Lock()
+
+
+def open_safely(path, read):
+    """read(image) of an opened image, not yet decoded. BadInput where it cannot be read or is too large."""
+    readable = Image.registered_extensions().values()            # not every Pillow has AVIF
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
+        with OPENING:                    # Pillow's own limit is a global: here ours stands in for it
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                image = Image.open(path, formats=[name for name in IMAGE_FORMATS if name in readable])
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+        with image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} "
                                  f"million: make it smaller")
             return read(image)
     except Exception as error:          # Pillow raises a dozen kinds on damaged files
         why = " ".join(str(error).split())[:160]
-        raise BadInput(f"{path} cannot be read as an image ({why}): replace it") from error
+        raise BadInput(f"{path} cannot be read as an image ({why}): replace it, or convert it to JPEG or "
+                       f"PNG") from error
+
+
+def read_image(path, longest=LONGEST):
+    """An image file -> (RGB, upright by its Exif; its pixels over the file's). BadInput if it cannot be read.
+
+    Of an animation the first frame is taken. A JPEG with a side beyond `longest` is decoded at 1/2, 1/4 or
+    1/8, and info["decoded size"] is that part of its size, a fraction where a pixel is cut; others have a
+    scale of 1.
+    """
+    def read(image):
+        size, deep = image.size, ";16" in str(image.tile)             # of a colour's 16 bits Pillow keeps 8
+        if max(size) > longest:
+            image.draft("RGB", [max(1, int(side * longest / max(size))) for side in size])
+        scale = 1 / round(max(size) / max(image.size))
+        upright = ImageOps.exif_transpose(image)
+        turned = upright.size != image.size
+        upright.info["decoded size"] = [scale * side for side in (size[::-1] if turned else size)]
+        return rgb(upright, deep), scale
+
+    return open_safely(path, read)
+
+
+def open_image(path):
+    """The RGB image of a file, upright, in the file's own pixels."""
+    return read_image(path, math.inf)[0]
+
+
+def image_endings():
+    """Endings of the names of images that this Pillow reads for us: {".jpg", ".jfif", ...}."""
+    return {ending for ending, name in Image.registered_extensions().items() if name in IMAGE_FORMATS}
+
+
+def rgb(image, deep=False):
+    """A Pillow image of any mode as RGB: 16 bits and floats by `to_bytes`, what is transparent on black.
+
+    deep: these are the upper 8 of 16 bits.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(to_bytes(np.asarray(image)))
+    elif deep and image.mode == "RGB":
+        image = Image.fromarray(to_bytes(np.asarray(image).astype(np.int32) * 257))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def to_bytes(values):
+    """Numbers of any shape -> uint8, stretched. NaN becomes black. ValueError if none is finite.
+
+    Black is 0, or the lowest of negative ones. White is where the range ends: for whole numbers the bits in
+    use, at least 8 (255, 4095, 65535), for others 1 or the largest.
+    """
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise ValueError("none of its values is finite")
+    low, high = min(0.0, float(finite.min())), float(finite.max())
+    if values.dtype.kind in "iu" and low == 0:
+        high = max(255, 2 ** int(high).bit_length() - 1)
+    high = max(high, low + 1)
+    if low < 0 or high not in (1, 255, 65535):
+        warnings.warn("an image's values do not fill 8 or 16 bits, or 0 to 1: such images are stretched to "
+                      "their own range", stacklevel=1)           # once, wherever it is called
+    values, gain = values.astype(np.float32), 255 / (high - low)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) * gain - low * gain
+    return values.round().clip(0, 255).astype(np.uint8)

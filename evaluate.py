@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.io import loadmat
 from tqdm import tqdm
 
 import checkpoint
@@ -28,7 +27,7 @@ from common import (BadInput, CommandLine, check_device, check_folder, default_d
                     refuse)
 from costs import COST_SECONDS, cost_table, measure_costs, protocol
 from crops import CROPS, invert, make_batch, store, transform
-from data_mpii import load_samples, read_truth
+from data_mpii import JOINTS, load_samples, read_mat, read_truth
 from synthetic import drawn_people
 
 # Joint groups as every table on MPII prints them: right and left together, the head by its top.
@@ -122,17 +121,25 @@ def read_predictions(file, count):
     Raises BadInput where the file holds anything else, or not `count` people.
     """
     try:
-        mat = loadmat(file)
+        mat = read_mat(file)
+    except BadInput:
+        raise
     except Exception as error:
         raise BadInput(f"{file} is not a Matlab file ({error!r:.80})") from error
     if "preds" not in mat:
         raise BadInput(f"{file} holds no 'preds' (it has {[key for key in mat if key[0] != '_']})")
     preds = mat["preds"]
-    if preds.dtype.kind not in "fiu" or not np.isfinite(preds).all():
-        raise BadInput(f"preds of {file} must be finite real numbers")
+    if preds.dtype.kind not in "fiu":
+        raise BadInput(f"preds of {file} must be real numbers")
     for axes in ((0, 1, 2), (2, 0, 1), (2, 1, 0)):
         if preds.ndim == 3 and preds.transpose(axes).shape == (count, 16, 2):
-            return preds.transpose(axes).astype(np.float64) - 1
+            joints = preds.transpose(axes).astype(np.float64) - 1
+            wrong = ~np.isfinite(joints).all(-1)                               # (N, 16)
+            if wrong.any():
+                person, joint = np.argwhere(wrong)[0]
+                raise BadInput(f"preds of {file} must be finite: {JOINTS[joint]} of person {person} (of 0 to "
+                               f"{count - 1}) is not; {wrong.any(1).sum()} people have such joints")
+            return joints
     raise BadInput(f"preds of {file} have shape {preds.shape}, the truth has {count} people: "
                    f"need ({count}, 16, 2)")
 

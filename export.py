@@ -16,6 +16,7 @@ needs the packages of requirements-extra.txt.
 """
 
 import copy
+import io
 import logging
 import os
 import statistics
@@ -116,24 +117,26 @@ def export_onnx(model, path, source):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)           # of PyTorch, about itself
         exported = torch.onnx.export(program(model), dynamo=True, opset_version=OPSET, verbose=False,
-                                     input_names=["crops"], output_names=["joints", "confidence"])
+                                     input_names=["crops"], output_names=["joints", "confidence"],
+                                     dynamic_shapes=({0: "batch"},))        # the name of that dimension
     exported.model.metadata_props.update({"joints": ", ".join(JOINTS), "input_size": str(model.size),
                                           "network": checkpoint.describe(model.config), "source": source,
                                           "parameters": str(count_parameters(model)),
                                           "box_enlargement": str(BOX_ENLARGEMENT)})
     exported.save(path)
-    onnx.checker.check_model(path, full_check=True)
+    onnx.checker.check_model(Path(path).read_bytes(), full_check=True)      # a name may not be UTF-8
 
 
 def runner(path):
     """The written file as a function: crops (B, size, size, 3) uint8 NumPy -> joints, confidence."""
+    content = Path(path).read_bytes()
     if Path(path).suffix == ".pt2":
-        module = torch.export.load(path).module()
+        module = torch.export.load(io.BytesIO(content)).module()
         return lambda crops: tuple(part.detach().numpy() for part in module(torch.from_numpy(crops)))
     onnxruntime = optional("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda crops: session.run(None, {"crops": crops})
 
 
@@ -156,7 +159,11 @@ def main():
         if args.out.suffix == ".onnx":
             export_onnx(model, partial, f"{args.checkpoint.name}, learned from {metadata.get('data')}")
         else:
-            torch.export.save(program(model), partial)
+            content = io.BytesIO()                 # PyTorch's own writer aborts where the disk is full
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)     # of weights on other devices
+                torch.export.save(program(model), content)
+            partial.write_bytes(content.getvalue())
         whole, written = CropsToJoints(model), runner(partial)
         with torch.inference_mode():
             joints, confidence = (part.numpy() for part in whole(torch.from_numpy(crops)))
@@ -168,6 +175,9 @@ def main():
             here, there = (len(crops) / statistics.median(times) for times in take_turns(
                 [lambda: whole(torch.from_numpy(crops)), lambda: written(crops)], budget=SECONDS))
         os.replace(partial, args.out)
+    except OSError as error:
+        raise BadInput(f"{args.out} could not be written ({error.strerror}): make room there, or name "
+                       f"another place") from error
     finally:
         partial.unlink(missing_ok=True)
     print(f"{args.out}: {checkpoint.describe(model.config)}, {args.out.stat().st_size / 1e6:.1f} MB, joints "

@@ -17,6 +17,8 @@ Lengths are in body heights (a standing person is 1 tall), angles in degrees, un
 """
 
 import math
+import os
+import sys
 from contextlib import nullcontext, suppress
 from functools import partial
 from multiprocessing import current_process, get_context
@@ -340,6 +342,7 @@ def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: 
 
     workers: processes. More than one import the caller's script again: it should then call this from within
     `if __name__ == "__main__":`, as train.py does, or each runs the whole script. A worker starts no others.
+    A script without a file, from standard input, draws alone.
     """
     P = round(MARGIN * size)
     drawings = Drawing(np.empty((count, P, P, 3), np.uint8), np.empty((count, 16, 2), np.float32),
@@ -347,7 +350,9 @@ def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: 
                        np.empty(count, np.float32), np.empty((count, 4), np.float32))
     draw, indices = partial(draw_person, seed, size=size), range(first, first + count)
     pool = None
-    if workers > 1 and count >= POOL_FROM and current_process().name == "MainProcess":
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    can_import = script is None or os.path.isfile(script)                     # "<stdin>" is no file
+    if workers > 1 and count >= POOL_FROM and current_process().name == "MainProcess" and can_import:
         with suppress(OSError):                               # a machine without shared memory: alone, then
             pool = get_context("spawn").Pool(workers)         # workers end with us, even where we are killed
     with pool or nullcontext():

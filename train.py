@@ -30,8 +30,8 @@ import torch
 from tqdm import tqdm
 
 import checkpoint
-from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16, init_distributed,
-                    lock, main_with_clear_errors, refuse)
+from common import (BadInput, CommandLine, check_device, check_writable, default_device, fast_bfloat16,
+                    init_distributed, lock, main_with_clear_errors, refuse)
 from crops import AUGMENTATIONS, CROPS, make_batch, on_device, store
 from data_mpii import find_labels, load_joined
 from distill import WEIGHTS, TeacherTargets, loss_terms
@@ -427,6 +427,7 @@ def check_arguments(args):
         (args.resume and not holds_run, f"--resume: there is no {args.out / 'last.pt'} to resume from"),
         (not args.resume and holds_run, f"{args.out} holds a run: --resume continues it, --out names another "
                                         f"folder, or remove it"))
+    check_writable(args.out, "--out ")
     return args
 
 

@@ -264,6 +264,31 @@ function showFigures() {
 
 // ------------------------------------------------------------------------------- sources
 
+// Stored image -> upright, by its Exif orientation: setTransform's a, b, c, d, and the corner in sides upright.
+const UPRIGHT = {1: [1, 0, 0, 1, 0, 0], 2: [-1, 0, 0, 1, 1, 0], 3: [-1, 0, 0, -1, 1, 1], 4: [1, 0, 0, -1, 0, 1],
+  5: [0, 1, 1, 0, 0, 0], 6: [0, 1, -1, 0, 1, 0], 7: [0, -1, -1, 0, 1, 1], 8: [0, -1, 1, 0, 0, 1]};
+const OTHERS = /\.(tiff?|p[bgpn]m|pfm|avif|hei[cf]|jxl|jp2)$/i;         // images that not every browser reads
+
+/** The Exif orientation of a WebP file, which is set to 1 in its bytes: some browsers ignore it, some do not. */
+export function takeOrientation(bytes) {
+  const data = new DataView(bytes.buffer), name = at => String.fromCharCode(...bytes.subarray(at, at + 4));
+  if (name(0) !== "RIFF" || name(8) !== "WEBP") return 1;
+  for (let at = 12, next; at + 8 < bytes.length; at = next) {
+    const length = data.getUint32(at + 4, true);
+    next = at + 8 + length + length % 2;
+    if (name(at) !== "EXIF") continue;
+    const start = at + 8 + (name(at + 8) === "Exif" ? 6 : 0), little = name(start).startsWith("II");
+    const first = start + data.getUint32(start + 4, little) + 2;
+    for (let n = 0; n < data.getUint16(first - 2, little); n++)
+      if (data.getUint16(first + 12 * n, little) === 0x0112) {
+        const orientation = data.getUint16(first + 12 * n + 8, little);
+        data.setUint16(first + 12 * n + 8, 1, little);
+        return orientation in UPRIGHT ? orientation : 1;
+      }
+  }
+  return 1;
+}
+
 let asked = 0;                         // number of the last source asked for: an older one is dropped
 
 function show(next) {
@@ -296,18 +321,25 @@ async function open(file) {
                 () => `${name} cannot be read as a video`);
   const number = ++asked;
   try {
-    const image = await createImageBitmap(file);
+    const bytes = new Uint8Array(await file.arrayBuffer());
+    let orientation = 1;
+    try { orientation = takeOrientation(bytes); } catch { /* damaged Exif: as it is stored */ }
+    const image = await createImageBitmap(orientation === 1 ? file : new Blob([bytes], {type: file.type}));
     if (number !== asked) return;
-    const shrink = Math.max(1, image.width / LARGEST, image.height / LARGEST);
-    const [width, height] = [image.width, image.height].map(side => Math.ceil(side / shrink));
+    const shrink = Math.max(1, image.width / LARGEST, image.height / LARGEST), turned = orientation > 4;
+    const stored = [image.width, image.height].map(side => Math.ceil(side / shrink));
+    const [width, height] = turned ? stored.toReversed() : stored, [a, b, c, d, x, y] = UPRIGHT[orientation];
     const note = shrink > 1 ? `, reduced to ${width} × ${height} pixels` : "";
     show({name, title: name, note, scale: 1 / shrink, width, height, draw() {
       frame.fillStyle = "black";                     // under what is transparent, as in predict.py
       frame.fillRect(0, 0, width, height);
-      frame.drawImage(image, 0, 0, width, height);
+      frame.setTransform(a, b, c, d, x * width, y * height);
+      frame.drawImage(image, 0, 0, ...stored);
+      frame.resetTransform();
     }});
   } catch {
-    if (number === asked) say(`${name} cannot be read as an image`, true);
+    const why = OTHERS.test(name) ? " by this browser: convert it to JPEG or PNG" : "";
+    if (number === asked) say(`${name} cannot be read as an image${why}`, true);
   }
 }
 

@@ -25,7 +25,7 @@ import gfl
 import models
 import optim
 import train
-from common import BadInput, main_with_clear_errors
+from common import BadInput, CommandLine, main_with_clear_errors
 from confidence import calibration
 from dynamic import liveliness_and_loss
 from evaluate import predict
@@ -239,6 +239,9 @@ def measure(args, valid):
 def main():
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
+    parser = CommandLine(__doc__)
+    parser.add_argument("changes", nargs="*", help=f"NAME=VALUE, {', '.join(CHANGES)}; then -- FLAGS")
+    parser.parse_args(words[:end])
     changed = {}                     # (module or class, name) -> the change that replaced it
     for word in words[:end]:
         if "=" in word:

@@ -29,6 +29,7 @@ from evaluate import evaluate, load_to_score
 from gfl import DynamicFilter
 from models import build_student
 from synthetic import drawn_people
+from train import RATE
 
 PEOPLE, BATCH = 256, 16                          # drawings to learn from in `train_and_watch`, and of a step
 

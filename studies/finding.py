@@ -25,7 +25,7 @@ import checkpoint
 from common import CommandLine, main_with_clear_errors
 from data_mpii import load_samples, open_image
 from export import WEIGHTS, for_inference
-from people import Found, find_people, overlap, person_score
+from people import find_people, overlap, person_score
 
 LARGE, HALF, NEAR = 0.35, 0.5, 0.3
 LIMBS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
@@ -105,7 +105,7 @@ def measure(model, data, find=find_people, limit=None):
 
 def main():
     parser = CommandLine(__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder in MPII's layout with annot/boxes.json")
+    parser.add_argument("--data", type=Path, required=True, help="folder with annot/boxes.json")
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS, help="student (default: the shipped one)")
     args = parser.parse_args()
     model, _ = checkpoint.load(args.checkpoint)

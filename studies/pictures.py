@@ -21,7 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
-from common import BadInput, CommandLine, main_with_clear_errors, optional, refuse
+from common import BadInput, CommandLine, check_writable, main_with_clear_errors, optional, refuse
 from crops import crop_matrix, cut, make_batch, store, transform
 from data_mpii import load_samples
 from dynamic import watch
@@ -199,6 +199,7 @@ def main():
     refuse((args.what == "samples" and not args.data, "samples need --data: a folder in MPII's layout"),
            (args.what in ("filters", "predictions", "strip") and not args.checkpoint,
             f"{args.what} need --checkpoint: which network to look at"))
+    check_writable(args.out, "--out ")
     args.out.mkdir(parents=True, exist_ok=True)
     name, picture = PICTURES[args.what](args)
     if isinstance(picture, Image.Image):

@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from common import CommandLine, main_with_clear_errors
+from common import CommandLine, check_writable, main_with_clear_errors
 from crops import coordinate_labels
 from distill import WEIGHTS, marginals
 from pictures import pyplot, response
@@ -160,6 +160,7 @@ def main():
     parser.add_argument("--out", type=Path, default=PAGE.with_suffix(""), help="folder (default: docs/tour/)")
     args = parser.parse_args()
     plt = pyplot()
+    check_writable(args.out, "--out ")
     args.out.mkdir(parents=True, exist_ok=True)
     tour, printed = run_snippets()
     for number, ((_, promised), output) in enumerate(zip(snippets(), printed), 1):

@@ -3,10 +3,15 @@ wrong.
 """
 
 import json
+import os
+import runpy
+import sys
 
+import numpy as np
 import pytest
 import torch
-from commands import call, refused, run
+from commands import ROOT, call, refused, run
+from PIL import Image
 
 import checkpoint
 from common import BadInput
@@ -65,6 +70,20 @@ def test_a_process_that_refuses(command, line, tmp_path):
     refused(run(*command.split(), cwd=tmp_path, held_out=None), line)
 
 
+SCRIPTS = [path for pattern in ("*.py", "studies/*.py", "demo/*.py") for path in sorted(ROOT.glob(pattern))
+           if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("script", [str(path.relative_to(ROOT)) for path in SCRIPTS])
+def test_help(script, monkeypatch, capsys):
+    """Every error of arguments sends people there."""
+    monkeypatch.setattr("sys.argv", [script, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    said = capsys.readouterr()
+    assert not ended.value.code and said.out.startswith("usage: ") and not said.err
+
+
 def test_impossible_commands(tmp_path):
     refused(call("train.py", "--train-teacher", "--student", "cc", cwd=tmp_path),
             "--train-teacher takes no --student")
@@ -92,6 +111,85 @@ def test_impossible_commands(tmp_path):
     refused(call("train.py", "--filter", "fft", cwd=tmp_path), "choose from", "attention", "train.py --help")
     refused(call("train.py", "--resume", "runs/x", cwd=tmp_path), "unrecognized arguments: runs/x")
     refused(call("predict.py", "me.jpg", "--box", "1", "2", "3", cwd=tmp_path), "--box: expected 4 arguments")
+
+
+PERSON = dict(joints=[[10.0 + 3 * k, 20.0 + 4 * k] for k in range(16)], joints_vis=[1] * 16,
+              center=[32.0, 50.0], scale=0.4)
+
+
+def photos(folder, count=6):
+    """A folder of pictures of noise with `count` people to train on, and two to score on."""
+    generator = np.random.default_rng(0)
+    for part in ("annot", "images"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for split, many in (("train", count), ("valid", 2)):
+        for n in range(many):
+            noise = generator.integers(0, 255, (90, 64, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / f"images/{split}{n}.png")
+        entries = [dict(PERSON, image=f"{split}{n}.png") for n in range(many)]
+        (folder / f"annot/{split}.json").write_text(json.dumps(entries))
+    return folder
+
+
+def test_a_set_is_known_by_its_resolved_name_and_its_content(tmp_path):
+    """Trained in its own folder, resumed by another spelling; not after labels or images have changed."""
+    data = photos(tmp_path / "people")
+    few = ["--student", "cc", "--filter", "gs", "--no-distill", "--batch-size", "2", "--device", "cpu"]
+
+    def train(*words, cwd=tmp_path, resume=("--resume",)):
+        return call("train.py", *few, *words, *resume, "--cache", tmp_path / "crops", "--out",
+                    tmp_path / "run", cwd=cwd)
+
+    done = train("--data", ".", "--epochs", "1", cwd=data, resume=())
+    assert done.returncode == 0 and "people/train: 6 samples" in done.stdout, done
+    done = train("--data", "people/../people", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    scored = "--checkpoint", "run/best.pt", "--data", data, "--cache", "crops"
+    done = call("evaluate.py", *scored, cwd=tmp_path)
+    assert "samples of people/valid" in done.stdout and "other data" not in done.stdout
+    for name, of, message in (
+        ("annot/train.json", "samples 6 of people/train", "the labels have changed: bring the old ones back"),
+        ("annot/valid.json", "validation samples 2 of people/valid", "the labels have changed"),
+        ("images/train3.png", "images 6 of people/train", "the images have changed"),
+        ("images/valid1.png", "validation images 2 of people/valid", "the images have changed"),
+    ):
+        before = (data / name).read_bytes()
+        if name.startswith("annot"):
+            (data / name).write_text((data / name).read_text().replace("10.0", "10.5"))
+        else:
+            Image.new("RGB", (64, 90), "red").save(data / name)
+        refused(train("--data", "people", "--epochs", "3"), f"was trained with {of}, ", message)
+        (data / name).write_bytes(before)
+    entries = json.loads((data / "annot/train.json").read_text())
+    (data / "annot/train.json").write_text(json.dumps(entries[1:]))
+    refused(train("--data", "people", "--epochs", "3"), "now it is 5 of people/train", "give the flags")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system has no such names")
+def test_a_set_whose_name_is_not_utf_8(tmp_path):
+    """Trained and scored in a terminal that is strict about it, as a process."""
+    odd = os.fsdecode(b"d\xe9")
+    data = photos(tmp_path / odd, 40)
+    entries = json.loads((data / "annot/train.json").read_text())
+    (data / "annot/train.json").write_text(json.dumps([*entries, dict(entries[0], image=f"{odd}.png")]))
+    done = run("train.py", "--student", "cc", "--filter", "gs", "--no-distill", "--batch-size", "8",
+               "--epochs", "1", "--device", "cpu", "--data", odd, "--out", f"run{odd}", "--skip-bad-data",
+               cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 0 and "d\\udce9/train: 40 samples" in done.stdout, done.stderr
+    assert "there is no image 'd\\udce9" in (tmp_path / f"run{odd}/skipped.txt").read_text(encoding="utf-8")
+
+
+def test_predictions_that_are_not_finite_say_whose(tmp_path):
+    from scipy.io import savemat
+    (tmp_path / "annot").mkdir()
+    truth = dict(pos_gt_src=np.full((16, 2, 5), 5.0), jnt_missing=np.zeros((16, 5)),
+                 headboxes_src=np.array([[[1.0] * 5] * 2, [[9.0] * 5] * 2]))
+    savemat(tmp_path / "annot/gt_valid.mat", truth)
+    preds = np.zeros((5, 16, 2))
+    preds[3, 13, 1] = preds[4, 2, 0] = np.nan
+    savemat(tmp_path / "preds.mat", dict(preds=preds))
+    refused(call("evaluate.py", "--predictions", "preds.mat", "--data", ".", cwd=tmp_path),
+            "l-shoulder of person 3 (of 0 to 4) is not; 2 people have such joints")
 
 
 def test_a_teacher_no_better_than_chance_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """MPII's labels from both layouts, real and made up; what is wrong with a file is said in one line."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy.io import savemat
 
 import data_mpii
 from common import BadInput
-from data_mpii import box, crops_without_people, load_joined, load_samples, read_person
+from data_mpii import box, crops_without_people, load_joined, load_samples, read_mat, read_person
 from synthetic import SERIES, draw_people, drawn_people
 
 
@@ -59,7 +60,7 @@ ENTRY = dict(image="a.jpg", joints=[[10.0 + k, 20.0] for k in range(16)], joints
 
 
 def folder(tmp_path, *entries, split="train"):
-    (tmp_path / "annot").mkdir(exist_ok=True)
+    (tmp_path / "annot").mkdir(exist_ok=True, parents=True)
     (tmp_path / "images").mkdir(exist_ok=True)
     Image.new("RGB", (64, 48)).save(tmp_path / "images" / "a.jpg")
     (tmp_path / "annot" / f"{split}.json").write_text(json.dumps(list(entries)))
@@ -103,7 +104,13 @@ FAULTS = {
     r"\(15, 2\)": dict(ENTRY, joints=ENTRY["joints"][:15]),
     "must be numbers": dict(ENTRY, joints=[["left", 2.0]] * 16),
     "must be finite": dict(ENTRY, center=[float("nan"), 2.0]),
-    "joints_vis 0 or 1": dict(ENTRY, joints_vis=[2] * 16),
+    "joints_vis must be 0": dict(ENTRY, joints_vis=[3] * 16),
+    "joints_vis must be numbers": dict(ENTRY, joints_vis=["yes"] * 16),
+    "joints must be numbers": dict(ENTRY, joints=[[True, False]] * 16),
+    "joints must be finite": dict(ENTRY, joints=[[None, 2.0]] * 16),
+    "center must be finite, within": dict(ENTRY, center=[3.0, 1e6]),
+    r"has center \(3,\), must be \(2,\)": dict(ENTRY, center=[3.0, 4.0, 5.0]),
+    "scale 600.0 must be above 0: it is the person's height in pixels / 200": dict(ENTRY, scale=600),
     "scale -1.0 must be above 0": dict(ENTRY, scale=-1.0),
     "scale 1e[+]30 must be above 0": dict(ENTRY, scale=1e30),
     "within 100,000 pixels": dict(ENTRY, joints=[[1e300, 2.0]] * 16),
@@ -133,6 +140,134 @@ def test_the_first_bad_entry_is_named_and_all_are_counted(tmp_path):
     entries[40] = dict(ENTRY, scale=0.3)
     with pytest.raises(BadInput, match=r"entry 700: there is no image .*b\.jpg.* \(2 of 1,200 entries"):
         load_samples(folder(tmp_path, *entries), "train")
+
+
+@pytest.mark.parametrize("seen", [2, True, 1])
+def test_visibility_of_coco_and_joints_without_a_label(tmp_path, seen):
+    """COCO's 2, true, and NaN or null, or anything, where there is no label."""
+    for nothing in ([float("nan"), None], [None, None], [1e300, 5.0]):
+        changed = dict(ENTRY, joints=[nothing, *ENTRY["joints"][1:]], joints_vis=[0] + [seen] * 15)
+        people = load_samples(folder(tmp_path, changed), "train")
+        assert people.visible[0].tolist() == [False] + [True] * 15
+        assert people.joints[0, 0].tolist() == [-2, -2]
+        assert people.joints[0, 1:].tolist() == [[10.0 + k, 19] for k in range(15)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_labels_are_unicode_in_any_locale(tmp_path, encoding, monkeypatch):
+    root = folder(tmp_path, ENTRY)
+    (root / "images/a.jpg").rename(root / "images/é.jpg")
+    text = json.dumps([dict(ENTRY, image="é.jpg")], ensure_ascii=False)
+    (root / "annot/train.json").write_text(text, encoding=encoding)
+    monkeypatch.setattr("io.text_encoding", lambda *_: "ascii")         # what read_text would take
+    assert load_samples(root, "train").files[0].name == "é.jpg"
+
+
+def test_labels_in_other_units(tmp_path):
+    """Twenty people of half the image's height: each entry alone may be right, the whole set cannot."""
+    generator = np.random.default_rng(0)
+    Image.new("RGB", (400, 300)).save(folder(tmp_path) / "images/b.png")
+    corners = generator.uniform((5, 5), (300, 150), (20, 2))
+    joints = corners[:, None] + generator.uniform(0, 1, (20, 16, 2)) * (80, 140)
+    center, scale = corners + (40, 60), np.full(20, 0.7)
+
+    def load(joints=joints, center=center, scale=scale):
+        entries = [dict(image="b.png", joints=xy.tolist(), joints_vis=[1] * 16, center=middle.tolist(),
+                        scale=float(size)) for xy, middle, size in zip(joints, center, scale)]
+        (tmp_path / "annot/train.json").write_text(json.dumps(entries))
+        return load_samples(tmp_path, "train")
+
+    assert len(load()) == 20
+    for fault, change in (
+        ("no joint is beyond 2, as if they were fractions", dict(joints=joints / 400)),
+        ("no joint is beyond 2", dict(joints=joints / 200 - 1)),
+        ("no center is beyond 2", dict(center=center / 400)),
+        ("crops are 2[0-9]{2} times as wide as what their joints span", dict(scale=200 * scale)),
+        ("crops are [0-9]{2} times as wide as what their joints span", dict(scale=20 * scale)),
+        ("only [0-9]% of the labels lie inside their crops", dict(scale=scale / 20)),
+        ("only [0-9]+% of the labels lie inside their crops", dict(joints=2 * joints)),
+        ("only [0-9]+% of the labels lie inside their crops", dict(center=center[:, ::-1])),
+        ("only [0-9]+% of the labels lie inside their images",
+         dict(joints=2 * joints, center=2 * center, scale=2 * scale)),
+    ):
+        units = "pixels of the upright image, .*scale the person's height in pixels / 200"
+        with pytest.raises(BadInput, match=f"train.json: {fault}.*{units}") as caught:
+            load(**change)
+        assert "\n" not in str(caught.value)
+
+
+def test_head_boxes_in_other_units(tmp_path):
+    root = folder(tmp_path, ENTRY, split="valid")
+    boxes = np.array([[[12.0], [5.0]], [[15.0], [9.0]]])
+    for factor, refused in ((1, False), (1 / 64, True)):
+        savemat(root / "annot/gt_valid.mat", dict(
+            pos_gt_src=np.array(ENTRY["joints"])[..., None], jnt_missing=np.zeros((16, 1)),
+            headboxes_src=factor * boxes))
+        if refused:
+            with pytest.raises(BadInput, match="head sizes are .* of the crops' sides, not about 0.1"):
+                load_samples(root, "valid")
+        else:
+            assert load_samples(root, "valid").head_size[0] == pytest.approx(3)
+
+
+def test_a_person_of_a_pixel_is_warned_of(tmp_path):
+    people = [dict(ENTRY, scale=scale) for scale in (0.2, 0.3, 0.4, 0.005)]
+    with pytest.warns(UserWarning, match="train.json: 1 people are less than 10 pixels tall.*in a.jpg"):
+        load_samples(folder(tmp_path, *people), "train")
+
+
+@pytest.mark.parametrize("name", ["everyday", "lspet", "lspet_refined", "lsp"])
+def test_real_sets_are_in_the_right_units(real_data, name):
+    if not (real_data / name).is_dir():
+        pytest.skip(f"POSE_DATA has no {name}")
+    for split in ("train", "valid"):
+        people = load_samples(real_data / name, split)
+        assert people.name == f"{name}/{split}" and len(people) > 100
+
+
+def test_truth_without_a_place_where_there_is_no_label(tmp_path):
+    joints = np.array(ENTRY["joints"])[..., None]
+    joints[3] = np.nan
+    missing = np.zeros((16, 1))
+    missing[3] = 1
+    root = folder(tmp_path, ENTRY, split="valid")
+    savemat(root / "annot/gt_valid.mat", dict(pos_gt_src=joints, jnt_missing=missing,
+                                              headboxes_src=np.array([[[12.0], [5.0]], [[15.0], [9.0]]])))
+    people = load_samples(root, "valid")
+    assert not people.visible[0, 3] and np.isfinite(people.joints).all()
+
+
+def test_the_name_is_that_of_the_folder_however_it_is_spelled(tmp_path, monkeypatch):
+    root = folder(tmp_path / "people", ENTRY)
+    monkeypatch.chdir(root / "annot")
+    for spelling in ("..", "../../people", "../annot/..", str(root) + "/."):
+        assert load_samples(spelling, "train").name == "people/train"
+
+
+VERSION_7_3 = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n"
+
+
+def test_matlab_files_of_version_7_3(tmp_path, monkeypatch):
+    """Arrays are read where h5py is, their axes turned; structures never."""
+    file = tmp_path / "some.mat"
+    file.write_bytes(VERSION_7_3)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    root = folder(tmp_path, ENTRY, split="valid")
+    file.rename(root / "annot/gt_valid.mat")
+    with pytest.raises(BadInput, match="gt_valid.mat is .* of version 7.3: save it with -v7, .*h5py"):
+        load_samples(root, "valid")
+    release(tmp_path)
+    (root / "mpii_human_pose_v1_u12_1.mat").write_bytes(VERSION_7_3)
+    with pytest.raises(BadInput, match="u12_1.mat is a Matlab file of version 7.3: save it with -v7"):
+        load_samples(root, "train")
+
+
+def test_matlab_files_of_version_7_3_with_h5py(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.mat", "w", userblock_size=512) as mat:
+        mat["preds"] = np.arange(2 * 16 * 3).reshape(2, 16, 3)           # Matlab's (3, 16, 2)
+    (tmp_path / "b.mat").write_bytes(VERSION_7_3.ljust(512) + (tmp_path / "a.mat").read_bytes()[512:])
+    assert read_mat(tmp_path / "b.mat")["preds"].shape == (3, 16, 2)
 
 
 def test_bad_files(tmp_path):

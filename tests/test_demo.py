@@ -278,7 +278,7 @@ def page(browser, address):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory, model):
-    """Five files of synthetic people: small, large, wide, turned by its Exif, transparent.
+    """Six files of synthetic people: small, large, wide, turned by their Exif, transparent.
 
     Of forty drawings those whose joints the student, who knows photos, is surest of: elsewhere two bins of a
     joint may be equally likely, and a grey level or rounding decides between them.
@@ -298,6 +298,7 @@ def images(tmp_path_factory, model):
     # unsure of: full colours
     stored = people[3].transpose(Image.Transpose.ROTATE_90)           # as a camera does that is held upright
     stored.save(folder / "turned.jpg", exif=exif, quality=100, subsampling=0)
+    stored.save(folder / "turned.webp", exif=exif, lossless=True)
     people[4].putalpha(Image.linear_gradient("L").resize(people[4].size))
     people[4].save(folder / "clear.png")
     return sorted(folder.iterdir())
@@ -350,6 +351,38 @@ def test_joints_are_those_of_predict(page, model, images):
         apart = pixels_apart(model, path, page.still())
         print(f"{path.name}: {apart:.3f} pixels of the crop")
         assert apart < 1, path.name
+
+
+@in_browser
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_webp_is_upright_by_its_exif(page, tmp_path, orientation):
+    """Whether or not the browser honours it: four quarters of one colour each."""
+    stored = Image.new("RGB", (80, 48))
+    for n, colour in enumerate(("red", "lime", "blue", "white")):
+        stored.paste(colour, (n % 2 * 40, n // 2 * 24, n % 2 * 40 + 40, n // 2 * 24 + 24))
+    exif = Image.Exif()
+    exif[270], exif[274] = "more", orientation
+    stored.save(tmp_path / "a.webp", exif=exif, lossless=True)
+    upright, _ = read_image(tmp_path / "a.webp")
+    page.js("threshold.value = 1, threshold.oninput()")                        # no skeleton
+    page.drop(tmp_path / "a.webp")
+    page.wait("message.textContent.startsWith('a.webp')")
+    page.still()
+    width, height = page.js("[view.width, view.height]")
+    assert width / height == pytest.approx(upright.width / upright.height, rel=0.01)
+    for x, y in ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)):
+        at = round(x * width), round(y * height)
+        found = page.js(f"Array.from(view.getContext('2d').getImageData({at[0]}, {at[1]}, 1, 1).data)")[:3]
+        assert np.allclose(found, upright.getpixel((x * upright.width, y * upright.height)), atol=3)
+
+
+@in_browser
+def test_formats_that_a_browser_lacks_are_said(page, tmp_path, images):
+    Image.open(images[0]).convert("RGB").save(tmp_path / "a.tif")
+    page.drop(tmp_path / "a.tif")
+    page.wait("message.textContent === "
+              "'a.tif cannot be read as an image by this browser: convert it to JPEG or PNG'")
+    assert page.complaints() == []
 
 
 @in_browser

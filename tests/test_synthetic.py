@@ -79,6 +79,14 @@ def test_a_script_without_a_main_guard_ends(workers, tmp_path):
     assert sorted(done.stdout.split()) == times * ["1000"] + times * ["began"], done.stderr
 
 
+def test_a_script_from_standard_input_ends():
+    """Workers cannot import it: it draws alone."""
+    script = "from synthetic import drawn_people\nprint(len(drawn_people('valid', 1000, 16, 2)))\n"
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1000\n", "")
+
+
 @pytest.mark.parametrize("size", (48, 64, 101))
 def test_shapes_types_and_ranges(size):
     P = round(1.5 * size)

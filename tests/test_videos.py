@@ -1,0 +1,165 @@
+"""Videos: whatever OpenCV reads, at the pace of their timestamps, and why one cannot be written."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from commands import call, refused, run
+from PIL import Image
+
+import predict as module
+
+cv2 = pytest.importorskip("cv2")
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights/student-cc-gd-drawn.pt"
+
+
+@pytest.fixture
+def film(tmp_path):
+    """A function that writes 24 frames, or others, into a file of any kind that OpenCV writes."""
+    def make(name, rate=30, frames=24, codec="mp4v", size=(96, 80)):
+        writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter_fourcc(*codec), rate, size)
+        for n in range(frames):
+            writer.write(np.full((*size[::-1], 3), 9 * n % 256, np.uint8))
+        writer.release()
+        return tmp_path / name
+
+    return make
+
+
+def seconds(path):
+    stream = cv2.VideoCapture(str(path))
+    return stream.get(cv2.CAP_PROP_FRAME_COUNT) / stream.get(cv2.CAP_PROP_FPS)
+
+
+def predict_film(*arguments, cwd):
+    return call("predict.py", *arguments, "--checkpoint", WEIGHTS, "--device", "cpu", cwd=cwd)
+
+
+def test_whatever_opencv_reads_is_a_video(film, tmp_path):
+    """By any name where it is named, by its ending in folders, which may hold images, too."""
+    (tmp_path / "some").mkdir()
+    picture = Image.new("RGB", (90, 60), (200, 120, 40))
+    for name, codec in (("some/a.m4v", "mp4v"), ("some/b.mpg", "PIM1"), ("some/c.3gp", "mp4v"),
+                        ("some/d.ts", "mp4v"), ("some/e.wmv", "WMV2"), ("x.avi", "MJPG")):
+        film(name, frames=24 if name == "some/d.ts" else 3, codec=codec)
+    (tmp_path / "x.avi").rename(tmp_path / "clip.unknown")
+    picture.save(tmp_path / "image.unknown", "PNG")
+    done = predict_film("some", "clip.unknown", "image.unknown", cwd=tmp_path)
+    assert done.returncode == 0 and "1 of 1 images" in done.stdout, done
+    assert {path.name for path in (tmp_path / "predictions").iterdir()} == {
+        *(f"{name}-pose.mp4" for name in ("a", "b", "c", "d", "e", "clip")), "image-pose.jpg"}
+    picture.save(tmp_path / "some/f.jpg")
+    done = predict_film("some", "--json", "x.json", cwd=tmp_path)
+    assert done.returncode == 0 and "as --json and --boxes are for images: some/a.m4v, " in done.stdout
+    refused(predict_film("some/a.m4v", "--json", "x.json", cwd=tmp_path), "--json and --boxes are for images")
+    refused(predict_film("some/a.m4v", "--box", "9000", "9000", "10", "10", cwd=tmp_path),
+            "a.m4v has nothing in the box")
+    (tmp_path / "text.unknown").write_text("hello")
+    refused(predict_film("text.unknown", cwd=tmp_path), "text.unknown cannot be read as an image")
+
+
+@pytest.mark.parametrize("rate", [211.222, 59.94006, 1 / 3])
+def test_a_video_keeps_its_pace(film, tmp_path, rate):
+    film("clip.avi", rate, frames=4, codec="MJPG")
+    done = predict_film("clip.avi", "--smooth", cwd=tmp_path)
+    assert done.returncode == 0 and "4 frames" in done.stdout, done
+    assert seconds(tmp_path / "predictions/clip-pose.mp4") == pytest.approx(4 / rate, rel=0.01)
+
+
+class Stream:
+    """Stands for cv2.VideoCapture: frames with timestamps, in seconds, and what a header states."""
+
+    def __init__(self, times, rate, count=0):
+        self.times, self.at = times, -1
+        self.stated = {cv2.CAP_PROP_FPS: rate, cv2.CAP_PROP_FRAME_COUNT: count}
+
+    def isOpened(self):
+        return True
+
+    def grab(self):
+        self.at += 1
+        return self.at < len(self.times)
+
+    def read(self):
+        return self.grab(), np.zeros((80, 96, 3), np.uint8)
+
+    def get(self, what):
+        return self.stated[what] if what in self.stated else 1000 * self.times[self.at]
+
+    def release(self):
+        pass
+
+
+def test_the_rate_is_that_of_the_timestamps(film, tmp_path, monkeypatch):
+    """A recording of a browser, whose header states a thousand frames a second; one without timestamps; one
+    whose last frame has none.
+    """
+    film("clip.webm.avi", codec="MJPG").rename(tmp_path / "clip.webm")
+    uneven, steps, opened = [0, 0.04, 0.073, 0.1, 0.14, 0.174], [], module.open_video
+    monkeypatch.setattr(module.OneEuro, "__call__", lambda self, x, dt: steps.append(dt) or x)
+    for times, stated, rate in ((uneven, 1000, 5 / 0.174), ([0] * 6, 12, 12), ([0] * 6, 1000, 25),
+                                ([0, 0.04, 0.08, 0.12, 0.16, 0], 1000, 25), (uneven, np.nan, 5 / 0.174)):
+        def stream(path, times=times, stated=stated):
+            return opened(path) if "pose" in path.name else Stream(times, stated)
+
+        steps.clear()
+        monkeypatch.setattr(module, "open_video", stream)
+        done = predict_film("clip.webm", "--smooth", cwd=tmp_path)
+        assert done.returncode == 0, done
+        assert seconds(tmp_path / "predictions/clip-pose.mp4") == pytest.approx(6 / rate, rel=0.01), stated
+        if times is uneven:
+            assert steps[1:] == pytest.approx(np.diff(times)) and steps[0] == pytest.approx(1 / rate, 0.01)
+
+
+def test_a_camera_keeps_its_pace_however_slow_the_network_is(tmp_path, monkeypatch):
+    """Four frames, which take half a second each, at ten a second."""
+    opened, clock = module.open_video, iter(np.arange(0, 99, 0.5))
+    monkeypatch.setattr(
+        module, "open_video", lambda source: Stream([0] * 4, 10) if source == 0 else opened(source))
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    done = predict_film("--camera", "0", cwd=tmp_path)
+    assert done.returncode == 0 and "4 frames" in done.stdout, done
+    assert seconds(tmp_path / "predictions/camera-pose.mp4") == pytest.approx(2)
+
+
+def test_videos_that_are_cut_short_are_said(film, tmp_path):
+    for name, codec in (("cut.avi", "MJPG"), ("cut.mkv", "mp4v")):
+        whole = film(name, codec=codec).read_bytes()
+        (tmp_path / name).write_bytes(whole[:len(whole) // 2])
+        done = predict_film(name, cwd=tmp_path)
+        refused(done, f"{name} seems to be cut short: 0.", "of 0.8 seconds could be read")
+        assert seconds(tmp_path / "predictions/cut-pose.mp4") > 0.03
+
+
+def test_why_a_video_cannot_be_written(film, tmp_path):
+    """A full disk, a folder in its place, a name that is too long, a size that the codec does not take."""
+    clip = film("clip.avi", codec="MJPG")
+    out = tmp_path / "predictions"
+    out.mkdir()
+    if Path("/dev/full").exists():
+        (out / "clip-pose.mp4").symlink_to("/dev/full")
+        refused(predict_film(clip, cwd=tmp_path), "clip-pose.mp4 cannot be written: No space left on device")
+    (out / "clip-pose.mp4").mkdir()
+    refused(predict_film(clip, cwd=tmp_path), "clip-pose.mp4 cannot be written: Is a directory")
+    clip = clip.rename(tmp_path / f"{'m' * 250}.avi")
+    refused(predict_film(clip, cwd=tmp_path), "cannot be written: File name too long")
+    film("dot.avi", codec="MJPG", size=(1, 1))
+    done = predict_film("dot.avi", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits on files")
+def test_a_disk_that_fills_while_a_video_is_written(film, tmp_path):
+    """Files may have 66 kB, and no more."""
+    import resource
+    clip, generator = tmp_path / "clip.avi", np.random.default_rng(0)
+    noise = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 30, (640, 480))
+    for _ in range(12):
+        noise.write(generator.integers(0, 255, (480, 640, 3), dtype=np.uint8))
+    noise.release()
+    done = run("predict.py", clip, "--checkpoint", WEIGHTS, "--device", "cpu", cwd=tmp_path,
+               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (66_000, 66_000)))
+    refused(done, "clip-pose.mp4 cannot be written: File too large")
+    assert not list((tmp_path / "predictions").iterdir())
