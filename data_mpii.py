@@ -101,13 +101,18 @@ def box(center, scale):
 
 
 def load_samples(root, split, images=True, skip_bad=False):
-    """The Samples of one split, 'train' or 'valid', of an MPII folder. BadInput if it cannot be used.
+    """The Samples of one split, 'train' or 'valid', of a folder in MPII's or COCO's layout (data_coco.py).
+
+    BadInput if it cannot be used.
 
     images=False: read the labels alone, for a folder without images.
     skip_bad: leave out json entries that cannot be used and list them in Samples.skipped, instead of stopping
     at the first. Every image is then decoded once.
     """
     root, file = Path(root), find_labels(root, split)
+    if file.name.startswith("person_keypoints_"):
+        from data_coco import load_coco              # here, as that file imports this one
+        return load_coco(root, file, split, images, skip_bad)
     released, truth, note = file.suffix == ".mat", root / "annot" / "gt_valid.mat", ""
     if released and skip_bad:
         raise BadInput(f"--skip-bad-data leaves out entries of annot/{split}.json, and {root} has MPII's "
@@ -139,16 +144,26 @@ def load_samples(root, split, images=True, skip_bad=False):
 
 
 def find_labels(root, split):
-    """The file with the labels of a split: annot/SPLIT.json, else MPII's release. BadInput without either."""
+    """The file with the labels of a split: annot/SPLIT.json, else MPII's release; or COCO's json file.
+
+    BadInput without any of these, and where a folder has both MPII's and COCO's.
+    """
+    from data_coco import find_labels as find_coco   # here, as that file imports this one
     root = Path(root)
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, "
                        f"annot/valid.json")
     json_file = root / "annot" / f"{split}.json"
     releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
+    if coco := find_coco(root, split):
+        if releases or any((root / "annot" / f"{name}.json").is_file() for name in ("train", "valid")):
+            raise BadInput(f"{root} has labels of MPII's layout and of COCO's: move annotations/ and its "
+                           f"images into a folder of their own")
+        return coco
     if not (json_file.is_file() or releases):
         raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release "
-                       f"mpii_human_pose_v1_u12_1.mat: put one of them there")
+                       f"mpii_human_pose_v1_u12_1.mat nor COCO's annotations/person_keypoints_*2017.json: "
+                       f"put one of them there")
     return json_file if json_file.is_file() else releases[0]
 
 
@@ -241,12 +256,20 @@ def check_entries(file, entries, images, skip_bad):
                 raise
             return str(error)
 
+    return try_all(file, attempt, len(entries), skip_bad)
+
+
+def try_all(file, attempt, count, skip_bad):
+    """attempt(index) of `count` entries, a row or a line that says why there is none -> rows, these lines.
+
+    BadInput if the lines are more than MAX_BAD_FRACTION.
+    """
     with ThreadPoolExecutor() as pool:             # where images are decoded: Pillow releases the GIL
-        found = list(tqdm((pool.map if skip_bad else map)(attempt, range(len(entries))), "checking entries",
-                          len(entries), leave=False, disable=None))
+        found = list(tqdm((pool.map if skip_bad else map)(attempt, range(count)), "checking entries",
+                          count, leave=False, disable=None))
     skipped = [row for row in found if isinstance(row, str)]
-    if len(skipped) > MAX_BAD_FRACTION * len(entries):
-        raise BadInput(f"{file}: {len(skipped):,} of {len(entries):,} entries cannot be used, more than "
+    if len(skipped) > MAX_BAD_FRACTION * count:
+        raise BadInput(f"{file}: {len(skipped):,} of {count:,} entries cannot be used, more than "
                        f"{MAX_BAD_FRACTION:.0%}: the file as a whole seems wrong; the first: {skipped[0]}")
     return [row for row in found if not isinstance(row, str)], skipped
 
