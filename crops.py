@@ -29,7 +29,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import BadInput, check_writable, locked
-from data_mpii import BOX_ENLARGEMENT, READER
+from data_mpii import BOX_ENLARGEMENT
+from images import READER
 
 MARGIN = 1.5                # stored crops are this many times as wide as the network's input: room to turn
                             # and zoom out; what lies outside is black

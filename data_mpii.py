@@ -18,13 +18,11 @@ loading, the centre of the top left pixel is (0, 0), and a joint without a label
 
 import importlib
 import json
-import math
-import threading
 import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os.path import isfile
 from pathlib import Path
 
@@ -33,6 +31,7 @@ from PIL import Image, ImageOps
 from scipy.io import loadmat
 
 from common import BadInput, refuse
+from images import open_image, open_safely
 
 JOINTS = ("r-ankle", "r-knee", "r-hip", "l-hip", "l-knee", "l-ankle", "pelvis", "thorax",
           "upper neck", "head top", "r-wrist", "r-elbow", "r-shoulder", "l-shoulder", "l-elbow", "l-wrist")
@@ -44,10 +43,6 @@ BOX_ENLARGEMENT = 1.25
 CENTER_SHIFT = 15                    # pixels per unit of scale, before the enlargement
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # that unit in MPII for nearly everyone, used where there is no head box
-MOST_PIXELS = 200_000_000            # larger images are refused before they are decoded
-LONGEST = 4096                       # JPEGs with a longer side may be decoded at 1/2, 1/4 or 1/8
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "AVIF")     # no EPS: it starts a program
-READER = 2                           # raised where `read_image` gives other pixels: crops are cut anew
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
 EMPTY_PER_PHOTO, EMPTY_TRIES = 2, 50          # squares without people, attempts at one
 EMPTY_SIDES, EMPTY_OVERLAP = (0.2, 1.0), 0.1  # of the photo's shorter side; of a square or box
@@ -74,6 +69,7 @@ class Samples:
     files: tuple = ()                         # paths of the images, one per sample; none for synthetic people
     note: str = ""                             # a caveat printed with every result
     empty: np.ndarray | None = None            # (N,) bool: crops without a person; None: there are none
+    everybody: dict = field(default_factory=dict)      # {image: boxes of all its people}: x, y, width, height
 
     def __post_init__(self):
         if self.empty is None:
@@ -108,30 +104,20 @@ def load_joined(folders):
     """The Samples to train on of one or more folders, and crops without people where these can be found."""
     sets = [load_samples(folder, "train") for folder in folders]
     people = sets[0] if len(sets) == 1 else join(sets)
-    without = [crops_without_people(folder, samples) for folder, samples in zip(folders, sets)]
-    without = [samples for samples in without if samples]
+    without = [samples for samples in map(crops_without_people, sets) if samples]
     return replace(join([people, *without]), name=people.name) if without else people
 
 
-def crops_without_people(root, samples):
-    """Samples of random squares that show nobody, from the photos of `samples`, or None.
+def crops_without_people(samples):
+    """Samples of random squares that show nobody, from photos of which everybody's box is known; or None.
 
-    annot/boxes.json must list the boxes of everybody in a photo: {image: [[x, y, width, height], ...]}, in
-    pixels from 0. A square is taken where it shares at most EMPTY_OVERLAP of itself, or of a box, with each.
-    They teach the confidence to be low (distill.py).
+    A square is taken where it shares at most EMPTY_OVERLAP of itself, or of a box, with each of them. They
+    teach the confidence to be low (distill.py).
     """
-    file, random = Path(root) / "annot" / "boxes.json", np.random.default_rng(0)
-    if not file.is_file():
-        return None
-    try:
-        boxes = {Path(root) / "images" / image: np.array(found, float).reshape(-1, 4)
-                 for image, found in json.loads(file.read_text()).items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise BadInput(f"{file} must list {{image: [[x, y, width, height], ...]}} ({error!r:.80}): correct "
-                       f"or remove it") from error
-    squares, files = [], []
-    for path in [path for path in dict.fromkeys(samples.files) if path in boxes]:
-        (width, height), people = open_image(path, lambda image: image.size), boxes[path]
+    squares, files, random = [], [], np.random.default_rng(0)
+    for path in dict.fromkeys(file for file in samples.files if file in samples.everybody):
+        width, height = open_safely(path, lambda image: ImageOps.exif_transpose(image).size)
+        people = np.reshape(samples.everybody[path], (-1, 4))
         for _ in range(EMPTY_PER_PHOTO):
             side = min(width, height) * np.exp(random.uniform(*np.log(EMPTY_SIDES), size=EMPTY_TRIES))
             x, y = (random.uniform(0, 1, EMPTY_TRIES) * (size - side) for size in (width, height))
@@ -153,6 +139,20 @@ def crops_without_people(root, samples):
                    lambda i: open_image(files[i]), files, empty=np.ones(len(side), bool))
 
 
+def read_boxes(root):
+    """annot/boxes.json, where it is: {image: [[x, y, width, height] of everybody in it]} -> the same by path.
+
+    In pixels from 0. BadInput for anything else.
+    """
+    file = root / "annot" / "boxes.json"
+    try:
+        return {root / "images" / name: np.reshape(np.array(boxes, np.float32), (-1, 4))
+                for name, boxes in json.loads(file.read_bytes()).items()} if file.is_file() else {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise BadInput(f"{file} must be json such as {{\"photo.jpg\": [[x, y, width, height]]}}, with the "
+                       f"boxes of everybody in a photo ({' '.join(str(error).split())[:160]})") from error
+
+
 def box(center, scale):
     """MPII's center (N, 2) and scale (N,) -> middle (N, 2) and side (N,) of the square to crop, in pixels."""
     center, scale = np.array(center, np.float32), np.array(scale, np.float32)
@@ -161,11 +161,16 @@ def box(center, scale):
 
 
 def load_samples(root, split, images=True):
-    """The Samples of one split, 'train' or 'valid', of an MPII folder. BadInput if it cannot be used.
+    """The Samples of one split, 'train' or 'valid', of a folder in MPII's or COCO's layout (data_coco.py).
+
+    BadInput if it cannot be used.
 
     images=False: read the labels alone, for a folder without images.
     """
     root, file = Path(root), find_labels(root, split)
+    if file.name.startswith("person_keypoints_"):
+        from data_coco import load_coco              # here, as that file imports this one
+        return load_coco(root, file, split, images)
     released, truth, note = file.suffix == ".mat", root / "annot" / "gt_valid.mat", ""
     entries = read_release(file, split) if released else read_json(file)
     rows = check_entries(file, entries, root / "images" if images else None)
@@ -190,7 +195,8 @@ def load_samples(root, split, images=True):
     elif split == "valid":
         note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
     samples = Samples(f"{root.resolve().name}/{split}{' by image' if released else ''}", joints, visible,
-                      middle, side, head_size.astype(np.float32), lambda i: open_image(files[i]), files, note)
+                      middle, side, head_size.astype(np.float32), lambda i: open_image(files[i]), files, note,
+                      everybody=read_boxes(root))
     check_units(file, samples, images)
     if (small := PIXELS_PER_SCALE * scale < SMALL_PERSON).any():
         warnings.warn(f"{file}: {small.sum()} people are less than {SMALL_PERSON} pixels tall by their "
@@ -200,16 +206,26 @@ def load_samples(root, split, images=True):
 
 
 def find_labels(root, split):
-    """The file with the labels of a split: annot/SPLIT.json, else MPII's release. BadInput without either."""
+    """The file with the labels of a split: annot/SPLIT.json, else MPII's release; or COCO's json file.
+
+    BadInput without any of these, and where a folder has both MPII's and COCO's.
+    """
+    from data_coco import find_labels as find_coco   # here, as that file imports this one
     root = Path(root)
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, "
                        f"annot/valid.json")
     json_file = root / "annot" / f"{split}.json"
     releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
+    if coco := find_coco(root, split):
+        if releases or any((root / "annot" / f"{name}.json").is_file() for name in ("train", "valid")):
+            raise BadInput(f"{root} has labels of MPII's layout and of COCO's: move annotations/ and its "
+                           f"images into a folder of their own")
+        return coco
     if not (json_file.is_file() or releases):
         raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release "
-                       f"mpii_human_pose_v1_u12_1.mat: put one of them there")
+                       f"mpii_human_pose_v1_u12_1.mat nor COCO's annotations/person_keypoints_*2017.json: "
+                       f"put one of them there")
     return json_file if json_file.is_file() else releases[0]
 
 
@@ -310,33 +326,36 @@ def numbers(field, value):
 def check_image(path, images):
     """BadInput where an image is missing, or lies outside the folder `images`."""
     if not isfile(path):                                   # False for a name that is too long, too
-        raise BadInput(f"there is no image {str(path)[:200]!r}: unpack the images into {images}")
+        raise BadInput(f"there is no image {str(path)[:200]!r} (are they unpacked into {images}?)")
     if not path.resolve().is_relative_to(images.resolve()):
-        raise BadInput(f"{path} is a link to something outside {images}: put the image there")
+        raise BadInput(f"{path} is a link to something outside {images}")
 
 
 def check_entries(file, entries, images):
-    """-> what `check_entry` gives for each. BadInput names the first bad entry and says how many there are.
+    """-> what `check_entry` gives for each. images: the folder that must hold each image, or None."""
+    before = set()
 
-    images: the folder that must hold each image, or None.
-    """
-    rows, faults, before = [], [], set()
-    for index, entry in enumerate(entries):
+    def check(index):
+        row, key = check_entry(entries[index]), json.dumps(entries[index], sort_keys=True)
+        refuse((key in before, "is the same as one before"))
+        before.add(key)
+        if images is not None:
+            check_image(images / row[0], images)
+        return row
+
+    return check_all(file, check, len(entries))
+
+
+def check_all(file, check, count):
+    """check(index) of `count` entries -> a list. BadInput names the first bad one and counts them all."""
+    rows, faults = [], []
+    for index in range(count):
         try:
-            try:
-                row = check_entry(entry)
-            except BadInput as error:
-                raise BadInput(f"{error}: correct or remove this entry") from error
-            if (key := json.dumps(entry, sort_keys=True)) in before:
-                raise BadInput("is the same as one before: remove this entry")
-            before.add(key)
-            if images is not None:
-                check_image(images / row[0], images)
-            rows.append(row)
+            rows.append(check(index))
         except BadInput as error:
-            faults.append(f"{file}, entry {index}: {error}")
+            faults.append(f"{file}, entry {index}: {error}: correct or remove this entry")
     if faults:
-        raise BadInput(f"{faults[0]} ({len(faults):,} of {len(entries):,} entries "
+        raise BadInput(f"{faults[0]} ({len(faults):,} of {count:,} entries "
                        f"{'is' if len(faults) == 1 else 'are'} bad)")
     return rows
 
@@ -427,95 +446,3 @@ def read_person(rect):
         return None
     return dict(joints=joints.tolist(), joints_vis=visible.astype(int).tolist(), center=center, scale=scale,
                 head_size=head_size)
-
-
-# ------------------------------------------------------------------------------- images
-
-OPENING = threading.Lock()
-
-
-def open_safely(path, read):
-    """read(image) of an opened image, not yet decoded. BadInput where it cannot be read or is too large."""
-    readable = Image.registered_extensions().values()            # not every Pillow has AVIF
-    try:
-        with OPENING:                    # Pillow's own limit is a global: here ours stands in for it
-            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                image = Image.open(path, formats=[name for name in IMAGE_FORMATS if name in readable])
-            finally:
-                Image.MAX_IMAGE_PIXELS = limit
-        with image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS // 10 ** 6} "
-                                 f"million: make it smaller")
-            return read(image)
-    except Exception as error:          # Pillow raises a dozen kinds on damaged files
-        why = " ".join(str(error).split())[:160]
-        raise BadInput(f"{path} cannot be read as an image ({why}): replace it, or convert it to JPEG or "
-                       f"PNG") from error
-
-
-def read_image(path, longest=LONGEST):
-    """An image file -> (RGB, upright by its Exif; its pixels over the file's). BadInput if it cannot be read.
-
-    Of an animation the first frame is taken. A JPEG with a side beyond `longest` is decoded at 1/2, 1/4 or
-    1/8, and info["decoded size"] is that part of its size, a fraction where a pixel is cut; others have a
-    scale of 1.
-    """
-    def read(image):
-        size, deep = image.size, ";16" in str(image.tile)             # of a colour's 16 bits Pillow keeps 8
-        if max(size) > longest:
-            image.draft("RGB", [max(1, int(side * longest / max(size))) for side in size])
-        scale = 1 / round(max(size) / max(image.size))
-        upright = ImageOps.exif_transpose(image)
-        turned = upright.size != image.size
-        upright.info["decoded size"] = [scale * side for side in (size[::-1] if turned else size)]
-        return rgb(upright, deep), scale
-
-    return open_safely(path, read)
-
-
-def open_image(path):
-    """The RGB image of a file, upright, in the file's own pixels."""
-    return read_image(path, math.inf)[0]
-
-
-def image_endings():
-    """Endings of the names of images that this Pillow reads for us: {".jpg", ".jfif", ...}."""
-    return {ending for ending, name in Image.registered_extensions().items() if name in IMAGE_FORMATS}
-
-
-def rgb(image, deep=False):
-    """A Pillow image of any mode as RGB: 16 bits and floats by `to_bytes`, what is transparent on black.
-
-    deep: these are the upper 8 of 16 bits.
-    """
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(to_bytes(np.asarray(image)))
-    elif deep and image.mode == "RGB":
-        image = Image.fromarray(to_bytes(np.asarray(image).astype(np.int32) * 257))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def to_bytes(values):
-    """Numbers of any shape -> uint8, stretched. NaN becomes black. ValueError if none is finite.
-
-    Black is 0, or the lowest of negative ones. White is where the range ends: for whole numbers the bits in
-    use, at least 8 (255, 4095, 65535), for others 1 or the largest.
-    """
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        raise ValueError("none of its values is finite")
-    low, high = min(0.0, float(finite.min())), float(finite.max())
-    if values.dtype.kind in "iu" and low == 0:
-        high = max(255, 2 ** int(high).bit_length() - 1)
-    high = max(high, low + 1)
-    if low < 0 or high not in (1, 255, 65535):
-        warnings.warn("an image's values do not fill 8 or 16 bits, or 0 to 1: such images are stretched to "
-                      "their own range", stacklevel=1)           # once, wherever it is called
-    values, gain = values.astype(np.float32), 255 / (high - low)
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) * gain - low * gain
-    return values.round().clip(0, 255).astype(np.uint8)

@@ -28,6 +28,7 @@ from common import (BadInput, CommandLine, check_device, check_folder, default_d
 from costs import COST_SECONDS, cost_table, measure_costs, protocol
 from crops import CROPS, invert, make_batch, store, transform
 from data_mpii import JOINTS, load_samples, read_mat, read_truth
+from images import WHITE, contact_sheet
 from synthetic import drawn_people
 
 # Joint groups as every table on MPII prints them: right and left together, the head by its top.
@@ -105,6 +106,17 @@ def evaluate(model, samples, stored, device="cpu", flip_test=False):
     """Scores of a network on samples with stored crops; arguments as in `predict`."""
     joints, _ = predict(model, samples, stored, device, flip_test)
     return score(joints, samples.joints, samples.visible, samples.head_size)
+
+
+def prediction_sheet(samples, stored, rows, joints, size, **layout):
+    """A contact sheet of samples `rows`: predicted joints (N, 16, 2) in colour over labels in white.
+
+    stored, size: crops of all N samples, side of the network's input. layout: columns and side of the sheet.
+    """
+    batch, visible = make_batch(samples, stored, rows, size), samples.visible[rows]
+    crops = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
+    labels, found = (transform(batch.matrix, torch.from_numpy(xy[rows])) for xy in (samples.joints, joints))
+    return contact_sheet(crops, (labels, visible, WHITE), (found, np.ones_like(visible)), **layout)
 
 
 def mean_pose_score(train, valid):

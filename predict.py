@@ -22,17 +22,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from tqdm import tqdm
 
 import checkpoint
 from common import (BadInput, CommandLine, check_device, check_folder, check_writable, default_device,
                     main_with_clear_errors, optional, refuse)
-from crops import crop_matrix, cut, invert, make_batch, transform
-from data_mpii import (BOX_ENLARGEMENT, FARTHEST, JOINTS, LONGEST, image_endings, open_safely, read_image,
-                       rgb)
+from crops import crop_matrix, cut, invert, transform
+from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS
 from evaluate import predict_crops
 from export import WEIGHTS, for_inference
+from images import THRESHOLD, LONGEST, draw_skeleton, image_endings, open_safely, read_image, rgb
 
 # Endings of images that few Pillows read: in a folder each is named in an error, not passed over.
 IMAGES = set(".avif .heic .heif .hif .jxl .jp2 .j2k .jpx .psd .svg .tga .ico .dib .eps .pcx .qoi .exr .hdr "
@@ -47,13 +47,6 @@ WHOLE = 0.9                          # of a video's stated duration is there, or
 THINNEST = 2                         # pixels of a line
 BATCH_IMAGES, BATCH_CROPS = 8, 32    # images read before the network runs, crops in the network at once
 BATCH_PIXELS = 50_000_000            # of large images fewer are read
-RIGHT, LEFT, MIDDLE = (255, 140, 0), (0, 200, 255), (120, 220, 90)       # colours of the person's own sides
-WHITE = (255, 255, 255)
-LIMBS = ((0, 1, RIGHT), (1, 2, RIGHT), (2, 6, RIGHT), (3, 6, LEFT), (3, 4, LEFT), (4, 5, LEFT),
-         (6, 7, MIDDLE), (7, 8, MIDDLE), (8, 9, MIDDLE),
-         (10, 11, RIGHT), (11, 12, RIGHT), (12, 7, RIGHT), (13, 7, LEFT), (13, 14, LEFT), (14, 15, LEFT))
-FAINT = 0.3                          # opacity of a joint below the threshold
-THRESHOLD = 0.5           # shipped student, photos: right are 30% of the joints below, 68% of those above
 CUTOFF, BETA, SPEED_CUTOFF = 1.0, 5.0, 1.0       # of OneEuro: Hz, Hz for each box side a second, Hz
 
 
@@ -62,56 +55,6 @@ class Found(NamedTuple):
     box: list                        # x, y, width, height in pixels of the image
     joints: np.ndarray               # (16, 2) x, y in pixels of the image
     confidence: np.ndarray           # (16,) in [0, 1]
-
-
-# ------------------------------------------------------------------------------- stick figures
-
-def draw_skeleton(image, joints, visible, colour=None, width=2, confidence=None, threshold=THRESHOLD):
-    """Draw joints (16, 2), in pixels, on an RGB Pillow image and return it; a limb needs both joints visible.
-
-    colour: of everything, or None for right orange, left blue, middle green. confidence: (16,) in [0, 1], or
-    None: a joint below the threshold is faint, and so are its limbs.
-    """
-    pen = ImageDraw.Draw(image, "RGBA")                                      # blends
-    sure = np.ones(len(joints), bool) if confidence is None else np.asarray(confidence) >= threshold
-    opacity = np.where(sure, 255, round(255 * FAINT))
-    for a, b, side in LIMBS:
-        if visible[a] and visible[b]:
-            pen.line([tuple(joints[a]), tuple(joints[b])], width=width,
-                     fill=(*(colour or side), int(min(opacity[a], opacity[b]))))
-    for (x, y), seen, alpha in zip(joints, visible, opacity.tolist()):
-        if seen:
-            pen.ellipse([x - width, y - width, x + width, y + width], fill=(*(colour or WHITE), alpha),
-                        outline=(0, 0, 0, alpha))
-    return image
-
-
-def contact_sheet(crops, *skeletons, columns=6, side=192):
-    """A Pillow image of crops (N, S, S, 3) uint8 in rows and columns, with skeletons drawn on each.
-
-    skeletons: (joints (N, 16, 2) in pixels of the crops, visible (N, 16)), and optionally a colour.
-    """
-    sheet = Image.new("RGB", (columns * side, -(-len(crops) // columns) * side))
-    zoom = side / crops.shape[1]
-    for n, crop in enumerate(crops):
-        cell = Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC)
-        for joints, visible, *colour in skeletons:
-            # enlarging moves the centre of pixel 0 to (zoom - 1) / 2
-            xy = (np.asarray(joints[n]) + 0.5) * zoom - 0.5
-            draw_skeleton(cell, xy, visible[n], *colour, width=1 if colour else 2)
-        sheet.paste(cell, (n % columns * side, n // columns * side))
-    return sheet
-
-
-def prediction_sheet(samples, stored, rows, joints, size, **layout):
-    """A contact sheet of samples `rows`: predicted joints (N, 16, 2) in colour over labels in white.
-
-    stored, size: crops of all N samples, side of the network's input. layout: columns and side of the sheet.
-    """
-    batch, visible = make_batch(samples, stored, rows, size), samples.visible[rows]
-    crops = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
-    labels, found = (transform(batch.matrix, torch.from_numpy(xy[rows])) for xy in (samples.joints, joints))
-    return contact_sheet(crops, (labels, visible, WHITE), (found, np.ones_like(visible)), **layout)
 
 
 # ------------------------------------------------------------------------------- images and boxes

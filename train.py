@@ -35,12 +35,11 @@ from common import (BadInput, CommandLine, check_device, check_writable, default
 from crops import AUGMENTATIONS, CROPS, make_batch, on_device, store
 from data_mpii import find_labels, load_joined
 from distill import WEIGHTS, TeacherTargets, loss_terms
-from evaluate import (THRESHOLDS, evaluate, mean_pose_score, names_of, predict, print_score,
-                      validation_samples, write_json)
+from evaluate import (THRESHOLDS, evaluate, mean_pose_score, names_of, predict, prediction_sheet,
+                      print_score, validation_samples, write_json)
 from export import for_inference
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
 from optim import build_optimisers, rate_factor, update_ema
-from predict import prediction_sheet
 from synthetic import drawn_people
 
 # What a preset trains with, where no flag says otherwise. photos: augmentation of photos; drawings are

@@ -23,7 +23,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
 from common import CommandLine, main_with_clear_errors
-from data_mpii import load_samples, open_image
+from data_mpii import load_samples
+from images import open_image
 from export import WEIGHTS, for_inference
 from people import find_people, overlap, person_score
 

@@ -28,7 +28,8 @@ from dynamic import watch
 from evaluate import SCORED, load_to_score, predict, validation_samples
 from gfl import GlobalDynamicFilter, StaticFilter
 from models import FILTERS, STUDENTS
-from predict import contact_sheet, draw_skeleton, prediction_sheet
+from images import contact_sheet, draw_skeleton
+from evaluate import prediction_sheet
 from results import result
 from sweep import SEEDS, name_of
 from synthetic import SERIES, draw_people, draw_person

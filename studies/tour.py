@@ -18,7 +18,7 @@ from common import CommandLine, check_writable, main_with_clear_errors
 from crops import coordinate_labels
 from distill import WEIGHTS, marginals
 from pictures import pyplot, response
-from predict import LIMBS
+from images import LIMBS
 
 PAGE = ROOT / "docs" / "tour.md"
 GREY, BLUE, ORANGE = "0.55", "tab:blue", "tab:orange"

@@ -26,7 +26,8 @@ import checkpoint
 from crops import cut
 from data_mpii import BOX_ENLARGEMENT
 from export import export_onnx
-from predict import LEFT, RIGHT, WEIGHTS, box_matrix, find, read_image
+from images import LEFT, RIGHT
+from predict import WEIGHTS, box_matrix, find, read_image
 from synthetic import draw_person
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"

@@ -18,25 +18,12 @@ from test_data import ENTRY, folder
 
 from common import BadInput
 from crops import FLIP, store
-from data_mpii import image_endings, load_samples, open_image
+from data_mpii import load_samples
+from images import image_endings, open_image
 from models import build_student
-from predict import (
-    BETA,
-    CUTOFF,
-    Found,
-    OneEuro,
-    box_matrix,
-    draw_skeleton,
-    find,
-    in_batches,
-    json_file,
-    list_files,
-    match_boxes,
-    name_outputs,
-    read_boxes,
-    read_image,
-    record,
-)
+from images import draw_skeleton
+from predict import (BETA, CUTOFF, Found, OneEuro, box_matrix, find, in_batches, json_file, list_files,
+                     match_boxes, name_outputs, read_boxes, read_image, record)
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "weights/student-cc-gd-drawn.pt"

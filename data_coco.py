@@ -1,0 +1,189 @@
+"""COCO's people as the same samples as MPII's.
+
+    python train.py --train-teacher --preset small --data COCO
+    python evaluate.py --checkpoint best.pt --data COCO
+
+Put the data like this (from cocodataset.org: 2017 Train images, 2017 Val images, 2017 Train/Val annotations):
+
+    COCO/annotations/person_keypoints_train2017.json, person_keypoints_val2017.json
+    COCO/train2017/*.jpg, COCO/val2017/*.jpg
+
+These two folders may also lie in COCO/images/, or their images may lie there directly. val2017 is the
+validation split. Everybody with a labelled limb joint is taken, in both splits. Crowds are left out: theirs
+is one box for many people.
+
+A keypoint of COCO is the index of a pixel: 0 is the centre of the first pixel, as everywhere here. A box is
+measured from the edge of the first pixel, half a pixel before its centre. The middle of a box is therefore at
+x + (width - 1) / 2, as in predict.py.
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from common import BadInput, refuse
+from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, Samples, check_all, check_image
+from images import open_image
+
+KEYPOINTS = ["nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
+             "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip",
+             "left_knee", "right_knee", "left_ankle", "right_ankle"]
+# The keypoints whose mean a joint is. COCO has no upper neck and no head top: they stay unlabelled.
+SOURCES = {"r-ankle": ["right_ankle"], "r-knee": ["right_knee"], "r-hip": ["right_hip"],
+           "l-hip": ["left_hip"], "l-knee": ["left_knee"], "l-ankle": ["left_ankle"],
+           "pelvis": ["left_hip", "right_hip"], "thorax": ["left_shoulder", "right_shoulder"],
+           "r-wrist": ["right_wrist"], "r-elbow": ["right_elbow"], "r-shoulder": ["right_shoulder"],
+           "l-shoulder": ["left_shoulder"], "l-elbow": ["left_elbow"], "l-wrist": ["left_wrist"]}
+LIMBS = [JOINTS.index(joint) for joint, names in SOURCES.items() if len(names) == 1]     # 12 of the 16 joints
+FACE = 5                             # the first five keypoints are no joints here
+UNITS_PER_SIDE = 6                   # of PCKh, see `unit_of`
+SMALLEST_UNIT = 4                    # pixels
+SMALLEST_BOX = 1                     # pixels; people with a shorter side, such as 0, are left out
+SPLITS = {"train": "train2017", "valid": "val2017"}
+
+
+def find_labels(root, split):
+    """COCO's json file with a split, 'train' or 'valid'; None in a folder that is not COCO's.
+
+    BadInput where the folder has COCO's labels, but not those with the keypoints of this split.
+    """
+    files = {name: root / "annotations" / f"person_keypoints_{year}.json" for name, year in SPLITS.items()}
+    if files[split].is_file():
+        return files[split]
+    if any(file.is_file() for file in files.values()) or any(root.glob("annotations/instances_*2017.json")):
+        raise BadInput(f"there is no {files[split]} (instances_*.json have no keypoints): it is in "
+                       f"annotations_trainval2017.zip of cocodataset.org")
+    return None
+
+
+def find_images(root, year):
+    """The folder that holds, or should hold, the images of train2017 or val2017."""
+    images = root / "images"
+    if (root / year).is_dir() or not images.is_dir():
+        return root / year
+    if (images / year).is_dir() or not any(path.is_file() for path in images.iterdir()):
+        return images / year
+    return images
+
+
+def load_coco(root, file, split, images=True):
+    """The Samples of one split. file: what `find_labels` returns. images: as in data_mpii.load_samples.
+
+    BadInput if it cannot be used.
+    """
+    folder = find_images(root, SPLITS[split])
+    names, annotations = read_json(file)
+    before, present, everybody = {}, set(), defaultdict(list)
+
+    def check(index):
+        """-> image, box, keypoints; None for an entry that is left out."""
+        entry = annotations[index]
+        name, box, keypoints = read_person(entry, names)
+        if (number := before.setdefault(str(entry["id"]), index)) != index:
+            raise BadInput(f"has the id of entry {number}")
+        if images and name not in present:                 # many images show several people
+            check_image(folder / name, folder)
+            present.add(name)
+        everybody[folder / name].append(box)
+        crowd, limbs = entry.get("iscrowd"), any(keypoints[3 * FACE + 2::3])
+        return None if crowd or not limbs or min(box[2:]) < SMALLEST_BOX else (name, box, keypoints)
+
+    found = check_all(file, check, len(annotations))
+    people = [person for person in found if person]
+    if not people:
+        raise BadInput(f"{file} has nobody with a labelled limb joint: take COCO's own file")
+    image, box, keypoints = zip(*people)
+    files = tuple(folder / name for name in image)
+    corner, size = np.split(np.array(box), 2, axis=1)                          # (N, 2) each
+    joints, visible = to_mpii(np.reshape(keypoints, (-1, len(KEYPOINTS), 3)))  # (N, 16, 2), (N, 16)
+    side = size.max(1)                                                         # (N,)
+    note = (f"no head boxes: PCKh's unit is 1/{UNITS_PER_SIDE} of the longer side of the limb joints' box, "
+            f"at least {SMALLEST_UNIT} pixels; left out: {len(found) - len(people):,} crowds and people "
+            f"without a labelled limb joint")
+    joints, center, square, unit = (array.astype(np.float32) for array in (
+        joints, corner + (size - 1) / 2, BOX_ENLARGEMENT * side, unit_of(joints, visible, side)))
+    return Samples(f"{root.resolve().name}/{split}", joints, visible, center, square, unit,
+                   lambda i: open_image(files[i]), files, note, everybody=dict(everybody))
+
+
+def to_mpii(keypoints):
+    """COCO's keypoints (N, 17, 3) of x, y, visibility -> MPII's joints (N, 16, 2), visible (N, 16) bool.
+
+    Visibility is 0 (unlabelled), 1 (labelled, but occluded) or 2 (visible). A joint is labelled if all of its
+    keypoints are, with 1 or 2. Other joints are at 0, 0.
+    """
+    joints, visible = np.zeros((len(keypoints), 16, 2)), np.zeros((len(keypoints), 16), bool)
+    for joint, names in SOURCES.items():
+        k, sources = JOINTS.index(joint), [KEYPOINTS.index(name) for name in names]
+        joints[:, k] = keypoints[:, sources, :2].mean(1)
+        visible[:, k] = (keypoints[:, sources, 2] > 0).all(1)
+    return joints * visible[..., None], visible
+
+
+def unit_of(joints, visible, side):
+    """PCKh's unit of length (N,) in pixels, of people without head boxes. side: (N,) of their boxes, pixels.
+
+        unit = max(SMALLEST_UNIT, longer side of the box around the labelled limb joints / UNITS_PER_SIDE)
+
+    In the Leeds Sports Poses a head segment is 0.167 of that side, the median of whole people. For half
+    bodies the unit is smaller and the score stricter. With one labelled limb joint that side is `side`.
+    """
+    limbs, seen = joints[:, LIMBS], visible[:, LIMBS, None]                    # (N, 12, 2), (N, 12, 1)
+    low, high = limbs.min(1, where=seen, initial=np.inf), limbs.max(1, where=seen, initial=-np.inf)  # (N, 2)
+    length = np.where(seen.sum((1, 2)) > 1, (high - low).max(1), side)
+    return np.maximum(SMALLEST_UNIT, length / UNITS_PER_SIDE)
+
+
+# ------------------------------------------------------------------------------- the json file
+
+def read_json(file):
+    """COCO's json file -> names of its images by id (as text), and its annotations, unchecked."""
+    def without_outline(entry):                    # outlines are most of the file
+        entry.pop("segmentation", None)
+        return entry
+
+    try:
+        content = json.loads(file.read_bytes(), object_hook=without_outline)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{file} cannot be read as json ({error}): download it again") from error
+    images, annotations, categories = (content.get(part) if isinstance(content, dict) else None
+                                       for part in ("images", "annotations", "categories"))
+    if not (isinstance(images, list) and isinstance(annotations, list)):
+        raise BadInput(f"{file} has no lists of images and annotations: take COCO's own file")
+    if not any(isinstance(entry, dict) and "keypoints" in entry for entry in annotations):
+        raise BadInput(f"{file} has no annotations with keypoints: take person_keypoints_*2017.json of "
+                       f"annotations_trainval2017.zip from cocodataset.org")
+    for category in categories if isinstance(categories, list) else []:
+        if isinstance(category, dict) and category.get("keypoints", KEYPOINTS) != KEYPOINTS:
+            raise BadInput(f"{file} has other keypoints than COCO, or in another order: they must be "
+                           f"{', '.join(KEYPOINTS)}")
+    names = {str(image.get("id")): image.get("file_name") for image in images if isinstance(image, dict)}
+    if len(names) < len(images):
+        raise BadInput(f"{file}: {len(images) - len(names):,} of its images have the id of another one: "
+                       f"correct the ids")
+    return names, annotations
+
+
+def read_person(entry, names):
+    """An annotation -> (image, box, keypoints). BadInput says what is wrong with it. names: see `read_json`.
+
+    box: x, y, width, height. keypoints: 51 numbers, x, y and visibility of each.
+    """
+    refuse((not isinstance(entry, dict), "is not an annotation"))
+    refuse(*((key not in entry, f"has no '{key}'") for key in ("id", "image_id", "bbox", "keypoints")))
+    name, box, keypoints = names.get(str(entry["image_id"])), entry["bbox"], entry["keypoints"]
+    refuse((not isinstance(name, str), f"image_id {entry['image_id']!r:.80} is of no image with a file_name"),
+           (not isinstance(box, list) or len(box) != 4, "bbox must be four numbers: x, y, width, height"),
+           (not isinstance(keypoints, list) or len(keypoints) != 3 * len(KEYPOINTS),
+            f"keypoints must be {3 * len(KEYPOINTS)} numbers: x, y, visibility of each"))
+    numbers = all(type(number) in (int, float) and abs(number) < FARTHEST for number in (*box, *keypoints))
+    refuse((Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name,
+            f"image {name!r:.200} does not name a file inside the folder of images"),
+           (not numbers, f"bbox and keypoints must be finite numbers, within {FARTHEST:,} pixels"))
+    refuse((min(box[2:]) < 0, f"bbox {box} has a side below 0"),
+           (not {0, 1, 2}.issuperset(keypoints[2::3]),
+            "visibility, every third number of keypoints, must be 0, 1 or 2"),
+           (entry.get("iscrowd", 0) not in (0, 1), "iscrowd must be 0 or 1"))
+    return name, box, keypoints
