@@ -1,24 +1,42 @@
-"""Images: files read in one way by every command, and skeletons drawn on them.
+"""Images and videos: found, read in one way by every command, drawn on, written.
 
     python -m pytest tests/test_images.py
 
+    list_files      the images and videos that paths name, and that their folders hold
     read_image      a file -> RGB, upright by its Exif, whatever its mode and depth
+    open_video      a file or camera, by OpenCV (an optional package)
     draw_skeleton   joints and limbs of one person on an image
     contact_sheet   many crops with their skeletons in rows and columns
 """
 
 import math
+import os
+import sys
 import threading
 import warnings
+from collections import defaultdict
+from contextlib import suppress
+from itertools import chain, count
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from common import BadInput
+from common import BadInput, optional
 
 MOST_PIXELS = 200_000_000            # larger images are refused before they are decoded
 LONGEST = 4096                       # JPEGs with a longer side may be decoded at 1/2, 1/4 or 1/8
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "AVIF")     # no EPS: it starts a program
+# Endings of images that few Pillows read: in a folder each is named in an error, not passed over.
+IMAGES = set(".avif .heic .heif .hif .jxl .jp2 .j2k .jpx .psd .svg .tga .ico .dib .eps .pcx .qoi .exr .hdr "
+             ".dng .cr2 .cr3 .nef .arw .orf .raf .rw2".split())
+# Endings of videos, as folders hold them. A file that is named may have any.
+VIDEOS = set(".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .3gp .3g2 .ts .mts .m2ts .flv .f4v .ogv .asf "
+             ".vob .mjpeg .mjpg .mxf .divx .y4m".split())
+OUTPUT, VIDEO_OUTPUT = "-pose.jpg", "-pose.mp4"      # end the names of our output: left out of folders
+JPEG_SIDE = 65_500                   # pixels; libjpeg writes no longer side
+TIMED_FRAMES = 1000                  # whose timestamps give a video's rate
+WHOLE = 0.9                          # of a video's stated duration is there, or it is cut short
 READER = 2                           # raised where `read_image` gives other pixels: crops are cut anew
 RIGHT, LEFT, MIDDLE = (255, 140, 0), (0, 200, 255), (120, 220, 90)       # colours of the person's own sides
 WHITE = (255, 255, 255)
@@ -29,7 +47,68 @@ FAINT = 0.3                          # opacity of a joint below the threshold
 THRESHOLD = 0.5           # shipped student, photos: right are 30% of the joints below, 68% of those above
 
 
-# ------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------- which files
+
+def list_files(paths, out, failed):
+    """-> images, videos: (file, its path in the named folder) of named files, and of what folders hold.
+
+    Left out of folders are our own output, macOS's "._" files, and what is neither image nor video by name.
+    failed: list of errors, to which folders that cannot be read are added.
+    """
+    images, videos, known, out = [], [], image_endings() | IMAGES, out.resolve()
+    for path in paths:
+        if not path.is_dir():
+            (videos if is_video(path) else images).append((path, Path(path.name)))
+            if path.name.endswith((OUTPUT, VIDEO_OUTPUT)):
+                print(f"{path} is named like our own output: a skeleton may be drawn on it already")
+            continue
+        within = out if path.resolve() in out.parents else None          # our output, below this folder
+        inside, ours = [], 0
+        for folder, _, names in os.walk(path, onerror=lambda error: report(error, failed)):
+            names = [] if within and Path(folder).resolve().is_relative_to(within) else names
+            for file in (Path(folder, name) for name in names if not name.startswith("._")):
+                is_ours, is_lost = file.name.endswith((OUTPUT, VIDEO_OUTPUT)), not os.path.exists(file)
+                ours += is_ours
+                if file.suffix.lower() in known | VIDEOS and not is_ours and (is_lost or file.is_file()):
+                    inside.append(file)
+        if ours:
+            print(f"{path}: left out as our own output, *{OUTPUT} or *{VIDEO_OUTPUT}: {ours}")
+        if not inside:
+            report(f"{path} holds no images or videos, by their names' endings", failed)
+        for file in sorted(inside):
+            (images if file.suffix.lower() in known else videos).append((file, file.relative_to(path)))
+    return images, videos
+
+
+def is_video(path):
+    """Is a named file a video? By its ending, or else because OpenCV reads it and Pillow does not."""
+    ending = path.suffix.lower()
+    if ending in VIDEOS | IMAGES | image_endings() or not path.is_file():
+        return ending in VIDEOS
+    with suppress(BadInput):
+        return not open_safely(path, lambda image: image.size)
+    with suppress(BadInput):                                     # without OpenCV it is an image, in an error
+        return open_video(path).read()[0]
+    return False
+
+
+def report(error, failed):
+    """Print an error, and add it to the list of what failed: the rest goes on."""
+    print(f"error: {error}", file=sys.stderr)
+    failed.append(error)
+
+
+def name_outputs(names, ending):
+    """a.jpg -> a-pose.jpg, or a-2-pose.jpg where that is taken, by a.png or by a file of another folder."""
+    taken = {}                                       # in order
+    numbers = defaultdict(lambda: chain([""], (f"-{n}" for n in count(2))))       # of each stem, not used yet
+    for name in names:
+        free = (name.with_name(f"{name.stem}{n}{ending}") for n in numbers[name.with_suffix("")])
+        taken[next(output for output in free if output not in taken)] = True
+    return list(taken)
+
+
+# ------------------------------------------------------------------------------- images
 
 OPENING = threading.Lock()
 
@@ -119,6 +198,53 @@ def to_bytes(values):
     values, gain = values.astype(np.float32), 255 / (high - low)
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) * gain - low * gain
     return values.round().clip(0, 255).astype(np.uint8)
+
+
+def write_image(image, path):
+    """Save as JPEG. OSError where that cannot be done."""
+    if max(image.size) > JPEG_SIDE:
+        raise OSError(f"a JPEG has at most {JPEG_SIDE:,} pixels a side")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, quality=92)
+
+
+# ------------------------------------------------------------------------------- videos
+
+def open_video(source):
+    """A cv2.VideoCapture of a file, or of a camera (an int), opened or not."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")             # what is wrong is said in one line, by us
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    return optional("cv2").VideoCapture(source if isinstance(source, int) else utf8(source))
+
+
+def utf8(path):
+    """A path as OpenCV takes it. BadInput where the name is not UTF-8, with which OpenCV crashes."""
+    try:
+        return str(path).encode().decode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{path}: OpenCV takes no names that are not UTF-8: rename it") from error
+
+
+def frame_rate(cv2, stream):
+    """Frames a second by the timestamps of an opened video, which is read; 0 where it has none."""
+    times = []
+    while len(times) < TIMED_FRAMES and stream.grab():
+        times.append(stream.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    steps = np.diff(times)
+    return 1 / steps[steps > 0].mean() if (steps > 0).any() else 0
+
+
+def system_error(target, mode):
+    """What the system says of writing 64 kB to a file, "" if nothing. The file is removed."""
+    try:
+        with open(target, mode) as file:
+            file.write(bytes(2 ** 16))
+        return ""
+    except OSError as error:
+        return error.strerror
+    finally:
+        with suppress(OSError):
+            target.unlink()
 
 
 # ------------------------------------------------------------------------------- drawing

@@ -1,15 +1,15 @@
 """People in a whole image, found by a pose network alone.
 
-    python predict.py photo.jpg         # finds everybody in a photo
-    python studies/finding.py           # how many it finds, and how often nobody is there
+    python predict.py photo.jpg                # finds everybody in a photo
+    python studies/finding.py --data DATA      # how many it finds, and how many it sees where nobody is
 
-A pose network is sure of its joints where a person fills its crop, and unsure elsewhere (it has learned from
-crops without people, too). That is enough to find people, without a detector:
+A pose network is sure of its joints where a person fills its crop, and unsure elsewhere: it has learned from
+crops without people, too. That is enough to find people, without a detector:
 
-    windows       squares of a few sizes, half a side apart, all over the image       a crop each -> 16 joints
-    person_score  how sure the network is of its surest joints: the best windows are kept
-    refine        the box around a window's sure joints is the next crop, which fits better; twice
-    suppress      of people whose boxes overlap the surest stays
+    windows        squares of a few sizes, half a side apart, all over the image; 16 joints in each
+    person_score   how sure the network is of its surest joints: the best windows are kept
+    box_of_joints  the box around a window's sure joints is the next crop, which fits better; twice
+    suppress       of people whose boxes overlap the surest stays
 
 Boxes are x, y, width, height in pixels, joints (16, 2) in pixels, confidences (16,) in [0, 1].
 """
@@ -22,15 +22,16 @@ import torch
 from crops import crop_matrix, cut, invert, transform
 from data_mpii import BOX_ENLARGEMENT
 from evaluate import predict_crops
+from images import rgb
 
-SIDES = 1.0, 0.7, 0.5       # of the windows, in the image's shorter side; besides, the whole image
-STEP = 0.5                  # distance between windows, in their sides, at most
+SIDES, STEP = (1.0, 0.7, 0.5), 0.5     # of windows, in the image's shorter side; between them, in their sides
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
 CANDIDATE, PERSON = 0.15, 0.35     # least scores of a window that is refined, of a person in the end
 MOST = 12                   # windows that are refined
 SURE = 0.3                  # confidence of joints that a box is drawn around
 ROUNDS, OVERLAP = 2, 0.45   # refinements; intersection over union beyond which two boxes are one person
 BATCH = 32                  # crops in the network at once
+LOOK_AGAIN = 30             # frames of a video after which newcomers are looked for
 
 
 class Found(NamedTuple):
@@ -39,6 +40,8 @@ class Found(NamedTuple):
     joints: np.ndarray               # (16, 2) x, y in pixels of the image
     confidence: np.ndarray           # (16,) in [0, 1]
 
+
+# ------------------------------------------------------------------------------- poses in boxes
 
 def box_matrix(box, size, tight=True):
     """Affine map image -> crop (2, 3): a square around the box, with MPII's margin around a tight one."""
@@ -49,8 +52,8 @@ def box_matrix(box, size, tight=True):
 
 @torch.inference_mode()
 def poses_in_boxes(model, image, boxes, device="cpu", flip_test=False, tight=True):
-    """A list of Found: the pose in each of some boxes of an RGB Pillow image. tight: as in `box_matrix`."""
-    matrices = [box_matrix(box, model.size, tight) for box in boxes]
+    """A list of Found: the pose in each of some boxes of a Pillow image. tight: as in `box_matrix`."""
+    image, matrices = rgb(image), [box_matrix(box, model.size, tight) for box in boxes]
     found = []
     for start in range(0, len(boxes), BATCH):
         maps = torch.stack(matrices[start:start + BATCH])
@@ -60,6 +63,8 @@ def poses_in_boxes(model, image, boxes, device="cpu", flip_test=False, tight=Tru
         found += map(Found, boxes[start:start + BATCH], joints.numpy(), confidence.cpu().numpy())
     return found
 
+
+# ------------------------------------------------------------------------------- people in an image
 
 def windows(width, height):
     """Squares [x, y, side, side] that cover an image: the whole of it, then smaller and smaller ones."""
@@ -94,21 +99,55 @@ def overlap(one, other):
     return shared / (aw * ah + bw * bh - shared)
 
 
+def is_new(person, others):
+    """Is this nobody of the others?"""
+    return all(overlap(box_of_joints(person), box_of_joints(other)) < OVERLAP for other in others)
+
+
 def suppress(people):
-    """The people, surest first, without those whose box overlaps that of a surer one."""
+    """The people, surest first, without those who are a surer one seen again."""
     kept = []
     for person in sorted(people, key=person_score, reverse=True):
-        if all(overlap(person.box, other.box) < OVERLAP for other in kept):
+        if is_new(person, kept):
             kept.append(person)
     return kept
 
 
 def find_people(model, image, device="cpu", flip_test=False):
-    """Everybody in an RGB Pillow image: a list of Found, surest first; empty where nobody is."""
+    """Everybody in a Pillow image: a list of Found, surest first; empty where nobody is."""
+    image = rgb(image)
     people = poses_in_boxes(model, image, windows(*image.size), device, tight=False)
-    for round in range(ROUNDS):
-        people = [person for person in people if person_score(person) >= CANDIDATE]
-        people = suppress([person._replace(box=box_of_joints(person)) for person in people])[:MOST]
-        last = round + 1 == ROUNDS
-        people = poses_in_boxes(model, image, [person.box for person in people], device, flip_test and last)
+    for number in range(ROUNDS):
+        people = suppress([person for person in people if person_score(person) >= CANDIDATE])[:MOST]
+        last = number + 1 == ROUNDS
+        people = poses_in_boxes(model, image, list(map(box_of_joints, people)), device, flip_test and last)
     return suppress([person for person in people if person_score(person) >= PERSON])
+
+
+# ------------------------------------------------------------------------------- people in a video
+
+class Tracker:
+    """People followed from frame to frame: each is looked for around the joints that it had in the last one.
+
+    Everybody is looked for in the first frame, in every LOOK_AGAIN-th, and where somebody is lost.
+    """
+
+    def __init__(self, model, device="cpu", flip_test=False):
+        self.model, self.how = model, (device, flip_test)
+        self.people, self.frames, self.ids = {}, 0, 0
+
+    def __call__(self, image):
+        """The next frame, a Pillow image -> {id: Found}; a person keeps its id."""
+        boxes = [box_of_joints(person) for person in self.people.values()]
+        before = zip(self.people, poses_in_boxes(self.model, image, boxes, *self.how))
+        people = {}
+        for number, person in before:
+            if person_score(person) >= PERSON and is_new(person, people.values()):
+                people[number] = person
+        if self.frames % LOOK_AGAIN == 0 or len(people) < len(self.people):
+            for person in find_people(self.model, image, *self.how):
+                if is_new(person, people.values()):
+                    people[self.ids] = person
+                    self.ids += 1
+        self.people, self.frames = people, self.frames + 1
+        return dict(people)
