@@ -1,6 +1,6 @@
 """The runs behind the tables `paper` and `hours`: the paper's 16 students on MPII, alone and distilled.
 
-    python studies/paper.py --data MPII --backbone-weights hrnet_w32.pth hrnet_w48.pth  # days, on all GPUs
+    python studies/paper.py --data MPII --init hrnet_w32.pth hrnet_w48.pth  # days, on all GPUs
     python studies/paper.py --data MPII -- --epochs 100 --batch-size 256     # shorter, in larger steps
 
 Results go to results/mpii.json, a file with the name of the folder. Runs are in the folders that train.py
@@ -24,7 +24,7 @@ def paper_runs(data, weights=()):
     weights: published files of HRNet-W32 and -W48, or none.
     """
     folder = data.resolve().name
-    begin = {backbone: {"backbone-weights": file} for backbone, file in zip(("w32", "w48"), weights)}
+    begin = {backbone: {"init": file} for backbone, file in zip(("w32", "w48"), weights)}
     common = {"data": data, "preset": "paper", "amp": True}
     teacher = Path("runs") / f"teacher-paper-{folder}"
     runs = {f"{folder.lower()}-teacher": {**common, "train-teacher": True, **begin.get("w48", {}),
@@ -42,7 +42,7 @@ def paper_runs(data, weights=()):
 
 if __name__ == "__main__":
     main_with_clear_errors(lambda: main(
-        __doc__, lambda args: paper_runs(args.data, args.backbone_weights),
+        __doc__, lambda args: paper_runs(args.data, args.init),
         ("--data", dict(type=Path, required=True, help="folder of photos in MPII's layout")),
-        ("--backbone-weights", dict(type=Path, nargs=2, default=(), metavar=("W32", "W48"),
-                                    help="published HRNet weights to start from (default: random)"))))
+        ("--init", dict(type=Path, nargs=2, default=(), metavar=("W32", "W48"),
+                        help="published HRNet weights to start from (default: random)"))))

@@ -23,14 +23,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, main_with_clear_errors
-from distill import TERMS
+from distill import WEIGHTS
 from models import FILTERS, STUDENTS
-from photos import COMPARED_EPOCHS
 from sweep import SEEDS, main
 
 EPOCHS = 8               # of 125 steps; scored at 4 and 8
 LONG_EPOCHS = 32         # of the group `long`
 PHOTO_EPOCHS = 16        # of tiny students on photos
+COMPARED_EPOCHS = 8      # of students of small-64
+TERMS = tuple(WEIGHTS["cc"])
 GS, GD = ({"student": "cc", "filter": filter} for filter in ("gs", "gd"))
 LABELS = {"no-distill": True}
 RATES = {"-double-rate": "2e-3", "": "1e-3", "-half-rate": "5e-4", "-quarter-rate": "2.5e-4"}
@@ -40,6 +41,11 @@ def token_weights(student, keypoint, visual):
     """Changes that set a1 and a2."""
     return [f"distill.WEIGHTS.{student}.keypoint_tokens={keypoint}",
             f"distill.WEIGHTS.{student}.visual_tokens={visual}"]
+
+
+def terms_of(student, *terms):
+    """Changes that leave of the four terms these alone."""
+    return [f"distill.WEIGHTS.{student}.{other}=0" for other in TERMS if other not in terms]
 
 
 def of_labels(filter, title, *changes, **flags):
@@ -80,7 +86,7 @@ CELLS = {
         "gd-large-basis": ("1 + z, basis filters begin ten times as large", GD, ["large-basis"]),
         "gd-plain-mean": ("the mean token, as in DFFormer", GD, ["plain-mean"]),
         "gd-plain-mean-muon": ("the mean token, and M learns with Muon", GD,
-                               ["plain-mean", "train.ADAM_ALONE=[]"]),
+                               ["plain-mean", "optim.ADAM_ALONE=[]"]),
         "gd-in-series": ("1 + z, and the dynamic filter behind the static one", GD, ["in-series"])},
     "dynamic-photos": {
         "photos-gd-alone": of_labels("gd", "**1 + z**"),
@@ -112,19 +118,21 @@ CELLS = {
               for student in ("cc", "reg")
               for name, title, flags, changes in (
                   ("alone", "labels alone", LABELS, []),
-                  *((term, f"labels and {term.replace('_', ' ')}", {"terms": [term]}, []) for term in TERMS),
-                  ("heatmap-10", "labels and heatmap, a3 = 10", {"terms": ["heatmap"]},
-                   [f"distill.WEIGHTS.{student}.heatmap=10"]),
-                  ("sharp-heatmap", "labels and heatmap, squared", {"terms": ["heatmap"]},
-                   ["sharp-heatmaps"]),
-                  ("soft-heatmap", "labels and heatmap, its square root", {"terms": ["heatmap"]},
-                   ["soft-heatmaps"]),
-                  ("mirrored-heatmap", "labels and heatmap, averaged with the mirror image's",
-                   {"terms": ["heatmap"]}, ["mirrored-heatmaps"]),
-                  ("confidence-1", "labels and confidence, a4 = 1", {"terms": ["confidence"]},
-                   [f"distill.WEIGHTS.{student}.confidence=1"]),
+                  *((term, f"labels and {term.replace('_', ' ')}", {}, terms_of(student, term))
+                    for term in TERMS),
+                  ("heatmap-10", "labels and heatmap, a3 = 10", {},
+                   [*terms_of(student, "heatmap"), f"distill.WEIGHTS.{student}.heatmap=10"]),
+                  ("sharp-heatmap", "labels and heatmap, squared", {},
+                   [*terms_of(student, "heatmap"), "sharp-heatmaps"]),
+                  ("soft-heatmap", "labels and heatmap, its square root", {},
+                   [*terms_of(student, "heatmap"), "soft-heatmaps"]),
+                  ("mirrored-heatmap", "labels and heatmap, averaged with the mirror image's", {},
+                   [*terms_of(student, "heatmap"), "mirrored-heatmaps"]),
+                  ("confidence-1", "labels and confidence, a4 = 1", {},
+                   [*terms_of(student, "confidence"), f"distill.WEIGHTS.{student}.confidence=1"]),
                   ("all", "labels and all four", {}, []),
-                  ("all-new-views", "labels and all four, a new view in every epoch", {"views": 0}, []))},
+                  ("all-new-views", "labels and all four, a new view in every epoch", {},
+                   ["train.RECIPES.tiny.views=0"]))},
     "tokens": {
         "cc-gs-raw-as-distilpose": ("raw, a1 = a2 = 5e-4 (DistilPose)", GS,
                                     ["raw-tokens", *token_weights("cc", 5e-4, 5e-4)]),

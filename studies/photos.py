@@ -1,11 +1,19 @@
-"""The runs behind the tables `small` and `compared`: teachers and students on photos, many hours on a CPU.
+"""The paper's tables on real people: what the four terms are worth for students of preset small.
 
-    python studies/photos.py --data DATA        # fills results/small.json
+    python studies/photos.py --data LSPET everyday LSP --teacher weights/teacher-small-photos.pt
+    python studies/photos.py --data ... --stop-after 120        # in as many sittings as it takes
+    python studies/photos.py --data ... --rows cc-gs-none cc-gd-none         # some rows first
 
-    small       the networks that are shipped: teacher and student on crops of 128 x 128 pixels
-    small-64    all six students on crops of 64 x 64 pixels, with STARTS of four kinds
+Fills results/photos.json. Rows are those of the paper's Tables A and B in which it has a student without a
+backbone, and four with w24 in place of its HRNets. Columns, from a random start unless said:
 
-sweep.py says how runs are skipped, stopped and resumed. What stands behind -- goes to every train.py.
+    alone       labels
+    terms       labels and the teacher's four terms: the paper's method
+    weights     labels, terms and the teacher's weights to begin with (all but mixers and head), ours
+
+All cells of a block have the same people, steps, views and scored epochs; each mixer has its own rate
+(train.py). sweep.py says how runs are skipped, stopped and resumed. What stands behind -- goes to every
+train.py.
 """
 
 import sys
@@ -14,42 +22,38 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import main_with_clear_errors
-from models import FILTERS, STUDENTS
-from sweep import RUNS, SEEDS, main, name_of
+from models import FILTERS
+from sweep import main
 
-SHIPPED_EPOCHS = {"teacher": 18, "student": 16}
-COMPARED_EPOCHS = 8
-VIEWS = 5
-# All students learn from labels. What they have from the teacher besides, and its name in the table: 'taught'
-# its four terms; 'started' its weights to begin with, all but mixers and head; 'distilled' both
-STARTS = {"alone": "labels", "taught": "labels, terms", "started": "labels, weights",
-          "distilled": "labels, weights, terms"}
-REPEATED = ("cc", "gd"), ("reg", "gs")           # with all seeds; the others with the first one
+TEACHER = Path(__file__).resolve().parents[1] / "weights" / "teacher-small-photos.pt"
+ROWS = {**{f"{student}-{filter}-none": ("alone", "terms")
+           for student, filter in product(("cc", "reg"), FILTERS)},
+        "cc-gs-w24": ("alone", "terms", "weights"), "cc-gd-w24": ("alone", "terms", "weights"),
+        "cc-attention-w24": ("alone", "terms"), "reg-gs-w24": ("alone", "terms")}
+EPOCHS = {"none": 16, "w24": 8}
+SEEDS = {"cc-gs-none": (0, 1), "cc-gd-none": (0, 1), "cc-gs-w24": (0, 1)}        # others: 0
+VIEWS = ["train.RECIPES.small.views=4"]          # targets are computed once for each
 
 
-def small_runs(data):
-    """{name: flags of train.py}."""
-    photos = {"data": data, "amp": True}
-    teacher_64, teacher = (RUNS / name / "best.pt" for name in ("small-teacher-64", "small-teacher"))
-    runs = {"small-teacher-64": {**photos, "train-teacher": True, "preset": "small-64",
-                                 "epochs": SHIPPED_EPOCHS["teacher"]},
-            "small-teacher": {**photos, "train-teacher": True, "preset": "small", "init": teacher_64,
-                              "epochs": SHIPPED_EPOCHS["teacher"]},
-            f"small-{name_of('cc', 'gd', True, 0)}": {
-                **photos, "student": "cc", "filter": "gd", "preset": "small", "views": VIEWS,
-                "epochs": SHIPPED_EPOCHS["student"], "teacher": teacher, "init": teacher}}
-    terms = {"teacher": teacher_64, "views": VIEWS}
-    flags = {"alone": {"no-distill": True}, "taught": terms,
-             "started": {"no-distill": True, "init": teacher_64}, "distilled": {**terms, "init": teacher_64}}
-    for seed, student, filter, start in product(SEEDS, STUDENTS, FILTERS, STARTS):
-        if seed == SEEDS[0] or (student, filter) in REPEATED:
-            runs[f"small-64-{student}-{filter}-{start}-{seed}"] = {
-                **photos, "student": student, "filter": filter, "preset": "small-64", **flags[start],
-                "epochs": COMPARED_EPOCHS, "seed": seed}
+def photo_runs(data, teacher=TEACHER, rows=tuple(ROWS)):
+    """{name: flags of train.py}, first seeds first. data: folders."""
+    flags = {"alone": {"no-distill": True}, "terms": {"teacher": teacher},
+             "weights": {"teacher": teacher, "init": teacher}}
+    runs = {}
+    for seed, row in product((0, 1), rows):
+        student, filter, backbone = row.split("-")
+        for column in ROWS[row] if seed in SEEDS.get(row, (0,)) else ():
+            runs[f"photos-{row}-{column}-{seed}"] = {
+                "data": data, "amp": True, "preset": "small", "student": student, "filter": filter,
+                "backbone": backbone, **flags[column], "epochs": EPOCHS[backbone], "seed": seed,
+                "changes": VIEWS}
     return runs
 
 
 if __name__ == "__main__":
     main_with_clear_errors(lambda: main(
-        __doc__, lambda args: small_runs(args.data),
-        ("--data", dict(type=Path, required=True, help="folder of photos in MPII's layout"))))
+        __doc__, lambda args: photo_runs(args.data, args.teacher, args.rows),
+        ("--data", dict(type=Path, nargs="+", required=True, help="folders of photos, joined")),
+        ("--teacher", dict(type=Path, default=TEACHER, help=f"default: weights/{TEACHER.name}")),
+        ("--rows", dict(nargs="+", choices=tuple(ROWS), default=tuple(ROWS), metavar="ROW",
+                        help=f"of {', '.join(ROWS)} (default: all)"))))

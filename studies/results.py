@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import locked
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-PATHS = "data", "init", "teacher", "backbone_weights"          # arguments that are kept without their folders
+PATHS = "data", "init", "teacher"          # arguments that are kept without their folders
 OF_MACHINE = "out", "cache", "device", "stop_after", "resume"  # arguments that are not kept
 DERIVED = "distill", "select"                                  # nor these: no_distill and data say it
 DIGITS = 8           # of floats; with 7, a cell of a table is 0.38 instead of 0.37

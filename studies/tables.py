@@ -14,12 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, CommandLine, main_with_clear_errors
-from distill import TERMS
 from costs import PAPER, count_multiply_adds
 from evaluate import GROUPS
 from models import FILTERS, PRESETS, STUDENTS, build_teacher
-from parts import CELLS
-from photos import STARTS
+from parts import CELLS, TERMS
+from photos import ROWS
 from results import RESULTS, pckh, read, result
 from speed import Timing, ratios_table, speed_table, table
 from sweep import ROOT, SEEDS, name_of
@@ -35,6 +34,10 @@ HEADINGS = {"dynamic": "M sees", "dynamic-photos": "on photos, M sees",
 DECISIVE = {"dynamic": ("gd", "gd-constant", "gd-keypoint-mean"),
             "terms": [*(f"cc-gs-{name}" for name in ("alone", *TERMS, "all")),
                       "reg-gs-alone", "reg-gs-confidence", "reg-gs-all"]}
+# small-64: what students have from the teacher beside labels, and its name in the table
+STARTS = {"alone": "labels", "started": "labels, weights", "distilled": "labels, weights, terms"}
+REAL_SETS = "lspet_refined", "everyday", "lsp"        # validation sets of photos.py
+PAPERS_BACKBONE = {"none": "none", "w24": "w32"}       # what our backbones are set beside
 MACHINES = "speed-epyc", "speed-epyc-avx2", "speed-xeon"       # entries of results/speed.json
 MPII_PEOPLE = 22246      # of its training split
 RATE = 1e14         # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
@@ -68,9 +71,9 @@ def headline_table():
                  rows)
 
 
-def paper_scores(student, filter):
-    """'40.07 → 65.3': PCKh@0.5 in the paper of a student without backbone, alone and distilled; or blank."""
-    return next((f"{row[3]:g} → {row[4]:g}" for row in PAPER if row[:3] == (student, filter, "none")), "")
+def paper_scores(student, filter, backbone="none"):
+    """'40.07 → 65.3': PCKh@0.5 in the paper, alone and distilled; or blank."""
+    return next((f"{row[3]:g} → {row[4]:g}" for row in PAPER if row[:3] == (student, filter, backbone)), "")
 
 
 def drawn_table():
@@ -117,6 +120,26 @@ def joints_table(*titles):
         run = result(name)
         rows.append([title, *(f"{pckh(run, *column):.1f}" if run else "" for column in columns)])
     return table(["network", *GROUPS, "mean", "flip test", "mean @0.1", "flip test"], rows)
+
+
+def real_people_table():
+    """The rows of photos.py: PCKh@0.5, the mean of the validation sets and each; beside the paper's."""
+    rows = []
+    for row, columns in ROWS.items():
+        student, filter, backbone = row.split("-")
+        cells = {column: [run for seed in SEEDS if (run := result(f"photos-{row}-{column}-{seed}"))]
+                 for column in ("alone", "terms", "weights")}
+        means = {column: [pckh(run) for run in runs] for column, runs in cells.items()}
+        both = means["alone"] and means["terms"]
+        gain = f"{statistics.mean(means['terms']) - statistics.mean(means['alone']):+.1f}" if both else ""
+        by_set = [" → ".join(f"{statistics.mean(pckh(run, data=name) for run in cells[column]):.1f}"
+                             for column in ("alone", "terms") if cells[column])
+                  for name in REAL_SETS]
+        rows.append([student, filter, backbone, mean_and_spread(means["alone"]),
+                     mean_and_spread(means["terms"]), gain, mean_and_spread(means["weights"]), *by_set,
+                     paper_scores(student, filter, PAPERS_BACKBONE[backbone])])
+    return table(["student", "mixer", "backbone", "labels", "labels, terms", "gain", "and weights",
+                  *(f"{name}: labels → terms" for name in REAL_SETS), "the paper, MPII"], rows)
 
 
 def compared_table():
@@ -211,6 +234,7 @@ def of_machine(make, name):
 # ------------------------------------------------------------------------------- the pages
 
 TABLES = {"headline": headline_table, "drawn": drawn_table, "compared": compared_table,
+          "real": real_people_table,
           "small": partial(joints_table, ("teacher", "small-teacher"),
                            ("cc gd distilled", "small-cc-gd-distilled-0")),
           "paper": paper_table, "hours": hours_table,
