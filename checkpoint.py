@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from common import BadInput, CommandLine, main_with_clear_errors
-from hrnet import HRNet
+from hrnet import HRNet, fill, is_backbone, load_published, state_dict
 from models import CoordinateHead, RegressionHead, build_student, build_teacher
 
 FORMAT = 1
@@ -253,7 +253,7 @@ def start_from(model, path):
         if not isinstance(model.backbone, HRNet):
             raise BadInput(f"{path} holds an HRNet, and {describe(model.config)} has no backbone: add "
                            f"--backbone w32 or w48")
-        return fill(model.backbone, state_dict(content), path, BEYOND_STAGE_3)
+        return load_published(model.backbone, content, path)
     other, metadata = load(path)
     same = dict(other.config, preset="") == dict(model.config, preset="")
     taught = other.config["student"] == "teacher" and model.config["student"] != "teacher"
@@ -300,45 +300,10 @@ TOKENPOSE = (
     (r"transformer\.mlp_head\.", "head.layers."),
 )
 
-# What published HRNet files hold beyond the map that leaves our backbone: stage 3's way to its coarser
-# branches, the fourth stage, and heads for joints or for ImageNet's classes.
-BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.",
-                  "final_layer.", "incre_modules.", "downsamp_modules.", "classifier.")
-
-
-def state_dict(content):
-    """The tensors of a published file, at the top or under 'state_dict', without DataParallel's prefix."""
-    tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = tensors if isinstance(tensors, dict) else {}
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()
-            if isinstance(name, str) and hasattr(tensor, "shape")}
-
-
 def our_name(name):
     for pattern, ours in TOKENPOSE:
         name = re.sub("^" + pattern, ours, name)
     return name
-
-
-def fill(model, found, path, beyond=()):
-    """Load tensors with our names into the model -> a line on what was used. BadInput for any mismatch."""
-    needed = model.state_dict()
-    left_over = [name for name in found if name.startswith(beyond)]
-    for what, names in (("lacks", needed.keys() - found.keys()),
-                        ("holds unknown", found.keys() - needed.keys() - set(left_over)),
-                        ("has another shape of", [name for name in needed if name in found
-                                                  and needed[name].shape != found[name].shape])):
-        if names:
-            raise BadInput(f"{path} is not this network: it {what} {len(names)} weights, {sorted(names)[0]} "
-                           f"among them: check its width and depth, and that it is the right file")
-    model.load_state_dict({name: found[name] for name in needed})
-    where = " (beyond stage 3)" if left_over else ""
-    return f"{path}: all {len(needed)} weights used, {len(left_over)} left over{where}"
-
-
-def is_backbone(content):
-    """Does this hold HRNet's published weights, of ImageNet or a pose network?"""
-    return "stage2.0.branches.0.0.conv1.weight" in state_dict(content)
 
 
 def is_teacher(content):

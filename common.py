@@ -49,6 +49,20 @@ def refuse(*rules):
             raise BadInput(message)
 
 
+def check_all(file, check, count):
+    """check(index) of `count` entries -> a list. BadInput names the first bad one and counts them all."""
+    rows, faults = [], []
+    for index in range(count):
+        try:
+            rows.append(check(index))
+        except BadInput as error:
+            faults.append(f"{file}, entry {index}: {error}: correct or remove this entry")
+    if faults:
+        raise BadInput(f"{faults[0]} ({len(faults):,} of {count:,} entries "
+                       f"{'is' if len(faults) == 1 else 'are'} bad)")
+    return rows
+
+
 def default_device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -1,4 +1,4 @@
-"""From a person in an image to the network's square input and back: crops, augmentation, targets, batches.
+"""From a person in an image to the network's square input and back: crops, augmentation, batches.
 
     python -m pytest tests/test_crops.py
 
@@ -6,7 +6,6 @@
                   augmentation, decoding and drawing all use this function or its inverse (`invert`).
     cut           one image through such a map (Pillow), once per sample, with a margin
     warp          a batch of stored crops to the network's input, through another such map, at every step
-    gaussian      labels: a Gaussian along one axis; two make SimCC labels, their outer product a heatmap
 
 A pixel's coordinate is that of its centre: the crop's first pixel has its centre at 0 and its left edge at
 -0.5. Outside the image, and beyond a stored crop's margin, everything is black (colour augmentation then
@@ -384,32 +383,3 @@ def make_batch(samples, stored, rows, size, device="cpu", params=None):
         images = hide(images, *(each[rows].to(device) for each in (params.hidden, params.paint)))
     empty = torch.from_numpy(samples.empty)[rows]
     return Batch(images, xy.to(device), visible.to(device), matrix, empty.to(device))
-
-
-# ------------------------------------------------------------------------------- targets
-
-def gaussian(position, sigma, size):
-    """Gaussians of height 1 along an axis of `size` cells: position (...) in fractions -> (..., size).
-
-    sigma: in cells, a number or a tensor of the shape of position. Cell i has its centre at (i + 0.5) / size.
-    """
-    cells = torch.arange(size, device=position.device) + 0.5                   # (size,)
-    sigma = torch.as_tensor(sigma, device=position.device)[..., None]
-    return torch.exp(-0.5 * ((cells - size * position[..., None]) / sigma) ** 2)
-
-
-def heatmaps(xy, sigma, size):
-    """Heatmaps (B, K, size, size) of joints (B, K, 2), height 1. sigma: cells, a number or (B, K, 2)."""
-    sigma = torch.as_tensor(sigma, device=xy.device).expand_as(xy)
-    along_x, along_y = gaussian(xy, sigma, size).unbind(2)                     # (B, K, size) each
-    return along_y[..., :, None] * along_x[..., None, :]                       # rows are y
-
-
-def coordinate_labels(xy, sigma, bins):
-    """SimCC's labels: two distributions (B, K, bins), for x and y, that sum to 1. sigma in bins."""
-    return normalise(gaussian(xy, sigma, bins)).unbind(2)                      # of (B, K, 2, bins)
-
-
-def normalise(values):
-    """Values (..., bins), 0 or above, divided by their sum; zeros stay zeros."""
-    return values / values.sum(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)

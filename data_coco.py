@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common import BadInput, refuse
-from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, Samples, check_all, check_image
+from common import BadInput, check_all, refuse
+from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, Samples, check_image
 from images import open_image
 
 KEYPOINTS = ["nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",

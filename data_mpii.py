@@ -27,10 +27,10 @@ from os.path import isfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.io import loadmat
 
-from common import BadInput, refuse
+from common import BadInput, check_all, refuse
 from images import open_image, open_safely
 
 JOINTS = ("r-ankle", "r-knee", "r-hip", "l-hip", "l-knee", "l-ankle", "pelvis", "thorax",
@@ -44,8 +44,6 @@ CENTER_SHIFT = 15                    # pixels per unit of scale, before the enla
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # that unit in MPII for nearly everyone, used where there is no head box
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
-EMPTY_PER_PHOTO, EMPTY_TRIES = 2, 50          # squares without people, attempts at one
-EMPTY_SIDES, EMPTY_OVERLAP = (0.2, 1.0), 0.1  # of the photo's shorter side; of a square or box
 SMALL_PERSON = 10                    # pixels; smaller people are warned of
 LOOKED_AT = 64                       # images with whose sizes labels are compared
 LEAST_INSIDE = 0.75                  # of a set's labels, inside their crops and images; in real sets 0.99
@@ -84,7 +82,9 @@ class Samples:
 
 
 def join(sets):
-    """The Samples of several data sets as one, in order: "lspet+lsp/train"."""
+    """The Samples of one or more data sets as one, in order: "lspet+lsp/train"."""
+    if len(sets) == 1:
+        return sets[0]
     names, splits = zip(*(samples.name.split("/", 1) for samples in sets))
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"two data sets are called {twice[0]}: rename one folder, or name it once")
@@ -98,45 +98,6 @@ def join(sets):
     return Samples(f"{'+'.join(names)}/{splits[0]}", **arrays, image=image,
                    files=sum((tuple(samples.files) for samples in sets), ()),
                    note="; ".join(samples.note for samples in sets if samples.note))
-
-
-def load_joined(folders):
-    """The Samples to train on of one or more folders, and crops without people where these can be found."""
-    sets = [load_samples(folder, "train") for folder in folders]
-    people = sets[0] if len(sets) == 1 else join(sets)
-    without = [samples for samples in map(crops_without_people, sets) if samples]
-    return replace(join([people, *without]), name=people.name) if without else people
-
-
-def crops_without_people(samples):
-    """Samples of random squares that show nobody, from photos of which everybody's box is known; or None.
-
-    A square is taken where it shares at most EMPTY_OVERLAP of itself, or of a box, with each of them. They
-    teach the confidence to be low (distill.py).
-    """
-    squares, files, random = [], [], np.random.default_rng(0)
-    for path in dict.fromkeys(file for file in samples.files if file in samples.everybody):
-        width, height = open_safely(path, lambda image: ImageOps.exif_transpose(image).size)
-        people = np.reshape(samples.everybody[path], (-1, 4))
-        for _ in range(EMPTY_PER_PHOTO):
-            side = min(width, height) * np.exp(random.uniform(*np.log(EMPTY_SIDES), size=EMPTY_TRIES))
-            x, y = (random.uniform(0, 1, EMPTY_TRIES) * (size - side) for size in (width, height))
-            across, down = (np.minimum(low + side, people[:, [i]] + people[:, [i + 2]])
-                            - np.maximum(low, people[:, [i]]) for i, low in enumerate((x, y)))
-            shared = across.clip(0) * down.clip(0)                             # (boxes, tries)
-            smaller = np.minimum(side ** 2, (people[:, 2] * people[:, 3])[:, None])
-            free = np.flatnonzero((shared <= EMPTY_OVERLAP * smaller).all(0))
-            if len(free):
-                squares.append((x[free[0]], y[free[0]], side[free[0]]))
-                files.append(path)
-    if not squares:
-        return None
-    squares, files = np.array(squares, np.float32), tuple(files)
-    center, side = squares[:, :2] + (squares[:, 2:] - 1) / 2, squares[:, 2]
-    nobody = np.zeros((len(side), len(JOINTS)), bool)
-    joints = np.repeat(center[:, None], len(JOINTS), 1)
-    return Samples(f"nobody of {samples.name}", joints, nobody, center, side, side / 10,
-                   lambda i: open_image(files[i]), files, empty=np.ones(len(side), bool))
 
 
 def read_boxes(root):
@@ -344,20 +305,6 @@ def check_entries(file, entries, images):
         return row
 
     return check_all(file, check, len(entries))
-
-
-def check_all(file, check, count):
-    """check(index) of `count` entries -> a list. BadInput names the first bad one and counts them all."""
-    rows, faults = [], []
-    for index in range(count):
-        try:
-            rows.append(check(index))
-        except BadInput as error:
-            faults.append(f"{file}, entry {index}: {error}: correct or remove this entry")
-    if faults:
-        raise BadInput(f"{faults[0]} ({len(faults):,} of {count:,} entries "
-                       f"{'is' if len(faults) == 1 else 'are'} bad)")
-    return rows
 
 
 def read_mat(file, **options):

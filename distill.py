@@ -28,24 +28,56 @@ Shapes: B images, K = 16 joints, D channels, N visual tokens, S x S heatmap cell
 Coordinates xy are fractions of the crop, visible is bool. Each loss is a tensor of shape ().
 """
 
+import os
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from crops import coordinate_labels, heatmaps, normalise
+import checkpoint
+from common import BadInput, fast_bfloat16
+from crops import make_batch
+from evaluate import evaluate, mean_pose_score
+from export import for_inference
 from models import CoordinateHead, Regression
 
-# Weights a1 .. a4, for standardised tokens (TeacherTargets). PCKh@0.5 of the tiny gs students after 1,000
-# steps, one seed, an early state of the code:
-#     cc, whose L_task is twenty times reg's    a1, a2 = 0.3, 0.1: 41.5    1, 0.3: 43.1    3, 1: 45.1
-#     reg                                       a1, a2 = 0.3, 0.1: 30.0    1, 0.3: 29.8
-# a3 and a4 are DistilPose's; its a1 and a2, 5e-4, are for tokens that are not standardised.
+# a1 .. a4, for standardised tokens (TeacherTargets), chosen on drawings (docs/lab.md). cc's L_task is twenty
+# times reg's. a3 and a4 are DistilPose's; its a1 and a2, 5e-4, are for tokens that are not standardised.
 WEIGHTS = {"cc": dict(keypoint_tokens=3.0, visual_tokens=1.0, heatmap=1.0, confidence=0.01),
            "reg": dict(keypoint_tokens=0.3, visual_tokens=0.1, heatmap=1.0, confidence=0.01)}
 BACKBONE_SIGMA = 1 / 32      # of L_bb's label, fraction of the crop: as wide as the teacher's (2 of 64 cells)
 SMOOTH_L1_BETA = 1 / 64      # beta of SmoothL1, fraction of the crop: one heatmap cell
+CALIBRATION = 256            # first training samples, unaugmented, that give the teacher's token statistics
+
+
+# ------------------------------------------------------------------------------- Gaussians and divergences
+
+def gaussian(position, sigma, size):
+    """Gaussians of height 1 along an axis of `size` cells: position (...) in fractions -> (..., size).
+
+    sigma: in cells, a number or a tensor of the shape of position. Cell i has its centre at (i + 0.5) / size.
+    """
+    cells = torch.arange(size, device=position.device) + 0.5                   # (size,)
+    sigma = torch.as_tensor(sigma, device=position.device)[..., None]
+    return torch.exp(-0.5 * ((cells - size * position[..., None]) / sigma) ** 2)
+
+
+def heatmaps(xy, sigma, size):
+    """Heatmaps (B, K, size, size) of joints (B, K, 2), height 1. sigma: cells, a number or (B, K, 2)."""
+    sigma = torch.as_tensor(sigma, device=xy.device).expand_as(xy)
+    along_x, along_y = gaussian(xy, sigma, size).unbind(2)                     # (B, K, size) each
+    return along_y[..., :, None] * along_x[..., None, :]                       # rows are y
+
+
+def coordinate_labels(xy, sigma, bins):
+    """SimCC's labels: two distributions (B, K, bins), for x and y, that sum to 1. sigma in bins."""
+    return normalise(gaussian(xy, sigma, bins)).unbind(2)                      # of (B, K, 2, bins)
+
+
+def normalise(values):
+    """Values (..., bins), 0 or above, divided by their sum; zeros stay zeros."""
+    return values / values.sum(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def masked_mean(values, visible):
@@ -100,7 +132,7 @@ def heatmap_task(logits, xy, visible, empty, sigma):
 
 
 def backbone_task(logits, xy, visible, empty):
-    """L_bb: heatmap_task of the backbone's heatmaps. A small-64 teacher: PCKh@0.5 25.0, without it 17.6."""
+    """L_bb: heatmap_task of the heatmaps that are read from the backbone."""
     return heatmap_task(logits, xy, visible, empty, BACKBONE_SIGMA * logits.shape[-1])
 
 
@@ -159,6 +191,37 @@ def confidence_loss(confidence, xy, teacher, visible, empty):
     target = value.view(B, K).where(~empty[:, None], 0)
     return masked_mean((confidence - target).abs(), visible | empty[:, None])
 
+
+# ------------------------------------------------------------------------------- the whole loss
+
+def loss_terms(head, output, batch, targets=None, weights=None):
+    """Every term of the loss, unweighted, by name, and their weighted sum: {'task': L_task, ..., 'loss': L}.
+
+        L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs  (+ L_bb, where the backbone has heatmaps)
+
+    head, output: the network's head and Output. batch: crops.Batch with the labels. targets: the teacher's
+    Targets and weights: a1 .. a4 by name (WEIGHTS); without them labels are all there is to learn from.
+    """
+    prediction, xy, visible, empty = output.prediction, batch.xy, batch.visible, batch.empty
+    terms = {"task": task_loss(head, prediction, xy, visible, empty)}
+    loss = terms["task"]
+    if output.backbone_heatmaps is not None:
+        terms["backbone"] = backbone_task(output.backbone_heatmaps, xy, visible, empty)
+        loss = loss + terms["backbone"]
+    if targets is not None:
+        heatmap_loss = (heatmap_loss_regression if isinstance(prediction, Regression)
+                        else heatmap_loss_coordinates)
+        decoded, confidence = head.decode(prediction)
+        terms["keypoint_tokens"] = keypoint_token_loss(output.keypoint_tokens, targets.keypoint_tokens,
+                                                       visible)
+        terms["visual_tokens"] = visual_token_loss(output.visual_tokens, targets.visual_tokens)
+        terms["heatmap"] = heatmap_loss(prediction, targets.heatmaps, visible)
+        terms["confidence"] = confidence_loss(confidence, decoded, targets.heatmaps, visible, empty)
+        loss = loss + sum(weight * terms[name] for name, weight in weights.items())
+    return terms | {"loss": loss}
+
+
+# ------------------------------------------------------------------------------- the teacher and its targets
 
 class Targets(NamedTuple):
     """What a teacher predicts for a batch of images: the student's targets."""
@@ -239,30 +302,33 @@ class TeacherTargets:
         return Targets(tokens, visual, heatmaps / 255)
 
 
-# ------------------------------------------------------------------------------- the whole loss
-
-def loss_terms(head, output, batch, targets=None, weights=None):
-    """Every term of the loss, unweighted, by name, and their weighted sum: {'task': L_task, ..., 'loss': L}.
-
-        L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs  (+ L_bb, where the backbone has heatmaps)
-
-    head, output: the network's head and Output. batch: crops.Batch with the labels. targets: the teacher's
-    Targets and weights: a1 .. a4 by name (WEIGHTS); without them labels are all there is to learn from.
-    """
-    prediction, xy, visible, empty = output.prediction, batch.xy, batch.visible, batch.empty
-    terms = {"task": task_loss(head, prediction, xy, visible, empty)}
-    loss = terms["task"]
-    if output.backbone_heatmaps is not None:
-        terms["backbone"] = backbone_task(output.backbone_heatmaps, xy, visible, empty)
-        loss = loss + terms["backbone"]
-    if targets is not None:
-        heatmap_loss = (heatmap_loss_regression if isinstance(prediction, Regression)
-                        else heatmap_loss_coordinates)
-        decoded, confidence = head.decode(prediction)
-        terms["keypoint_tokens"] = keypoint_token_loss(output.keypoint_tokens, targets.keypoint_tokens,
-                                                       visible)
-        terms["visual_tokens"] = visual_token_loss(output.visual_tokens, targets.visual_tokens)
-        terms["heatmap"] = heatmap_loss(prediction, targets.heatmaps, visible)
-        terms["confidence"] = confidence_loss(confidence, decoded, targets.heatmaps, visible, empty)
-        loss = loss + sum(weight * terms[name] for name, weight in weights.items())
-    return terms | {"loss": loss}
+def load_teacher(args, train, valid, size):
+    """The frozen teacher as TeacherTargets. BadInput if it predicts no better than a mean pose."""
+    teacher, metadata = checkpoint.load(args.teacher, args.device)
+    if "used" in metadata:
+        print(metadata["used"])
+    if teacher.config["student"] != "teacher":
+        raise BadInput(f"{args.teacher} is a student ({checkpoint.describe(teacher.config)}): --teacher "
+                       f"needs a teacher")
+    if teacher.config["preset"] != args.preset:
+        raise BadInput(f"{args.teacher} is a teacher of preset {teacher.config['preset']}, the student's is "
+                       f"{args.preset}: tokens and crops must be of the same size")
+    for samples, crops in valid.values():
+        found = evaluate(teacher, samples, crops, args.device)["pckh@0.5"]["mean"]
+        chance = mean_pose_score(train[0], samples)["pckh@0.5"]["mean"]
+        print(f"teacher {os.path.relpath(args.teacher)}: PCKh@0.5 {found:.2f} "
+              + (f"on {samples.name} " if len(valid) > 1 else "")
+              + f"(a mean pose that ignores the image: {chance:.2f})")
+        if not found > chance:
+            raise BadInput(f"{args.teacher} scores {found:.2f} on {samples.name}, no better than a mean pose "
+                           f"({chance:.2f}): train it longer, or check that it was trained on this data")
+    teacher.requires_grad_(False).to(memory_format=torch.channels_last)
+    source = checkpoint.checksum(teacher.state_dict())[:16]
+    half = args.amp and fast_bfloat16(args.device)
+    fast = for_inference(teacher, torch.bfloat16 if half else torch.float32)
+    images = make_batch(*train, range(min(CALIBRATION, len(train[0]))), size, args.device).images
+    targets = TeacherTargets(fast, images, args.views, len(train[0]), source)
+    if args.views:
+        print(f"teacher targets are computed once for each of {args.views} views: "
+              f"{sum(part.nbytes for part in targets.kept) / 1e9:.1f} GB of memory")
+    return targets

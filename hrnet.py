@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from common import BadInput
+
 
 class Depths(NamedTuple):
     """Sizes of an HRNet beside its width. The defaults are those of the published networks."""
@@ -130,3 +132,45 @@ class HRNet(nn.Module):
         xs = self.stage2([transition(x) for transition in self.transition1])   # C at 1/4, 2C at 1/8
         xs = self.stage3([*xs, self.transition2[2](xs[-1])])                   # C at 1/4 is all that leaves
         return xs[0]                                                           # (B, C, H/4, W/4)
+
+
+# ------------------------------------------------------------------------------- published weights
+
+# What published HRNet files hold beyond the map that leaves our backbone: stage 3's way to its coarser
+# branches, the fourth stage, and heads for joints or for ImageNet's classes.
+BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.",
+                  "final_layer.", "incre_modules.", "downsamp_modules.", "classifier.")
+
+
+def state_dict(content):
+    """The tensors of a published file, at the top or under 'state_dict', without DataParallel's prefix."""
+    tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = tensors if isinstance(tensors, dict) else {}
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()
+            if isinstance(name, str) and hasattr(tensor, "shape")}
+
+
+def fill(model, found, path, beyond=()):
+    """Load tensors with our names into the model -> a line on what was used. BadInput for any mismatch."""
+    needed = model.state_dict()
+    left_over = [name for name in found if name.startswith(beyond)]
+    for what, names in (("lacks", needed.keys() - found.keys()),
+                        ("holds unknown", found.keys() - needed.keys() - set(left_over)),
+                        ("has another shape of", [name for name in needed if name in found
+                                                  and needed[name].shape != found[name].shape])):
+        if names:
+            raise BadInput(f"{path} is not this network: it {what} {len(names)} weights, {sorted(names)[0]} "
+                           f"among them: check its width and depth, and that it is the right file")
+    model.load_state_dict({name: found[name] for name in needed})
+    where = " (beyond stage 3)" if left_over else ""
+    return f"{path}: all {len(needed)} weights used, {len(left_over)} left over{where}"
+
+
+def is_backbone(content):
+    """Does this hold HRNet's published weights, of ImageNet or a pose network?"""
+    return "stage2.0.branches.0.0.conv1.weight" in state_dict(content)
+
+
+def load_published(backbone, content, path):
+    """Load HRNet's published weights, the content of a file -> a line on what was used."""
+    return fill(backbone, state_dict(content), path, BEYOND_STAGE_3)

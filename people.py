@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import ImageOps
 
 from crops import crop_matrix, cut, invert, transform
-from data_mpii import BOX_ENLARGEMENT
+from data_mpii import BOX_ENLARGEMENT, JOINTS, Samples
 from evaluate import predict_crops
-from images import rgb
+from images import open_image, open_safely, rgb
 
 SIDES, STEP = (1.0, 0.7, 0.5), 0.5     # of windows, in the image's shorter side; between them, in their sides
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
@@ -31,6 +32,8 @@ MOST = 12                   # windows that are refined
 SURE = 0.3                  # confidence of joints that a box is drawn around
 ROUNDS, OVERLAP = 2, 0.45   # refinements; intersection over union beyond which two boxes are one person
 BATCH = 32                  # crops in the network at once
+EMPTY_PER_PHOTO, EMPTY_TRIES = 2, 50          # squares without people, attempts at one
+EMPTY_SIDES, EMPTY_OVERLAP = (0.2, 1.0), 0.1  # of the photo's shorter side; of a square or box
 LOOK_AGAIN = 30             # frames of a video after which newcomers are looked for
 
 
@@ -151,3 +154,36 @@ class Tracker:
                     self.ids += 1
         self.people, self.frames = people, self.frames + 1
         return dict(people)
+
+
+# ------------------------------------------------------------------------------- crops without people
+
+def crops_without_people(samples):
+    """Samples of random squares that show nobody, from photos of which everybody's box is known; or None.
+
+    A square is taken where it shares at most EMPTY_OVERLAP of itself, or of a box, with each of them. They
+    teach the confidence to be low (distill.py).
+    """
+    squares, files, random = [], [], np.random.default_rng(0)
+    for path in dict.fromkeys(file for file in samples.files if file in samples.everybody):
+        width, height = open_safely(path, lambda image: ImageOps.exif_transpose(image).size)
+        people = np.reshape(samples.everybody[path], (-1, 4))
+        for _ in range(EMPTY_PER_PHOTO):
+            side = min(width, height) * np.exp(random.uniform(*np.log(EMPTY_SIDES), size=EMPTY_TRIES))
+            x, y = (random.uniform(0, 1, EMPTY_TRIES) * (size - side) for size in (width, height))
+            across, down = (np.minimum(low + side, people[:, [i]] + people[:, [i + 2]])
+                            - np.maximum(low, people[:, [i]]) for i, low in enumerate((x, y)))
+            shared = across.clip(0) * down.clip(0)                             # (boxes, tries)
+            smaller = np.minimum(side ** 2, (people[:, 2] * people[:, 3])[:, None])
+            free = np.flatnonzero((shared <= EMPTY_OVERLAP * smaller).all(0))
+            if len(free):
+                squares.append((x[free[0]], y[free[0]], side[free[0]]))
+                files.append(path)
+    if not squares:
+        return None
+    squares, files = np.array(squares, np.float32), tuple(files)
+    center, side = squares[:, :2] + (squares[:, 2:] - 1) / 2, squares[:, 2]
+    nobody = np.zeros((len(side), len(JOINTS)), bool)
+    joints = np.repeat(center[:, None], len(JOINTS), 1)
+    return Samples(f"nobody of {samples.name}", joints, nobody, center, side, side / 10,
+                   lambda i: open_image(files[i]), files, empty=np.ones(len(side), bool))

@@ -21,7 +21,7 @@ import math
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,13 +33,13 @@ import checkpoint
 from common import (BadInput, CommandLine, check_device, check_writable, default_device, fast_bfloat16,
                     init_distributed, lock, main_with_clear_errors, refuse)
 from crops import AUGMENTATIONS, CROPS, make_batch, on_device, store
-from data_mpii import find_labels, load_joined
-from distill import WEIGHTS, TeacherTargets, loss_terms
-from evaluate import (THRESHOLDS, evaluate, mean_pose_score, names_of, predict, prediction_sheet,
+from data_mpii import find_labels, join, load_samples
+from distill import WEIGHTS, load_teacher, loss_terms
+from evaluate import (THRESHOLDS, evaluate, names_of, predict, prediction_sheet,
                       print_score, validation_samples, write_json)
-from export import for_inference
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
 from optim import build_optimisers, rate_factor, update_ema
+from people import crops_without_people
 from synthetic import drawn_people
 
 # What a preset trains with, where no flag says otherwise. photos: augmentation of photos; drawings are
@@ -56,7 +56,6 @@ SCORE_EVERY = 4          # epochs; the last epoch is always scored
 DRAWINGS = {"student": 4000, "teacher": 40000}
 TEACHERS = {("tiny", "drawn"): "teacher-tiny-drawn.pt", ("small", "photos"): "teacher-small-photos.pt"}
 SHIPPED = Path(__file__).parent / "weights"
-CALIBRATION = 256        # first training samples, unaugmented, that give the teacher's token statistics
 SHOWN = 24               # samples in predictions.png
 BEGAN = time.monotonic() # --stop-after counts from the start of the process
 # Arguments that must not change on --resume; neither may the network, the samples, the teacher or the number
@@ -213,7 +212,10 @@ def load_data(args, size):
         split = "teacher" if args.train_teacher else "train"
         train = drawn_people(split, args.drawings, size, os.cpu_count())
     else:
-        train = load_joined(args.data)
+        sets = [load_samples(folder, "train") for folder in args.data]
+        without = [samples for samples in map(crops_without_people, sets) if samples]
+        people = join(sets)
+        train = replace(join([people, *without]), name=people.name)
     valid = {name: validation_samples(data, size) for name, data in zip(names_of(args.data), args.data)}
     nobody = f" ({train.empty.sum():,} of them show nobody)" if train.empty.any() else ""
     print("; ".join([f"{train.name}: {len(train):,} samples to train on{nobody}",
@@ -225,38 +227,6 @@ def load_data(args, size):
     cache = None if args.data == ["drawn"] else args.cache
     return (train, store(train, size, cache)), {name: (samples, store(samples, size, cache))
                                                 for name, samples in valid.items()}
-
-
-def load_teacher(args, train, valid, size):
-    """The frozen teacher as TeacherTargets. BadInput if it predicts no better than a mean pose."""
-    teacher, metadata = checkpoint.load(args.teacher, args.device)
-    if "used" in metadata:
-        print(metadata["used"])
-    if teacher.config["student"] != "teacher":
-        raise BadInput(f"{args.teacher} is a student ({checkpoint.describe(teacher.config)}): --teacher "
-                       f"needs a teacher")
-    if teacher.config["preset"] != args.preset:
-        raise BadInput(f"{args.teacher} is a teacher of preset {teacher.config['preset']}, the student's is "
-                       f"{args.preset}: tokens and crops must be of the same size")
-    for samples, crops in valid.values():
-        found = evaluate(teacher, samples, crops, args.device)["pckh@0.5"]["mean"]
-        chance = mean_pose_score(train[0], samples)["pckh@0.5"]["mean"]
-        print(f"teacher {os.path.relpath(args.teacher)}: PCKh@0.5 {found:.2f} "
-              + (f"on {samples.name} " if len(valid) > 1 else "")
-              + f"(a mean pose that ignores the image: {chance:.2f})")
-        if not found > chance:
-            raise BadInput(f"{args.teacher} scores {found:.2f} on {samples.name}, no better than a mean pose "
-                           f"({chance:.2f}): train it longer, or check that it was trained on this data")
-    teacher.requires_grad_(False).to(memory_format=torch.channels_last)
-    source = checkpoint.checksum(teacher.state_dict())[:16]
-    half = args.amp and fast_bfloat16(args.device)
-    fast = for_inference(teacher, torch.bfloat16 if half else torch.float32)
-    images = make_batch(*train, range(min(CALIBRATION, len(train[0]))), size, args.device).images
-    targets = TeacherTargets(fast, images, args.views, len(train[0]), source)
-    if args.views:
-        print(f"teacher targets are computed once for each of {args.views} views: "
-              f"{sum(part.nbytes for part in targets.kept) / 1e9:.1f} GB of memory")
-    return targets
 
 
 def start(args, distributed, model, samples, valid, teacher=None):
@@ -381,8 +351,7 @@ def check_arguments(args):
     refuse(
         (args.train_teacher
          and any((args.teacher, args.student, args.filter, args.backbone, args.no_distill)),
-         "--train-teacher takes no --student, --filter, --backbone, --teacher or --no-distill: the teacher "
-         "is one network and learns from labels"),
+         "--train-teacher takes no --student, --filter, --backbone, --teacher or --no-distill"),
         (args.no_distill and args.teacher, "--no-distill and --teacher contradict each other: leave one out"),
         *((not drawn and not Path(data).is_dir(),
            f"--data {data} is not a folder: name one in MPII's layout, or leave it out for drawings")
@@ -391,13 +360,11 @@ def check_arguments(args):
                               f"--data, without their path") for name in args.select),
         (not drawn and args.drawings is not None,
          "--drawings is the number of synthetic people: leave it out where --data names a folder"))
-    if args.distill and not (drawn or args.teacher or shipped):
-        find_labels(args.data[0], "train")           # a wrong folder is reported before a missing teacher
-    refuse(
-        (args.distill and not args.teacher and not shipped,
-         f"no teacher of preset {args.preset} for {'synthetic people' if drawn else 'photos'} is shipped: "
-         f"train one with --train-teacher and name it with --teacher, or learn without one with "
-         f"--no-distill"))
+    if args.distill and not (args.teacher or shipped):
+        drawn or find_labels(args.data[0], "train")  # a wrong folder is reported before a missing teacher
+        raise BadInput(f"no teacher of preset {args.preset} for {'synthetic people' if drawn else 'photos'} "
+                       f"is shipped: train one with --train-teacher and name it with --teacher, or learn "
+                       f"without one with --no-distill")
     check_device(args.device)
     recipe = dict(RECIPES[args.preset])
     photos = recipe.pop("photos")
@@ -442,8 +409,7 @@ def main():
         raise BadInput(f"--batch-size {args.batch_size} gives a dynamic filter one sample at a time, which "
                        f"has no statistics: make it at least {2 * parts}")
     if args.amp and not fast_bfloat16(args.device):
-        print(f"--amp: this {'CPU' if args.device == 'cpu' else 'GPU'} has no native bfloat16, computing in "
-              f"float32")
+        print(f"--amp: this {args.device.partition(':')[0]} has no native bfloat16, computing in float32")
     train(args, distributed)
 
 

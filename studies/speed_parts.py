@@ -11,7 +11,7 @@
     input     on one core: crops turned, zoomed and mirrored at random, normalised, and heatmaps of 16 joints.
               Sample by sample, HRNet's published way, reimplemented here: the image is decoded, one affine
               warp cuts the crop, a loop draws the Gaussian of each joint. Whole batches: crops.make_batch
-              from a warm cache of crops, and crops.heatmaps
+              from a warm cache of crops, and distill.heatmaps
 
 Only precisions that the device computes natively are measured.
 """
@@ -35,7 +35,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import CommandLine, check_device, default_device, main_with_clear_errors
-from crops import TOKENPOSE, crop_keypoints, heatmaps, invert, make_batch, store
+from crops import TOKENPOSE, crop_keypoints, invert, make_batch, store
+from distill import heatmaps
 from data_mpii import load_samples
 from costs import describe_device, take_turns
 from export import COMPILE

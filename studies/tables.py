@@ -125,7 +125,7 @@ def joints_table(*titles):
 def real_people_table():
     """The rows of photos.py: PCKh@0.5, the mean of the validation sets and each; beside the paper's."""
     rows = []
-    for row, columns in ROWS.items():
+    for row in ROWS:
         student, filter, backbone = row.split("-")
         cells = {column: [run for seed in SEEDS if (run := result(f"photos-{row}-{column}-{seed}"))]
                  for column in ("alone", "terms", "weights")}

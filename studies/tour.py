@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from common import CommandLine, check_writable, main_with_clear_errors
-from crops import coordinate_labels
+from distill import coordinate_labels
 from distill import WEIGHTS, marginals
 from pictures import pyplot, response
 from images import LIMBS

@@ -15,7 +15,7 @@ from PIL import Image
 
 import checkpoint
 from common import BadInput
-from hrnet import HRNet
+from hrnet import HRNet, load_published
 from models import build_student, build_teacher
 
 FAST = ["--drawings", "96", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
@@ -234,17 +234,17 @@ def test_published_backbones(real_data, tmp_path):
     weights["conv1.weight"] += 7
     torch.save(weights, tmp_path / "pose.pth")
     backbone = HRNet(32)
-    assert "all 930 weights used, 824 left over (beyond" in checkpoint.load_backbone(backbone,
-                                                                                     tmp_path / "pose.pth")
+    load = lambda backbone, file: load_published(backbone, checkpoint.read_safely(tmp_path / file), file)
+    assert "all 930 weights used, 824 left over (beyond" in load(backbone, "pose.pth")
     assert (backbone.conv1.weight == 7).all()
     torch.save({"state_dict": {"module." + name: tensor for name, tensor in weights.items()}},
                tmp_path / "wrapped.pth")
-    checkpoint.load_backbone(backbone, tmp_path / "wrapped.pth")
+    load(backbone, "wrapped.pth")
     with pytest.raises(BadInput, match="another shape of .* weights"):
-        checkpoint.load_backbone(HRNet(48), tmp_path / "pose.pth")
+        load(HRNet(48), "pose.pth")
     torch.save({**weights, "surprise": torch.zeros(1)}, tmp_path / "more.pth")
     with pytest.raises(BadInput, match="holds unknown 1 weights, surprise"):
-        checkpoint.load_backbone(backbone, tmp_path / "more.pth")
+        load(backbone, "more.pth")
     del weights["layer1.0.conv1.weight"]
     torch.save(weights, tmp_path / "less.pth")
     refused(

@@ -11,8 +11,9 @@ from PIL import Image
 
 import crops as crops_module
 from common import BadInput
-from crops import (AUGMENTATIONS, FLIP, HIDDEN, TOKENPOSE, compose, coordinate_labels, crop_matrix, cut,
-                   gaussian, heatmaps, hide, invert, make_batch, store, stored_size, transform, warp)
+from crops import (AUGMENTATIONS, FLIP, HIDDEN, TOKENPOSE, compose, crop_matrix, cut, hide, invert,
+                   make_batch, store, stored_size, transform, warp)
+from distill import coordinate_labels, gaussian, heatmaps
 from data_mpii import Samples
 from synthetic import drawn_people
 

@@ -10,7 +10,8 @@ from scipy.io import savemat
 
 import data_mpii
 from common import BadInput
-from data_mpii import box, crops_without_people, load_joined, load_samples, read_mat, read_person
+from data_mpii import box, load_joined, load_samples, read_mat, read_person
+from people import crops_without_people
 from synthetic import SERIES, draw_people, drawn_people
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from crops import coordinate_labels, heatmaps
+from distill import coordinate_labels, heatmaps
 from distill import (TERMS, TeacherTargets, backbone_task, confidence_loss, coordinate_task,
                      distillation_loss, heatmap_loss_coordinates, heatmap_loss_regression, heatmap_task,
                      keypoint_token_loss, kl_divergence, marginals, regression_task, teacher_targets, total,

@@ -8,7 +8,8 @@ import torch
 from commands import call
 
 import costs
-from crops import FLIP, coordinate_labels, heatmaps, make_batch, store
+from crops import FLIP, make_batch, store
+from distill import coordinate_labels, heatmaps
 from costs import count_multiply_adds
 from evaluate import GROUPS, evaluate, mean_pose_score, newest_checkpoint, pckh, predict, score
 from models import CoordinateHead, HeatmapHead, Output, PoseNet, Regression, RegressionHead, build_student

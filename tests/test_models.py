@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from common import fast_bfloat16
-from crops import coordinate_labels, heatmaps
+from distill import coordinate_labels, heatmaps
 from costs import PAPER, count_multiply_adds, count_parameters
 from hrnet import HRNet
 from models import (BACKBONES, FILTERS, STUDENTS, Attention, CoordinateHead, Encoder, HeatmapHead, Regression,
