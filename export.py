@@ -7,7 +7,7 @@
 
 The graph holds everything but the cutting: crops go in as a camera has them, joints come out.
 
-    crops        uint8 (B, size, size, 3), RGB, any B        around one person each (see predict.box_matrix)
+    crops        uint8 (B, size, size, 3), RGB, any B        around one person each (see people.box_matrix)
     joints       float32 (B, 16, 2), x and y in pixels of the crop, the centre of the first pixel at 0
     confidence   float32 (B, 16), 0 to 1
 
@@ -184,7 +184,7 @@ def main():
           f"within {off:.5f} pixels of PyTorch's on {len(samples)} samples of {samples.name}\n"
           f"crops a second, batch {len(samples)}, {torch.get_num_threads()} threads: "
           f"PyTorch {here:.0f}, this file {there:.0f}\n"
-          f"next: cut crops as predict.box_matrix and crops.cut do, and feed them to it")
+          f"next: cut crops as people.box_matrix and crops.cut do, and feed them to it")
 
 
 if __name__ == "__main__":
