@@ -256,9 +256,9 @@ def main():
             raise BadInput(f"{word} is neither NAME=VALUE nor one of {', '.join(CHANGES)}")
     write_result = train.write_result
 
-    def write_more(args, valid):
+    def write_more(args, valid, log):
         measured, file = measure(args, valid), args.out / "result.json"      # slow, so before that is written
-        write_result(args, valid)
+        write_result(args, valid, log)
         result = json.loads(file.read_text()) | measured
         result["arguments"]["changes"] = words[:end]
         train.write_json(file, result)

@@ -1,8 +1,9 @@
-"""PCKh@0.5 over the 12 joints that networks for phones and browsers predict, too.
+"""PCKh@0.5 over the 12 joints that networks for phones and browsers predict, too, and PCK@0.2 of LSP.
 
-    python studies/peers.py weights/student-small-photos.pt --data LSPET --flip-test
+    python studies/peers.py weights/student-small-photos.pt --data LSPET everyday LSP --flip-test
 
     12 joints     shoulders, elbows, wrists, hips, knees, ankles, all labelled ones together
+    PCK@0.2       limbs, neck and head top, 14 joints, within 0.2 torsos (left shoulder to right hip)
     either side   for each person the better of the prediction and its left-right swap
     upright       people whose head, from upper neck to top, is within 45 degrees of up; and the others
 """
@@ -19,40 +20,48 @@ from evaluate import load_to_score, predict
 
 LIMBS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]       # of MPII's 16 joints: all but the trunk and the head
 NECK, TOP = 8, 9
-WITHIN = 0.5                                             # head sizes
+L_SHOULDER, R_HIP = 13, 2
+WITHIN, WITHIN_TORSO = 0.5, 0.2                          # head sizes, torsos
 UP = 45                                                  # degrees
 
 
 def shared_scores(joints, samples):
-    """-> {'12 joints', 'either side', 'upright', 'others'} in percent.
+    """-> {'12 joints', 'either side', 'upright', 'others', 'PCK@0.2'} in percent; NaN without such labels.
 
     joints: (N, 16, 2) in pixels of the images.
     """
-    def right(joints):                                                                        # (N, 12)
-        error = np.linalg.norm(joints - samples.joints, axis=-1) / samples.head_size[:, None]
-        return (error <= WITHIN)[:, LIMBS] & labelled
+    def percent(hits, counted, rows=slice(None)):
+        return 100 * hits[rows][counted[rows]].mean() if counted[rows].any() else np.nan
 
-    def percent(hits, rows=slice(None)):
-        return 100 * hits[rows].sum() / labelled[rows].sum()
+    def near(joints, unit, within):                                                           # (N, 16)
+        return np.linalg.norm(joints - samples.joints, axis=-1) <= within * unit[:, None]
 
-    labelled = samples.visible[:, LIMBS]                                                      # (N, 12)
-    plain, swapped = right(joints), right(joints[:, FLIP])
-    better = np.where((swapped.sum(1) > plain.sum(1))[:, None], swapped, plain)
-    x, y = (samples.joints[:, TOP] - samples.joints[:, NECK]).T                               # (N,) each
-    upright = np.degrees(np.arctan2(np.abs(x), -y)) <= UP
-    return {"12 joints": percent(plain), "either side": percent(better), "upright": percent(plain, upright),
-            "others": percent(plain, ~upright)}
+    truth, labelled = samples.joints, samples.visible
+    limbs, plain = labelled[:, LIMBS], near(joints, samples.head_size, WITHIN)[:, LIMBS]      # (N, 12)
+    swapped = near(joints[:, FLIP], samples.head_size, WITHIN)[:, LIMBS]
+    better = np.where(((swapped & limbs).sum(1) > (plain & limbs).sum(1))[:, None], swapped, plain)
+    x, y = (truth[:, TOP] - truth[:, NECK]).T                                                 # (N,) each
+    has_head, upright = labelled[:, [TOP, NECK]].all(1), np.degrees(np.arctan2(np.abs(x), -y)) <= UP
+    torso = np.linalg.norm(truth[:, L_SHOULDER] - truth[:, R_HIP], axis=-1)                   # (N,)
+    known = labelled & labelled[:, [L_SHOULDER, R_HIP]].all(1)[:, None]
+    parts = [*LIMBS, NECK, TOP]
+    return {"12 joints": percent(plain, limbs), "either side": percent(better, limbs),
+            "upright": percent(plain, limbs, has_head & upright),
+            "others": percent(plain, limbs, has_head & ~upright),
+            "PCK@0.2": percent(near(joints, torso, WITHIN_TORSO)[:, parts], known[:, parts])}
 
 
 def main():
     parser = CommandLine(__doc__)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--data", required=True, help="folder in MPII's layout")
+    parser.add_argument("--data", nargs="+", required=True, help="folders of photos")
     parser.add_argument("--flip-test", action="store_true", help="average the predictions of mirror images")
     args = parser.parse_args()
-    model, _, samples, crops = load_to_score(args.checkpoint, args.data)
-    joints, _ = predict(model, samples, crops, flip_test=args.flip_test)
-    print(", ".join(f"{name} {value:.1f}" for name, value in shared_scores(joints, samples).items()))
+    for folder in args.data:
+        model, _, samples, crops = load_to_score(args.checkpoint, folder)
+        joints, _ = predict(model, samples, crops, flip_test=args.flip_test)
+        scores = shared_scores(joints, samples)
+        print(f"{samples.name}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
 
 
 if __name__ == "__main__":

@@ -59,16 +59,17 @@ def mean_and_spread(values, digits=1):
 # ------------------------------------------------------------------------------- drawings and photos
 
 def headline_table():
-    """The README's: six students on drawings (tiny) and on photos (small-64), alone and with the teacher."""
+    """The README's: six students without a backbone, from labels alone and with the teacher's four terms."""
     rows = []
     for student, filter in product(STUDENTS, FILTERS):
-        names = partial(name_of, student, filter)
-        cells = [mean_and_spread(scores([f"{data}-{names(distill, seed)}" for seed in SEEDS], 0.5))
-                 for data in ("drawn", "small-64") for distill in (False, True)]
+        drawn = [mean_and_spread(scores([f"drawn-{name_of(student, filter, distill, 0)}"], 0.5))
+                 for distill in (False, True)]
+        real = [mean_and_spread(scores([f"photos-{student}-{filter}-none-{column}-0"], 0.5))
+                for column in ("alone", "terms")]
         title = f"{HEADS[student]}, {MIXERS.get(filter, filter)}"
-        rows.append([title, *cells, paper_scores(student, filter)])
-    return table(["student", "drawings, alone", "distilled", "photos, alone", "distilled", "the paper, MPII"],
-                 rows)
+        rows.append([title, *drawn, *real, paper_scores(student, filter)])
+    return table(["student", "synthetic: labels", "and terms", "photos: labels", "and terms",
+                  "the paper, MPII"], rows)
 
 
 def paper_scores(student, filter, backbone="none"):
@@ -109,17 +110,6 @@ def scored_epochs(names):
                         f"{sum(seeds.count(seed) for seeds in seeds_of.values())} "
                         f"runs of seed {seed} at {', '.join(map(str, epochs))}"
                         for epochs in others for seed in sorted(set(seeds_of[epochs]))) + ".")
-
-
-def joints_table(*titles):
-    """The scores of runs by joint; titles: (what the row is called, name of its run). Blank where not run."""
-    columns = [*((0.5, joint, "scores") for joint in (*GROUPS, "mean")), (0.5, "mean", "flip_test"),
-               (0.1, "mean", "scores"), (0.1, "mean", "flip_test")]
-    rows = []
-    for title, name in titles:
-        run = result(name)
-        rows.append([title, *(f"{pckh(run, *column):.1f}" if run else "" for column in columns)])
-    return table(["network", *GROUPS, "mean", "flip test", "mean @0.1", "flip test"], rows)
 
 
 def real_people_table():
@@ -235,15 +225,13 @@ def of_machine(make, name):
 
 TABLES = {"headline": headline_table, "drawn": drawn_table, "compared": compared_table,
           "real": real_people_table,
-          "small": partial(joints_table, ("teacher", "small-teacher"),
-                           ("cc gd distilled", "small-cc-gd-distilled-0")),
           "paper": paper_table, "hours": hours_table,
           **{name: partial(of_machine, speed_table, name) for name in MACHINES},
           **{f"{name}-ratios": partial(of_machine, ratios_table, name) for name in MACHINES},
           **{group: partial(parts_table, group) for group in CELLS},
           **{f"{group}-decisive": partial(parts_table, group, decisive=True) for group in DECISIVE}}
 PAGES = {"README.md": ("headline",),
-         "docs/results.md": ("drawn", "dynamic-decisive", "terms-decisive", "small", "compared", "paper"),
+         "docs/results.md": ("drawn", "real", "dynamic-decisive", "terms-decisive", "compared", "paper"),
          "docs/lab.md": tuple(CELLS),
          "docs/mpii.md": ("hours",),
          "docs/speed.md": (*MACHINES, *(f"{name}-ratios" for name in MACHINES))}

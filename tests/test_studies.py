@@ -14,6 +14,7 @@ import torch
 import changed
 import checkpoint
 import distill
+import optim
 import paper
 import parts
 import photos
@@ -33,7 +34,8 @@ from synthetic import drawn_people
 def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distill, "WEIGHTS", copy.deepcopy(distill.WEIGHTS))
-    monkeypatch.setattr(train, "ADAM_ALONE", train.ADAM_ALONE)
+    monkeypatch.setattr(optim, "ADAM_ALONE", optim.ADAM_ALONE)
+    monkeypatch.setattr(train, "RECIPES", copy.deepcopy(train.RECIPES))
     (tmp_path / "photos").mkdir()
     assert not any("data" in flags for flags in parts.parts_runs(seeds=(0,)).values())
     runs = parts.parts_runs(seeds=(0,), data=Path("photos"))
@@ -52,28 +54,33 @@ def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatc
         parts.parts_runs(["x"])
 
 
-def test_students_of_small_start_from_their_teacher_or_from_nothing(monkeypatch, tmp_path):
-    runs = photos.small_runs(tmp_path)
-    assert len(runs) == 3 + 4 * (6 + 2 * 2)              # starts x (students, and two of them again twice)
+def test_rows_of_real_people_differ_in_what_they_learn_from_alone(monkeypatch, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    runs = photos.photo_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "teacher.pt")
+    assert len(runs) == 2 * 6 + 3 + 3 + 2 + 2 + 2 * 2 + 3                      # seed 0, seed 1 of three rows
+    lengths = {}
     for name, flags in runs.items():
-        monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line(flags)])
+        assert flags["changes"] == ["train.RECIPES.small.views=4"]
+        words = sweep.command_line({key: value for key, value in flags.items() if key != "changes"})
+        monkeypatch.setattr("sys.argv", ["train.py", *words])
         args = train.parse_arguments()
-        assert args.lr == train.LOW_RATE and args.amp
-        if "teacher" not in name:
-            assert args.backbone == "w24" and args.distill == ("distilled" in name or "taught" in name)
-            teacher = "small-teacher-64" if args.preset == "small-64" else "small-teacher"
-            teacher = sweep.folder(teacher, runs[teacher]) / "best.pt"
-            assert args.teacher == (teacher if args.distill else None)
-            assert args.init == (None if "alone" in name or "taught" in name else teacher)
+        column = name.split("-")[4]
+        assert args.preset == "small" and args.amp and args.select == ["a", "b"]
+        assert args.distill == (column != "alone") and (args.init is None) == (column != "weights")
+        low = args.backbone == "w24" or args.filter == "attention"
+        assert args.lr == (train.LOW_RATE if low else train.RATE)
+        lengths.setdefault(args.backbone, set()).add((args.epochs, args.batch_size, args.augmentation))
+    assert all(len(same) == 1 for same in lengths.values())
 
 
 def test_a_constant_is_set_by_its_name(monkeypatch):
-    monkeypatch.setattr(train, "MUON_RATE", 20)
+    monkeypatch.setattr(optim, "MUON_RATE", 20)
     monkeypatch.setitem(distill.WEIGHTS["cc"], "heatmap", 1.0)
-    changed.assign("train.MUON_RATE=7")
+    changed.assign("optim.MUON_RATE=7")
     changed.assign("distill.WEIGHTS.cc.heatmap=3")
-    assert train.MUON_RATE == 7 and distill.WEIGHTS["cc"]["heatmap"] == 3.0
-    for word in ("train.NOTHING=1", "nowhere.X=1", "train.MUON_RATE=", "train.MUON_RATE=1=2", "train.X.y=1"):
+    assert optim.MUON_RATE == 7 and distill.WEIGHTS["cc"]["heatmap"] == 3.0
+    for word in ("train.NOTHING=1", "nowhere.X=1", "optim.MUON_RATE=", "optim.MUON_RATE=1=2", "train.X.y=1"):
         with pytest.raises(BadInput, match="no such constant"):
             changed.assign(word)
 
@@ -126,7 +133,7 @@ def test_the_papers_rows_in_order_of_value():
             assert (f"{backbone}.pth" in words) == begun
         assert ("--teacher" in words) == name.endswith("-distilled")
         assert ("--no-distill" in words) == name.endswith("-alone")
-    assert not any("backbone-weights" in flags for flags in paper.paper_runs(Path("MPII")).values())
+    assert not any("init" in flags for flags in paper.paper_runs(Path("MPII")).values())
 
 
 def test_runs_are_in_the_folders_that_train_chooses(monkeypatch, tmp_path):
@@ -158,7 +165,8 @@ def test_the_docs_have_a_command_for_every_row_of_the_paper(monkeypatch, tmp_pat
             args = train.parse_arguments()
             rows.append("teacher" if args.train_teacher else (args.student, args.filter, args.backbone))
             assert args.preset == "paper" and args.amp and args.distill != args.train_teacher
-            assert str(args.backbone_weights) == f"hrnet_{args.backbone}.pth" or args.backbone == "none"
+            backbone = "w48" if args.train_teacher else args.backbone
+            assert str(args.init) == f"hrnet_{backbone}.pth" or backbone == "none"
     assert rows[0] == "teacher" and sorted(rows[1:]) == sorted(row[:3] for row in PAPER)
 
 
@@ -201,8 +209,12 @@ def test_shared_scores_by_hand():
     truth[0, 9, 1], truth[1, 9, 1] = -10, 10
     samples = SimpleNamespace(joints=truth, visible=np.ones((2, 16), bool), head_size=np.full(2, 10.0))
     joints = np.stack([truth[0], truth[1][FLIP]])
-    assert shared_scores(joints, samples) == {"12 joints": 50, "either side": 100, "upright": 100,
-                                              "others": 0}
+    first = {"12 joints": 50, "either side": 100, "upright": 100, "others": 0}
+    # of the second's joints, head and neck are theirs; a torso is 1,100 pixels, and joints i and i + 1 exchanged
+    # are 100 apart: (2, 3) and (12, 13) lie within 220 pixels, (1, 4) and (11, 14) do not
+    assert shared_scores(joints, samples) == {**first, "PCK@0.2": pytest.approx(100 * (14 + 6) / 28)}
+    samples.visible[1, [8, 13]] = False                                # no torso, no upright or not
+    assert shared_scores(joints, samples)["PCK@0.2"] == 100 and np.isnan(shared_scores(joints, samples)["others"])
 
 
 def test_both_input_sides_make_the_same_crops_and_heatmaps():

@@ -14,9 +14,9 @@ def put(tmp_path, monkeypatch):
     """A function that adds a run to an empty results/: its PCKh@0.5 of every joint, its mean PCKh@0.1."""
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
 
-    def add(name, half, tenth, **more):
+    def add(name, half=0, tenth=0, **more):
         scores = {"pckh@0.5": dict.fromkeys((*GROUPS, "mean"), half), "pckh@0.1": {"mean": tenth}}
-        results.add(name, {"scores": scores, "flip_test": scores, "log": {"epoch": [8]}, **more})
+        results.add(name, {"scores": scores, "flip_test": scores, "log": {"epoch": [8]}} | more)
 
     return add
 
@@ -38,7 +38,7 @@ def test_mean_spread_and_gain(put):
 
 def test_blank_where_nothing_was_run(put):
     assert cells(tables.drawn_table(), "reg", "gs")[:6] == [""] * 6
-    assert set(cells(tables.TABLES["small"](), "teacher")) == {""}
+    assert cells(tables.TABLES["real"](), "cc", "gs", "none")[:7] == [""] * 7
     assert tables.parts_table("terms") == "(not measured yet)"
     row = cells(tables.paper_table(), "cc", "gd", "w32")
     assert row[0] == "87.67 → 89.25" and row[1] == row[2] == "" and row[4] == ""
@@ -65,6 +65,17 @@ def test_the_decisive_rows_are_some_of_all_rows(put):
     assert len(whole) == 4 and tables.parts_table("dynamic", decisive=True).splitlines() == whole[:3]
 
 
+def test_real_people_by_column_and_set(put):
+    by_set = {name: {"pckh@0.5": {"mean": score}, "pckh@0.1": {"mean": 1}}
+              for name, score in (("lspet_refined", 30), ("everyday", 20), ("lsp", 40))}
+    put("photos-cc-gs-none-alone-0", scores=by_set)
+    put("photos-cc-gs-none-alone-1", scores=by_set)
+    row = cells(tables.real_people_table(), "cc", "gs", "none")
+    assert row[:4] == ["30.0 ± 0.0", "", "", ""] and row[4:7] == ["30.0", "20.0", "40.0"]
+    put("photos-cc-gs-none-terms-0", scores={"lsp": {"pckh@0.5": {"mean": 36.5}}})
+    assert cells(tables.headline_table(), "SimCC, static filter (GS)")[2:4] == ["30.0", "36.5"]
+
+
 def test_hours_are_counted_and_measured_ones_stand_beside(put):
     """Teacher, by hand: 3 x 2 x 13.65 billion multiply-adds a picture, 300 x 22,246 pictures, 100 TFLOP/s."""
     put("mpii-cc-gs-w32-alone", 80, 20, images_per_second=1000)
@@ -84,13 +95,13 @@ def test_the_footnote_names_the_scored_epochs_of_each_seed(put):
 
 
 def test_tables_are_written_within_their_marks(put, tmp_path):
-    put("small-teacher", 55.55, 7)
+    put("drawn-reg-gs-alone-0", 55.55, 7)
     readme = tmp_path / "README.md"
     readme.write_text("before\n" + "".join(f"<!-- table {name} -->\nold\n<!-- end -->\nafter {name}\n"
                                            for name in tables.TABLES))
     tables.write_tables(readme, tables.TABLES)
     once = readme.read_text()
-    assert "old" not in once and "| teacher | 55.5" in once and once.startswith("before\n")
+    assert "old" not in once and "| reg | gs | 55.5" in once and once.startswith("before\n")
     assert all(f"after {name}" in once for name in tables.TABLES)
     tables.write_tables(readme, tables.TABLES)
     assert readme.read_text() == once
