@@ -9,7 +9,6 @@ needs to go on to the bit), and 'checksum', over all of it. Loading executes not
 
 import hashlib
 import json
-import math
 import os
 import re
 import zipfile
@@ -20,10 +19,9 @@ import torch
 
 from common import BadInput, CommandLine, main_with_clear_errors
 from hrnet import HRNet, fill, is_backbone, load_published, state_dict
-from models import CoordinateHead, RegressionHead, build_student, build_teacher
+from models import RegressionHead, build_student, build_teacher
 
 FORMAT = 1
-OF_HEAD = "scored", "temperature"    # what heads know beside their weights, kept in the metadata
 
 
 def one_line(error):
@@ -68,7 +66,8 @@ def save(path, model, metadata, training=None, half=False, keep=None):
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if half:
         weights = {name: each.half() if each.is_floating_point() else each for name, each in weights.items()}
-    metadata = metadata | {name: getattr(model.head, name) for name in OF_HEAD if hasattr(model.head, name)}
+    if isinstance(model.head, RegressionHead):         # what it knows beside its weights
+        metadata = metadata | dict(scored=model.head.scored)
     content = dict(format=FORMAT, config=model.config, metadata=metadata, model=weights, training=training)
     content["checksum"] = checksum(content)
     temporary = path.with_suffix(".partial")
@@ -229,11 +228,6 @@ def load(path, device="cpu"):
         model.load_state_dict(content["model"])
         if isinstance(model.head, RegressionHead):
             model.head.scored = content["metadata"]["scored"]
-        elif isinstance(model.head, CoordinateHead):
-            # older files have none
-            model.head.temperature = float(content["metadata"].get("temperature", 1))
-            if not 0 < model.head.temperature < math.inf:
-                raise ValueError(f"temperature {model.head.temperature} must be above 0")
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"{path} does not fit the network it names, {content.get('config')}: "
                        f"{one_line(error)}") from error

@@ -39,6 +39,7 @@ KEYPOINTS = 16                            # K, MPII's joints
 MLP_RATIO = 3                             # TokenPose
 IMAGENET_MEAN = (0.485, 0.456, 0.406)     # what published backbones expect, RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
+NEAR = 0.05                     # fraction of the crop, about half a head: what a confidence of cc speaks of
 MIN_SIGMA = 0.5                 # heatmap cells; a narrower Gaussian can lie between cells and get no gradient
 
 
@@ -180,7 +181,6 @@ class CoordinateHead(nn.Module):
     def __init__(self, dim, bins, sigma):
         super().__init__()
         self.sigma = sigma
-        self.temperature = 1.0       # of the confidence alone, from studies/confidence.py --calibrate
         self.norm = nn.LayerNorm(dim)
         self.x = nn.Linear(dim, bins)
         self.y = nn.Linear(dim, bins)
@@ -190,10 +190,16 @@ class CoordinateHead(nn.Module):
         return self.x(tokens).float(), self.y(tokens).float()
 
     def confidence(self, prediction):
-        """(B, K) in [0, 1]: sqrt(max p_x max p_y) / peak of a label, p = softmax(logits / T)."""
-        label_peak = 1 / (self.sigma * math.sqrt(2 * math.pi))
-        x, y = ((logits / self.temperature).softmax(-1).amax(-1) for logits in prediction)
-        return ((x * y).sqrt() / label_peak).clamp(max=1)
+        """(B, K) in [0, 1]: the probability, by both distributions, that the joint is near the decoded place.
+
+        c = P(|x - x_max| <= NEAR) P(|y - y_max| <= NEAR)
+        """
+        masses = []
+        for logits in prediction:                                                         # (B, K, bins)
+            count = logits.shape[-1]
+            away = torch.arange(count, device=logits.device) - logits.argmax(-1, keepdim=True)
+            masses.append((logits.softmax(-1) * (away.abs() <= NEAR * count)).sum(-1))     # (B, K)
+        return masses[0] * masses[1]
 
     def decode(self, prediction):
         bins = torch.stack([logits.argmax(-1) for logits in prediction], dim=-1)          # (B, K, 2)

@@ -15,7 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, CommandLine, main_with_clear_errors
 from costs import PAPER, count_multiply_adds
-from evaluate import GROUPS
 from models import FILTERS, PRESETS, STUDENTS, build_teacher
 from parts import CELLS, TERMS
 from photos import ROWS

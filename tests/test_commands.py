@@ -270,7 +270,7 @@ def test_foreign_and_broken_checkpoints(tmp_path):
     model = build_student("cc", "gs", "none", "tiny")
     checkpoint.save(tmp_path / "good.pt", model, {"note": "fine"})
     loaded, metadata = checkpoint.load(tmp_path / "good.pt")
-    assert metadata == {"note": "fine", "temperature": 1} and not loaded.training
+    assert metadata == {"note": "fine"} and not loaded.training
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
 
     content = checkpoint.read(tmp_path / "good.pt")
@@ -278,12 +278,6 @@ def test_foreign_and_broken_checkpoints(tmp_path):
     torch.save(content | {"checksum": checkpoint.checksum(content)}, tmp_path / "other.pt")
     refused(call("evaluate.py", "--checkpoint", "other.pt", cwd=tmp_path), "does not fit the network",
             "attention")
-    for nonsense in (0, -1, "hot", float("nan")):
-        content = checkpoint.read(tmp_path / "good.pt")
-        content["metadata"]["temperature"] = nonsense
-        torch.save(content | {"checksum": checkpoint.checksum(content)}, tmp_path / "nonsense.pt")
-        with pytest.raises(BadInput, match="does not fit the network"):
-            checkpoint.load(tmp_path / "nonsense.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "good.pt").read_bytes()[:5000])
     refused(call("evaluate.py", "--checkpoint", "cut.pt", cwd=tmp_path), "cut.pt is not a checkpoint")
     (tmp_path / "empty.pt").touch()

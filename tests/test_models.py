@@ -220,9 +220,18 @@ def test_decoding_undoes_the_coordinate_label():
     x, y = coordinate_labels(PLACES, 3.0, 128)
     found, confidence = head.decode((x.clamp(min=1e-30).log(), y.clamp(min=1e-30).log()))
     assert (found - PLACES).abs().max() <= 0.5 / 128
-    assert (confidence > 0.95).all()
-    even = torch.zeros(1, 4, 128)
-    assert (head.confidence((even, even)) < 0.1).all()
+    assert (confidence > 0.9).all()                  # of the label itself: two deviations each way, 0.954 ** 2
+
+
+def test_confidence_is_the_probability_of_being_near():
+    """Of 100 bins 0.05 are 5: an even distribution holds 0.06 about its first bin, 0.11 about one inside."""
+    head = CoordinateHead(8, bins=100, sigma=3.0)
+    even, peak = torch.zeros(1, 1, 100), torch.full((1, 1, 100), -40.0)
+    peak[..., [20, 25]], peak[..., 26] = math.log(0.3), math.log(0.4)          # near 26: 0.3 + 0.4, 20 is far
+    assert head.confidence((even, even)).item() == pytest.approx(0.06 ** 2)
+    even[..., 50] = 1e-4
+    assert head.confidence((even, even)).item() == pytest.approx(0.11 ** 2, rel=1e-3)
+    assert head.confidence((even, peak)).item() == pytest.approx(0.11 * 0.7, rel=1e-3)
 
 
 def test_score_reaches_the_result_only_where_it_was_trained():
