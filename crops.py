@@ -242,7 +242,7 @@ AUGMENTATIONS = {"upright": Augmentation(rotation=10, rotation_chance=0.6, zoom=
                  "tokenpose": TOKENPOSE,
                  "colour": TOKENPOSE._replace(colour=0.25),
                  "occlusion": TOKENPOSE._replace(colour=0.25, hidden_chance=0.5),
-                 "parts": TOKENPOSE._replace(colour=0.15, part_chance=0.35, loose_chance=0.1)}
+                 "parts": TOKENPOSE._replace(colour=0.1, part_chance=0.2, loose_chance=0.05)}
 
 
 # ------------------------------------------------------------------------------- batches

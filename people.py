@@ -7,7 +7,7 @@ A pose network is sure of its joints where a person fills its crop, and unsure e
 crops without people, too. That is enough to find people, without a detector:
 
     windows        squares of a few sizes, half a side apart, all over the image; 16 joints in each
-    person_score   how sure the network is of its surest joints: the best windows are kept
+    person_score   how sure the network is of the joints: the best windows are kept
     box_of_joints  the box around a window's sure joints is the next crop, which fits better; twice
     suppress       of people whose boxes overlap the surest stays
 
@@ -26,13 +26,13 @@ from evaluate import predict_crops
 from images import open_image, open_safely, rgb
 
 SIDES, STEP = (1.0, 0.7, 0.5), 0.5     # of windows, in the image's shorter side; between them, in their sides
-SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
-CANDIDATE, PERSON = 0.15, 0.35     # least scores of a window that is refined, of a person in the end
-MOST = 12                   # windows that are refined
-SURE = 0.3                  # confidence of joints that a box is drawn around
-ROUNDS, OVERLAP = 2, 0.45   # refinements; intersection over union beyond which two boxes are one person
+CANDIDATE, PERSON = 0.15, 0.3      # least scores of a window that is refined, of a person in the end
+MOST = 16                   # windows that are refined
+SURE, LEAST = 0.2, 6        # confidence of joints that a box is drawn around, and their least number
+ROUNDS = 2                  # refinements
+SAME, WITHIN = 0.4, 0.75    # shared parts of two boxes, of their union and of the smaller: beyond, one person
 BATCH = 32                  # crops in the network at once
-EMPTY_PER_PHOTO, EMPTY_TRIES = 2, 50          # squares without people, attempts at one
+EMPTY_PER_PHOTO, EMPTY_TRIES = 1, 50          # squares without people, attempts at one
 EMPTY_SIDES, EMPTY_OVERLAP = (0.2, 1.0), 0.1  # of the photo's shorter side; of a square or box
 LOOK_AGAIN = 30             # frames of a video after which newcomers are looked for
 
@@ -82,29 +82,33 @@ def windows(width, height):
 
 
 def person_score(person):
-    """Mean confidence of the surest joints, in [0, 1]: is a person there?"""
-    return float(np.sort(person.confidence)[-SUREST:].mean())
+    """Mean confidence of all joints, in [0, 1]: is a whole person there?"""
+    return float(person.confidence.mean())
 
 
 def box_of_joints(person):
-    """The box around a person's sure joints, or around the surest ones where few are sure."""
-    least = min(SURE, np.sort(person.confidence)[-SUREST])
+    """The box around a person's sure joints, at least LEAST of them."""
+    least = min(SURE, np.sort(person.confidence)[-LEAST])
     joints = person.joints[person.confidence >= least]
     low, high = joints.min(0), joints.max(0)
     return [*low, *np.maximum(high - low, 1)]
 
 
-def overlap(one, other):
-    """Intersection over union of two boxes."""
+def shared(one, other):
+    """The intersection of two boxes, over their union and over the smaller of them."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = one, other
     across, down = min(ax + aw, bx + bw) - max(ax, bx), min(ay + ah, by + bh) - max(ay, by)
-    shared = max(across, 0) * max(down, 0)
-    return shared / (aw * ah + bw * bh - shared)
+    area = max(across, 0) * max(down, 0)
+    return area / (aw * ah + bw * bh - area), area / min(aw * ah, bw * bh)
 
 
 def is_new(person, others):
-    """Is this nobody of the others?"""
-    return all(overlap(box_of_joints(person), box_of_joints(other)) < OVERLAP for other in others)
+    """Is this nobody of the others? Somebody seen again has a similar box, or one within the other."""
+    for other in others:
+        of_union, of_smaller = shared(box_of_joints(person), box_of_joints(other))
+        if of_union > SAME or of_smaller > WITHIN:
+            return False
+    return True
 
 
 def suppress(people):

@@ -2,8 +2,8 @@
 
     python studies/finding.py --data everyday --checkpoint weights/student-small-photos.pt
 
-Scored on the photos of annot/valid.json against annot/boxes.json, which lists everybody. A large person's box
-is at least LARGE of the photo's shorter side.
+Scored on the people of annot/valid.json whose box is at least LARGE of the photo's shorter side. What is seen
+where nobody is counts against annot/boxes.json, which lists everybody.
 
     found    large people who have a predicted person whose box overlaps theirs by at least HALF (intersection
              over union; each prediction stands for one person), %
@@ -26,7 +26,7 @@ from common import CommandLine, main_with_clear_errors
 from data_mpii import load_samples
 from images import open_image
 from export import WEIGHTS, for_inference
-from people import find_people, overlap, person_score
+from people import find_people, person_score, shared
 
 LARGE, HALF, NEAR = 0.35, 0.5, 0.3
 LIMBS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
@@ -35,11 +35,11 @@ EMPTY_SIDE = 0.3             # least shorter side of a photo without people, in 
 
 def match(people, boxes):
     """Pair predicted people with labelled boxes, largest overlap first -> {box number: person number}."""
-    pairs = sorted(((overlap(person.box, box), b, p) for p, person in enumerate(people)
+    pairs = sorted(((shared(person.box, box)[0], b, p) for p, person in enumerate(people)
                     for b, box in enumerate(boxes)), reverse=True)
     matched = {}
-    for shared, b, p in pairs:
-        if shared >= HALF and b not in matched and p not in matched.values():
+    for part, b, p in pairs:
+        if part >= HALF and b not in matched and p not in matched.values():
             matched[b] = p
     return matched
 
@@ -74,11 +74,6 @@ def measure(model, data, find=find_people, limit=None):
         photos += 1
         least = LARGE * min(image.size)
         matched = match(people, boxes)
-        for b, box in enumerate(boxes):
-            if max(box[2:]) < least:
-                continue
-            large += 1
-            found += b in matched
         for i in rows:                               # labelled people: which box is theirs?
             side = samples.side[i] / 1.25
             middle = np.array(samples.center[i])
@@ -86,13 +81,14 @@ def measure(model, data, find=find_people, limit=None):
                                + abs(max(box[2:]) - side) for box in boxes]))
             if max(boxes[b][2:]) < least:
                 continue
+            large, found = large + 1, found + (b in matched)
             seen = samples.visible[i, LIMBS]
             joints += seen.sum()
             if b in matched:
                 error = np.linalg.norm(people[matched[b]].joints - samples.joints[i], axis=1)[LIMBS]
                 right += (error[seen] <= 0.5 * samples.head_size[i]).sum()
         for person in people:
-            near = max((overlap(person.box, box) for box in boxes), default=0) >= NEAR
+            near = max((shared(person.box, box)[0] for box in boxes), default=0) >= NEAR
             false += not near
             scores.append((person_score(person), near))
         strip = without_people(image, boxes)

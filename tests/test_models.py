@@ -220,7 +220,7 @@ def test_decoding_undoes_the_coordinate_label():
     x, y = coordinate_labels(PLACES, 3.0, 128)
     found, confidence = head.decode((x.clamp(min=1e-30).log(), y.clamp(min=1e-30).log()))
     assert (found - PLACES).abs().max() <= 0.5 / 128
-    assert (confidence > 0.9).all()                  # of the label itself: two deviations each way, 0.954 ** 2
+    assert (confidence > 0.9).all()             # of the label itself: two deviations each way, 0.954 ** 2
 
 
 def test_confidence_is_the_probability_of_being_near():

@@ -196,7 +196,7 @@ def test_shared_scores_by_hand():
     samples = SimpleNamespace(joints=truth, visible=np.ones((2, 16), bool), head_size=np.full(2, 10.0))
     joints = np.stack([truth[0], truth[1][FLIP]])
     first = {"12 joints": 50, "either side": 100, "upright": 100, "others": 0}
-    # a torso is 1,100 pixels: of the second's, head and neck are right, and what is exchanged with a joint 100
+    # a torso is 1,100 pixels. Of the second's, head and neck are right, and what swaps with a joint 100
     # pixels away, (2, 3) and (12, 13); (1, 4) and (11, 14) are 300 pixels apart
     assert shared_scores(joints, samples) == {**first, "PCK@0.2": pytest.approx(100 * (14 + 6) / 28)}
     samples.visible[1, [8, 13]] = False                                # no torso, no upright or not
