@@ -6,7 +6,7 @@
 A pose network is sure of its joints where a person fills its crop, and unsure elsewhere: it has learned from
 crops without people, too. That is enough to find people, without a detector:
 
-    windows        squares of a few sizes, half a side apart, all over the image; 16 joints in each
+    windows        squares of a few sizes, less than half a side apart, all over the image; 16 joints in each
     person_score   how sure the network is of the joints: the best windows are kept
     box_of_joints  the box around a window's sure joints is the next crop, which fits better; twice
     suppress       of people whose boxes overlap the surest stays
@@ -25,10 +25,11 @@ from data_mpii import BOX_ENLARGEMENT, JOINTS, Samples
 from evaluate import predict_crops
 from images import open_image, open_safely, rgb
 
-SIDES, STEP = (1.0, 0.7, 0.5), 0.5     # of windows, in the image's shorter side; between them, in their sides
-CANDIDATE, PERSON = 0.15, 0.3      # least scores of a window that is refined, of a person in the end
+SIDES, STEP = (1.0, 0.75, 0.55), 0.4     # of windows, in the image's shorter side; between them, in their sides
+SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
+CANDIDATE, PERSON = 0.2, 0.4      # least scores of a window that is refined, of a person in the end
 MOST = 16                   # windows that are refined
-SURE, LEAST = 0.2, 6        # confidence of joints that a box is drawn around, and their least number
+SURE, LEAST = 0.15, 6        # confidence of joints that a box is drawn around, and their least number
 ROUNDS = 2                  # refinements
 SAME, WITHIN = 0.4, 0.75    # shared parts of two boxes, of their union and of the smaller: beyond, one person
 BATCH = 32                  # crops in the network at once
@@ -82,8 +83,8 @@ def windows(width, height):
 
 
 def person_score(person):
-    """Mean confidence of all joints, in [0, 1]: is a whole person there?"""
-    return float(person.confidence.mean())
+    """Mean confidence of the surest joints, in [0, 1]: is a person, or half of one, there?"""
+    return float(np.sort(person.confidence)[-SUREST:].mean())
 
 
 def box_of_joints(person):
@@ -112,9 +113,9 @@ def is_new(person, others):
 
 
 def suppress(people):
-    """The people, surest first, without those who are a surer one seen again."""
+    """The people, those with most sure joints first, without those who are one of them seen again."""
     kept = []
-    for person in sorted(people, key=person_score, reverse=True):
+    for person in sorted(people, key=lambda person: person.confidence.sum(), reverse=True):
         if is_new(person, kept):
             kept.append(person)
     return kept
