@@ -11,8 +11,9 @@ from PIL import Image
 
 import crops as crops_module
 from common import BadInput
-from crops import (AUGMENTATIONS, FLIP, HIDDEN, TOKENPOSE, compose, crop_matrix, cut, hide, invert,
-                   make_batch, store, stored_size, transform, warp)
+from crops import (AUGMENTATIONS, FLIP, HIDDEN, LOOSE_OFFSET, LOOSE_ZOOM, TOKENPOSE, Augmentation, compose,
+                   crop_keypoints, crop_matrix, cut, cut_people, end_pictures, hide, invert, make_batch,
+                   on_device, store, stored_size, transform, warp)
 from distill import coordinate_labels, gaussian, heatmaps
 from data_mpii import Samples
 from synthetic import drawn_people
@@ -124,8 +125,7 @@ def test_augmentation_keeps_to_its_recipe():
     assert (rotation != 0).float().mean() == pytest.approx(0.6, abs=0.02)
     assert flip.float().mean() == pytest.approx(0.5, abs=0.02)
     turned = rotation[rotation != 0]
-    assert (turned.abs() < 30).float().mean() == pytest.approx(0.683,
-                                                               abs=0.02)  # one deviation of a normal angle
+    assert (turned.abs() < 30).float().mean() == pytest.approx(0.683, abs=0.02)         # one deviation
 
 
 def test_joints_outside_the_crop_are_not_asked_for():
@@ -178,11 +178,8 @@ def test_coordinate_labels_sum_to_one():
 
 def test_colours_vary_within_their_range_and_only_where_asked():
     gain, shift = AUGMENTATIONS["colour"].draw(range(10_000), torch.Generator().manual_seed(0))[3:5]
-    assert (
-        0.75 <= gain.min() < 0.76
-        and 1.24 < gain.max() <= 1.25
-        and -0.125 <= shift.min() < -0.12 < 0.12 < shift.max()
-    )
+    assert 0.75 <= gain.min() < 0.76 and 1.24 < gain.max() <= 1.25
+    assert -0.125 <= shift.min() < -0.12 < 0.12 < shift.max()
     plain = TOKENPOSE.draw(range(100), torch.Generator().manual_seed(0))
     assert (plain.gain == 1).all() and (plain.shift == 0).all()
 
@@ -208,6 +205,137 @@ def test_a_hidden_rectangle_by_hand():
     torch.testing.assert_close(hide(images, hidden, paint), expected)
 
 
+# ------------------------------------------------------------------------------- parts of people, loose boxes
+
+def two_columns(side=200.0, visible=range(16)):
+    """A person whose joint k is at x = 0 (even k) or 40 (odd k), y = 10 k."""
+    joints = np.array([[[40 * (k % 2), 10 * k] for k in range(16)]], np.float32)
+    return Samples("columns", joints, np.isin(np.arange(16), visible)[None], np.array([[20, 75]], np.float32),
+                   np.array([side], np.float32), np.ones(1, np.float32), None)
+
+
+@pytest.fixture
+def halved(monkeypatch):
+    """Everybody who can be is cut at the middle, and the picture ends there. -> sets the line's normal."""
+    monkeypatch.setattr(crops_module, "CUT_AT", (0.5, 0.5))
+    monkeypatch.setattr(crops_module, "BLACK", 1)
+    normals = crops_module.CUTS[0]
+    return lambda n: monkeypatch.setattr(crops_module, "CUTS", (normals, [float(n == m) for m in normals]))
+
+
+# normal of the line, n . x of the line, the box of what is left (left, top, right, bottom)
+@pytest.mark.parametrize("normal, line, box", [
+    ((0, 1), 75, (0, 0, 40, 75)), ((0, -1), -75, (0, 75, 40, 150)),
+    ((1, 0), 20, (0, 0, 20, 140)), ((-1, 0), -20, (20, 10, 40, 150))])
+def test_a_person_cut_in_half_by_hand(halved, normal, line, box):
+    """The box is that of the joints on the inner side, up to the line, and a quarter larger."""
+    halved(normal)
+    left, top, right, bottom = box
+    zoom, offset, border = cut_people(two_columns(), 1, torch.Generator().manual_seed(0))
+    assert zoom.item() == pytest.approx(1.25 * max(right - left, bottom - top) / 200)
+    assert offset[0].tolist() == pytest.approx([(left + right) / 2 - 20, (top + bottom) / 2 - 75])
+    assert border[0].tolist() == [*normal, line]
+
+
+def test_who_is_not_cut(halved):
+    """Whose part would show three joints, or be small; who has no joint; and who is not chosen."""
+    halved((0, 1))
+    for person, chance in ((two_columns(visible=[0, 1, 2, 12, 13, 14]), 1), (two_columns(side=400), 1),
+                           (two_columns(visible=[]), 1), (two_columns(), 0)):
+        zoom, offset, border = cut_people(person, chance, torch.Generator().manual_seed(0))
+        assert zoom.item() == 1 and offset[0].tolist() == [0, 0] and border[0, 2] == math.inf
+    seen = two_columns(visible=[1, 2, 3, 4, 12, 13, 14])                         # other joints do not count
+    zoom, _, border = cut_people(seen, 1, torch.Generator().manual_seed(0))
+    assert border[0, 2] == 75 and zoom.item() == pytest.approx(1.25 * (75 - 10) / 200)
+
+
+def test_the_picture_ends_at_the_line_by_hand():
+    """8 x 8 pixels as they are: beyond y = 4 is row 5; beyond x = 2, in a mirror, are the columns up to 4."""
+    flip = torch.tensor([False, True, False])
+    matrix = crop_matrix(torch.full((3, 2), 3.5), torch.full((3,), 8.0), 8, flip=flip)
+    border = torch.tensor([[0, 1, 4], [1, 0, 2], [0, 1, math.inf]])
+    expected = torch.ones(3, 3, 8, 8)
+    expected[0, :, 5:], expected[1, :, :, :5] = 0, 0
+    assert torch.equal(end_pictures(torch.ones(3, 3, 8, 8), matrix, border), expected)
+
+
+def test_the_picture_ends_at_the_line_in_turned_crops():
+    """Every pixel of 50 crops, taken back to the image, is beyond its line where it is black."""
+    matrix, random = random_matrix(), torch.Generator().manual_seed(1)
+    normal = torch.tensor(crops_module.CUTS[0])[torch.randint(4, (50,), generator=random)].double()
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    pixels = torch.stack([columns, rows], -1).flatten(0, 1).expand(50, -1, -1)
+    along = (transform(invert(matrix), pixels) * normal[:, None]).sum(-1)                # (50, 64 * 64) n . x
+    line = along.median(1).values + 0.01
+    black = end_pictures(torch.ones(50, 3, 64, 64), matrix, torch.cat([normal, line[:, None]], 1)) == 0
+    assert torch.equal(black.flatten(2), (along > line[:, None])[:, None].expand(-1, 3, -1))
+    assert 0.4 < black.float().mean() < 0.6
+
+
+def test_joints_beyond_the_line_are_not_asked_for(halved):
+    """Half a person fills the crop: the joints up to the line are visible, and the pixels beyond it black."""
+    halved((0, 1))
+    person = two_columns()
+    person.image = lambda i: Image.new("RGB", (300, 300), "white")
+    plain = Augmentation(rotation=0, rotation_chance=0, zoom=0, flip_chance=0, part_chance=1)
+    params = plain.draw(person, torch.Generator().manual_seed(0))
+    matrix, xy, visible = crop_keypoints(person, torch.tensor([0]), 64, params)
+    assert visible[0].tolist() == [k <= 7 for k in range(16)]
+    corners = transform(matrix, torch.tensor([[[20, 37.5], [20, 0], [20, 75]]]))[0] + 0.5
+    assert corners.flatten().tolist() == pytest.approx([32, 32, 32, 32 - 64 / 2.5, 32, 32 + 64 / 2.5])
+    images = make_batch(person, store(person, 64), [0], 64, params=params).images[0, 0]
+    assert images[8:57, 40].min() == 1 and images[58:].max() == 0                # the line: row 57.1
+
+
+def test_a_tenth_of_the_boxes_do_not_fit():
+    people = drawn_people("valid", 100, 32)
+    people.side = np.full(10_000, 50, np.float32)
+    people.joints = np.zeros((10_000, 16, 2), np.float32)
+    plain = Augmentation(rotation=0, rotation_chance=0, zoom=0, flip_chance=0, loose_chance=0.1)
+    params = plain.draw(people, torch.Generator().manual_seed(0))
+    loose = params.zoom != 1
+    assert loose.float().mean() == pytest.approx(0.1, abs=0.01)
+    assert LOOSE_ZOOM[0] <= params.zoom.min() < 0.92 and 1.58 < params.zoom.max() <= LOOSE_ZOOM[1]
+    sides = params.offset[loose].abs() / 50
+    assert 0.24 < sides.max() <= LOOSE_OFFSET and (params.offset[~loose] == 0).all()
+    assert sides.mean() == pytest.approx(LOOSE_OFFSET / 2, abs=0.01)             # even
+    person = two_columns()                                                       # by hand: where is it then?
+    params = plain.draw(person, torch.Generator().manual_seed(0))._replace(
+        zoom=torch.tensor([1.5]), offset=torch.tensor([[50.0, -20.0]]))
+    matrix, *_ = crop_keypoints(person, torch.tensor([0]), 64, params)
+    torch.testing.assert_close(transform(matrix, torch.tensor([[[70.0, 55], [220, 55]]]))[0] + 0.5,
+                               torch.tensor([[32.0, 32], [64, 32]], dtype=torch.float64))
+
+
+def test_parts_and_loose_boxes_leave_the_other_numbers_as_they_are():
+    """The other recipes draw what they drew before there were any; with them, the rest is the same."""
+    rotation, zoom, flip, *_ = AUGMENTATIONS["upright"].draw(range(4), torch.Generator().manual_seed(0))
+    assert rotation.tolist() == pytest.approx([15.4100, 0, -20, 5.6843], abs=1e-4)
+    assert zoom.tolist() == pytest.approx([1.0403, 1.0838, 0.9281, 0.9597], abs=1e-4)
+    assert flip.tolist() == [False, False, True, False]
+    people = drawn_people("valid", 500, 32)
+    draw = lambda augmentation: augmentation.draw(people, torch.Generator().manual_seed(0))._asdict()
+    parts = AUGMENTATIONS["parts"]
+    cut, both = draw(parts._replace(loose_chance=0)), draw(parts)
+    plain = draw(parts._replace(part_chance=0, loose_chance=0))
+    for name in ("rotation", "flip", "gain", "shift", "hidden", "paint"):
+        assert torch.equal(plain[name], cut[name]) and torch.equal(plain[name], both[name])
+    assert (plain["offset"] == 0).all() and (plain["border"][:, 2] == math.inf).all()
+    assert torch.equal(cut["border"], both["border"])
+    whole, fits = cut["offset"].eq(0).all(1), both["offset"].eq(cut["offset"]).all(1)
+    assert torch.equal(cut["zoom"][whole], plain["zoom"][whole])
+    assert torch.equal(cut["zoom"][fits], both["zoom"][fits]) and 0.8 < fits.float().mean() < 0.95
+    assert 0.6 < whole.float().mean() < 0.8                          # 0.35 are chosen, not all can be cut
+    black = (cut["border"][:, 2] < math.inf).float().mean() / (~whole).float().mean()
+    assert black == pytest.approx(crops_module.BLACK, abs=0.1)
+
+
+def test_a_batch_knows_where_nobody_is():
+    people = people_with_spots(3)
+    people.empty = np.array([False, True, False])
+    assert make_batch(people, store(people, 64), [1, 2], 64).empty.tolist() == [True, False]
+
+
 def test_parts_and_tensors_give_the_same_batch(monkeypatch):
     people = drawn_people("valid", 7, 64)
     stored = store(people, 64)
@@ -217,6 +345,20 @@ def test_parts_and_tensors_give_the_same_batch(monkeypatch):
                        whole)
     monkeypatch.setattr(crops_module, "CACHED", 1)                             # one at a time
     assert torch.equal(make_batch(people, stored, range(7), 64, params=params).images, whole)
+
+
+def test_what_is_kept_on_a_gpu_leaves_it_half(monkeypatch):
+    """Crops of a read-only file, and a GPU that has twice their bytes free, or a little more."""
+    crops = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    crops.flags.writeable = False
+    monkeypatch.setattr(crops_module, "CHUNK", 2)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert on_device(crops, "cpu") is crops
+    other = torch.device("cpu")                                      # stands for a GPU: it is not the string
+    for free, kept in ((2 * crops.nbytes, False), (2 * crops.nbytes + 2, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 ** 6))
+        found = on_device(crops, other)
+        assert np.array_equal(found.numpy(), crops) if kept else found is crops
 
 
 def test_a_full_disk_is_told_before_anything_is_cut(tmp_path, monkeypatch):

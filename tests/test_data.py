@@ -86,11 +86,8 @@ def drawn_folder(root, size, **counts):
 
 def test_json_counts_pixels_from_one(tmp_path):
     people = load_samples(folder(tmp_path, ENTRY), "train")
-    assert (
-        people.joints[0, 0].tolist() == [9, 19]
-        and people.center[0].tolist() == [14, 22]
-        and people.side[0] == 50
-    )
+    assert people.joints[0, 0].tolist() == [9, 19]
+    assert people.center[0].tolist() == [14, 22] and people.side[0] == 50
 
 
 def test_without_truth_the_head_size_is_estimated_and_said(tmp_path):

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distill import coordinate_labels, heatmaps
-from distill import (TERMS, TeacherTargets, backbone_task, confidence_loss, coordinate_task,
-                     distillation_loss, heatmap_loss_coordinates, heatmap_loss_regression, heatmap_task,
-                     keypoint_token_loss, kl_divergence, marginals, regression_task, teacher_targets, total,
+from distill import (WEIGHTS, TeacherTargets, backbone_task, confidence_loss, coordinate_labels, coordinate_task,
+                     heatmap_loss_coordinates, heatmap_loss_regression, heatmap_task, heatmaps,
+                     keypoint_token_loss, kl_divergence, loss_terms, marginals, regression_task, teacher_targets,
                      visual_token_loss)
 from models import Regression, build_student, build_teacher
 
 XY = torch.tensor([[[0.5, 0.4], [0.3, 0.6]]])                        # (1, 2, 2)
 ALL, FIRST = torch.tensor([[True, True]]), torch.tensor([[True, False]])
+SOMEBODY, NOBODY = torch.tensor([False]), torch.tensor([True])       # of `empty`
 
 
 def regression(xy, sigma=2.0):
@@ -52,22 +52,19 @@ def test_coordinate_task_by_hand():
     y.
     """
     off = XY + torch.tensor([8 / 512, 0.0])
-    prediction = logits(coordinate_labels(off, 6.0, 512))
-    assert coordinate_task(prediction, XY, ALL, 6.0).item() == pytest.approx(8**2 / (2 * 6**2) / 2, rel=1e-3)
-    assert coordinate_task(logits(coordinate_labels(XY, 6.0, 512)), XY, ALL, 6.0).item() == pytest.approx(
-        0, abs=1e-5)
+    cost = lambda xy: coordinate_task(logits(coordinate_labels(xy, 6.0, 512)), XY, ALL, SOMEBODY, 6.0).item()
+    assert cost(off) == pytest.approx(8**2 / (2 * 6**2) / 2, rel=1e-3)
+    assert cost(XY) == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("bins", [64, 128, 512, 1024])
 def test_loss_does_not_depend_on_the_number_of_bins(bins):
     """The same offset and width in fractions of the crop cost the same, however finely they are cut."""
     sigma, off = bins / 64, XY + torch.tensor([2 / 64, 0.0])
-    assert coordinate_task(logits(coordinate_labels(off, sigma, bins)), XY, ALL,
-                           sigma).item() == pytest.approx(1, rel=2e-3)
-    teacher = heatmaps(XY, 2.0, 64)
-    cost = heatmap_loss_coordinates(logits(coordinate_labels(off, 2 * sigma, bins)), teacher, ALL).item()
-    assert cost == pytest.approx(0.25,
-                                 rel=0.02)  # d = sigma: 1/2, halved; resampling widens the marginal a bit
+    narrow, wide = (logits(coordinate_labels(off, width, bins)) for width in (sigma, 2 * sigma))
+    assert coordinate_task(narrow, XY, ALL, SOMEBODY, sigma).item() == pytest.approx(1, rel=2e-3)
+    cost = heatmap_loss_coordinates(wide, heatmaps(XY, 2.0, 64), ALL)
+    assert cost.item() == pytest.approx(0.25, rel=0.02)    # d = sigma: 1/2, halved; resampling widens a bit
 
 
 def test_kl_ignores_bins_that_the_target_excludes():
@@ -78,9 +75,10 @@ def test_kl_ignores_bins_that_the_target_excludes():
 
 
 def test_heatmap_task_is_zero_at_the_label():
-    assert heatmap_task(logits([heatmaps(XY, 2.0, 64)])[0], XY, ALL, 2.0).item() == pytest.approx(0, abs=1e-5)
-    assert heatmap_task(torch.zeros(1, 2, 64, 64), XY, ALL, 2.0).item() == pytest.approx(
-        math.log(4096) - math.log(2 * math.pi * 4 * math.e), rel=1e-2)   # log cells - entropy of the Gaussian
+    cost = lambda logits: heatmap_task(logits, XY, ALL, SOMEBODY, 2.0).item()
+    assert cost(logits([heatmaps(XY, 2.0, 64)])[0]) == pytest.approx(0, abs=1e-5)
+    entropy = math.log(2 * math.pi * 4 * math.e)                                 # of the label
+    assert cost(torch.zeros(1, 2, 64, 64)) == pytest.approx(math.log(4096) - entropy, rel=1e-2)
 
 
 def test_heatmap_of_the_regression_student_by_hand():
@@ -107,19 +105,65 @@ def test_confidence_by_hand():
     """The teacher's peak lies one deviation (2 cells of 64) from the student's answer: e^-1/2 there."""
     cell_centres = torch.tensor([[[32.5 / 64, 20.5 / 64], [10.5 / 64, 40.5 / 64]]])
     teacher = heatmaps(cell_centres, 2.0, 64)
-    off = cell_centres + torch.tensor([2 / 64, 0.0])
-    confidence = torch.tensor([[0.0, 1.0]])
-    expected = (math.exp(-0.5) + 1 - math.exp(-0.5)) / 2
-    assert confidence_loss(confidence, off, teacher, ALL).item() == pytest.approx(expected, rel=1e-5)
-    assert confidence_loss(confidence, off, teacher, FIRST).item() == pytest.approx(math.exp(-0.5) / 2,
-                                                                                    rel=1e-5)
-    assert confidence_loss(torch.ones(1, 2), cell_centres, teacher, ALL).item() == pytest.approx(0, abs=1e-6)
+    off, confidence = cell_centres + torch.tensor([2 / 64, 0.0]), torch.tensor([[0.0, 1.0]])
+    cost = lambda confidence, xy, visible: confidence_loss(confidence, xy, teacher, visible, SOMEBODY).item()
+    assert cost(confidence, off, ALL) == pytest.approx((math.exp(-0.5) + 1 - math.exp(-0.5)) / 2, rel=1e-5)
+    assert cost(confidence, off, FIRST) == pytest.approx(math.exp(-0.5) / 2, rel=1e-5)
+    assert cost(torch.ones(1, 2), cell_centres, ALL) == pytest.approx(0, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------- crops without a person
+
+def test_where_nobody_is_the_label_is_flat():
+    """KL of (1/2, 1/2) and (1/4, 3/4) is log(4/3) / 2, along x; along y the prediction is flat, too: halved.
+
+    Of four cells of a heatmap one has a half, the others a sixth: log(1/4) - (log(1/2) + 3 log(1/6)) / 4.
+    """
+    nothing = torch.zeros(1, 2, dtype=torch.bool)
+    prediction = torch.tensor([0, math.log(3)]).expand(1, 2, 2), torch.zeros(1, 2, 2)
+    cost = coordinate_task(prediction, XY, nothing, NOBODY, 1.0).item()
+    assert cost == pytest.approx(math.log(4 / 3) / 2 / 2)
+    heatmap = torch.tensor([[math.log(3), 0], [0, 0]]).expand(1, 2, 2, 2)
+    expected = math.log(1 / 4) - (math.log(1 / 2) + 3 * math.log(1 / 6)) / 4
+    assert heatmap_task(heatmap, XY, nothing, NOBODY, 1.0).item() == pytest.approx(expected)
+    assert backbone_task(heatmap, XY, nothing, NOBODY).item() == pytest.approx(expected)
+    flat = torch.zeros(1, 2, 64)
+    assert heatmap_task(flat.view(1, 2, 8, 8), XY, nothing, NOBODY, 2.0).item() == pytest.approx(0, abs=1e-5)
+    assert coordinate_task((flat, flat), XY, nothing, NOBODY, 2.0).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_where_nobody_is_the_confidence_should_be_none():
+    """Whatever the teacher sees there. In a batch with somebody, the mean over both crops."""
+    teacher, nothing = heatmaps(XY, 2.0, 64), torch.zeros(1, 2, dtype=torch.bool)
+    confidence = torch.tensor([[0.2, 0.6]])
+    assert confidence_loss(confidence, XY, teacher, nothing, NOBODY).item() == pytest.approx(0.4)
+    assert confidence_loss(0 * confidence, XY, teacher, nothing, NOBODY).item() == 0
+    somebody = confidence_loss(confidence, XY, teacher, ALL, SOMEBODY).item()
+    both = confidence_loss(*(torch.cat([a, a]) for a in (confidence, XY, teacher)), torch.cat([ALL, nothing]),
+                           torch.cat([SOMEBODY, NOBODY])).item()
+    assert both == pytest.approx((somebody + 0.4) / 2) and abs(somebody - 0.4) > 0.01
+
+
+@pytest.mark.parametrize("student, taught", [("cc", {"task", "confidence", "visual_tokens", "loss"}),
+                                             ("reg", {"confidence", "visual_tokens", "loss"})])
+def test_what_a_crop_without_a_person_teaches(student, taught, teacher):
+    """Low confidence, flat distributions where there are any, and L_vt; no joint has a label."""
+    torch.manual_seed(1)
+    model = build_student(student, "gs", preset="tiny").eval()
+    images = torch.rand(2, 3, 64, 64)
+    terms = loss_terms(model.head, model(images), batch(torch.rand(2, 16, 2), torch.zeros(2, 16), empty=True),
+                       teacher_targets(teacher, images), WEIGHTS[student])
+    assert {name for name, term in terms.items() if term > 0} == taught
 
 
 @pytest.fixture(scope="module")
 def teacher():
     torch.manual_seed(0)
     return build_teacher("tiny").eval()
+
+
+def batch(xy, visible, empty=False):
+    return SimpleNamespace(xy=xy, visible=visible.bool(), empty=torch.full((len(xy),), empty))
 
 
 @pytest.mark.parametrize("student", ["reg", "cc"])
@@ -129,20 +173,20 @@ def test_no_gradient_reaches_the_teacher_and_invisible_joints_are_silent(student
     images, xy = torch.rand(2, 3, 64, 64), torch.rand(2, 16, 2)
     visible = torch.arange(16).expand(2, 16) < 9
     output, targets = model(images), teacher_targets(teacher, images)     # with gradients on, on purpose
-    terms = distillation_loss(model.head, output, targets, xy, visible)
-    assert set(terms) == {"task", *TERMS}
-    total(terms, {name: 1.0 for name in TERMS}).backward()
+    weights = dict.fromkeys(WEIGHTS[student], 1.0)
+    terms = loss_terms(model.head, output, batch(xy, visible), targets, weights)
+    assert set(terms) == {"task", *weights, "loss"}
+    terms["loss"].backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert model.encoder.keypoint_tokens.grad.abs().sum() > 0
 
     shifted = torch.where(visible[..., None], xy, torch.rand(2, 16, 2))
     tokens = torch.where(visible[..., None], output.keypoint_tokens, torch.rand_like(output.keypoint_tokens))
     part = lambda p: torch.where(visible.view(2, 16, *[1] * (p.dim() - 2)), p, torch.rand_like(p))
-    prediction = (
-        Regression(*map(part, output.prediction)) if student == "reg" else tuple(map(part, output.prediction))
-    )
-    again = distillation_loss(model.head, output._replace(keypoint_tokens=tokens, prediction=prediction),
-                              targets, shifted, visible)
+    changed = map(part, output.prediction)
+    changed = Regression(*changed) if student == "reg" else tuple(changed)
+    again = loss_terms(model.head, output._replace(keypoint_tokens=tokens, prediction=changed),
+                       batch(shifted, visible), targets, weights)
     for name in terms:
         torch.testing.assert_close(again[name], terms[name], msg=name)
 
@@ -165,16 +209,13 @@ def test_tokens_are_standardised_on_the_pictures_they_were_measured_on(teacher):
 def test_kept_targets_are_the_teachers_own(teacher):
     people, measured = torch.rand(5, 3, 64, 64), torch.rand(8, 3, 64, 64)
     rows = torch.tensor([4, 0, 2])
-    fresh, cached = (TeacherTargets(teacher, measured)(people[rows], 1, rows),
-                     TeacherTargets(teacher, measured, views=2, samples=5))
-    asked = []
-    cached.prepare(1, lambda rows: SimpleNamespace(images=people[rows]), lambda: asked.append(1))
-    assert asked
-    cached.prepare(1, None, None)  # once is enough
+    fresh = TeacherTargets(teacher, measured)(people[rows], 1, rows)
+    cached = TeacherTargets(teacher, measured, views=2, samples=5)
+    cached.prepare(1, lambda rows: SimpleNamespace(images=people[rows]))
+    cached.prepare(1, None)                                                      # once is enough
     for kept, own, step in zip(cached(torch.zeros(3, 3, 64, 64), 1, rows), fresh, (2e-3, 2e-3, 0.5 / 255)):
         torch.testing.assert_close(kept, own, atol=step, rtol=1e-3)
-    cached.prepare(0, lambda rows: SimpleNamespace(images=people[rows].flip(-1)),
-                   lambda: None)  # another view is another
+    cached.prepare(0, lambda rows: SimpleNamespace(images=people[rows].flip(-1)))         # another view
     assert not torch.allclose(cached(people[rows], 0, rows).keypoint_tokens, fresh.keypoint_tokens)
 
 
@@ -195,14 +236,26 @@ def test_nobody_visible_costs_nothing():
     assert regression_task(regression(XY + 0.1), XY, nobody).item() == 0
 
 
-def test_total_weighs_the_terms():
-    terms = {"task": torch.tensor(1.0), "heatmap": torch.tensor(2.0), "confidence": torch.tensor(4.0)}
-    assert total(terms, {"heatmap": 0.5, "confidence": 0.25}).item() == 3
-    assert total(terms | {"backbone": torch.tensor(5.0)}, {"heatmap": 0.5, "confidence": 0.25}).item() == 8
+@pytest.mark.parametrize("backbone", ["none", "w16"])
+def test_the_loss_weighs_its_terms(teacher, backbone):
+    """L = L_task + a1 L_kt + a2 L_vt + a3 L_hm + a4 L_cs (+ L_bb), without a teacher first and last."""
+    torch.manual_seed(0)
+    model, images = build_student("cc", "gs", backbone, "small-64").train(), torch.rand(2, 3, 64, 64)
+    output, labels = model(images), batch(torch.rand(2, 16, 2), torch.ones(2, 16))
+    targets = teacher_targets(build_teacher("small-64").eval(), images)
+    weights = dict(keypoint_tokens=2.0, visual_tokens=3.0, heatmap=5.0, confidence=7.0)
+    terms = loss_terms(model.head, output, labels, targets, weights)
+    terms = {name: term.item() for name, term in terms.items()}
+    labels_alone = terms["task"] + (terms["backbone"] if backbone != "none" else 0)
+    distilled = sum(weight * terms[name] for name, weight in weights.items())
+    assert terms["loss"] == pytest.approx(labels_alone + distilled)
+    alone = loss_terms(model.head, output, labels)
+    assert alone["loss"].item() == pytest.approx(labels_alone)
+    assert set(alone) == {"task", "loss"} | ({"backbone"} if backbone != "none" else set())
+    assert set(terms) == set(alone) | set(weights)
 
 
 def test_the_backbone_learns_the_teachers_labels():
     """On 64 x 64 cells L_bb is the teacher's L_task: sigma is 2 cells there."""
-    logits, visible = torch.randn(2, 2, 64, 64), torch.ones(2, 2, dtype=torch.bool)
-    xy = torch.rand(2, 2, 2)
-    assert backbone_task(logits, xy, visible) == heatmap_task(logits, xy, visible, 2)
+    logits, xy, visible = torch.randn(1, 2, 64, 64), torch.rand(1, 2, 2), ALL
+    assert backbone_task(logits, xy, visible, SOMEBODY) == heatmap_task(logits, xy, visible, SOMEBODY, 2)

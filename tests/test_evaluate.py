@@ -66,11 +66,9 @@ def test_weighted_mean_is_hrnets(real_data, tmp_path, name, half, tenth):
 
 
 # Multiply-adds counted while the networks computed on a CPU.
-@pytest.mark.parametrize(
-    "row,expected",
-    [(("reg", "gs", "none"), 773574468), (("cc", "gd", "w32"), 7522235852),
-     (("cc", "attention", "none"), 1585053696)],
-)
+@pytest.mark.parametrize("row,expected", [
+    (("reg", "gs", "none"), 773574468), (("cc", "gd", "w32"), 7522235852),
+    (("cc", "attention", "none"), 1585053696)])
 def test_operations_are_counted_without_computing(row, expected):
     model, devices = build_student(*row, preset="paper"), set()
     hook = torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: devices.update(
@@ -86,9 +84,8 @@ def test_rows_out_of_budget_are_blank(monkeypatch):
     rows = costs.measure_costs(budget=0)
     assert len(rows) == 6 and not any(row["fps"] for row in rows)
     *_, line, last = costs.cost_table(rows).splitlines()
-    assert (
-        line.split()[-1] == "1831" and len(line.split()) == 8 and last.startswith("6 networks were not timed")
-    )
+    assert line.split()[-1] == "1831" and len(line.split()) == 8
+    assert last.startswith("6 networks were not timed")
     rows[0]["fps"] = 12.34
     table = costs.cost_table(rows)
     assert "12.3     3325" in table and "5 networks were not timed" in table
@@ -129,11 +126,8 @@ class Oracle(torch.nn.Module):
 # how far off a decoding may be, in pixels of the image: half a bin or half a cell (a person's box is two to
 # three crops wide)
 @pytest.mark.parametrize("flip_test", [False, True])
-@pytest.mark.parametrize(
-    "head,off",
-    [(RegressionHead(8), 1e-3), (CoordinateHead(8, 128, 3), 2), (HeatmapHead(8, 64, 2), 2),
-     (HeatmapHead(8, 64, 2, values=True), 2)],
-)
+@pytest.mark.parametrize("head,off", [(RegressionHead(8), 1e-3), (CoordinateHead(8, 128, 3), 2),
+                                      (HeatmapHead(8, 64, 2), 2), (HeatmapHead(8, 64, 2, values=True), 2)])
 def test_perfect_predictions_are_found_with_and_without_flip_test(people, head, off, flip_test):
     stored = store(people, 64)
     joints, confidence = predict(Oracle(people, stored, head), people, stored, flip_test=flip_test)

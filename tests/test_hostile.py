@@ -98,9 +98,8 @@ def test_hostile_checkpoints(good, tmp_path):
                   [content], "text", 7,
                   {**content, "model": {name: tensor[..., :1] for name, tensor in content["model"].items()}}):
         if isinstance(wrong, dict):
-            wrong["checksum"] = checkpoint.checksum(
-                {name: value for name, value in wrong.items() if name != "checksum"}
-            )
+            wrong["checksum"] = checkpoint.checksum({name: value for name, value in wrong.items()
+                                                     if name != "checksum"})
         torch.save(wrong, file)
         with pytest.raises(BadInput) as caught:
             checkpoint.load(file)

@@ -24,14 +24,9 @@ WEIGHTS = ROOT / "weights/student-cc-gd-drawn.pt"
 
 
 def predict(*arguments, sources=ROOT, **more):
-    return subprocess.Popen(
-        [sys.executable, sources / "predict.py", *map(str, arguments), "--checkpoint", WEIGHTS, "--device",
-         "cpu"],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **more,
-    )
+    command = [sys.executable, sources / "predict.py", *map(str, arguments), "--checkpoint", WEIGHTS,
+               "--device", "cpu"]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
 
 
 def memory(process):
@@ -81,20 +76,13 @@ def test_memory_stays_flat_while_scoring(drawings, tmp_path):
         (tmp_path / "data" / folder).mkdir(parents=True)
     for n in range(20):
         shutil.copy(drawings / f"{n}.jpg", tmp_path / "data/images")
-    entries = [
-        dict(image=f"{n % 20}.jpg", joints=[[10.0 + k + n % 7, 20.0 + k] for k in range(16)],
-             joints_vis=[1] * 16, center=[48.0, 48.0], scale=0.3 + n / 10**6)
-        for n in range(PICTURES)
-    ]
+    entries = [dict(image=f"{n % 20}.jpg", joints=[[10.0 + k + n % 7, 20.0 + k] for k in range(16)],
+                    joints_vis=[1] * 16, center=[48.0, 48.0], scale=0.3 + n / 10**6) for n in range(PICTURES)]
     (tmp_path / "data/annot/valid.json").write_text(json.dumps(entries))
     cache = tmp_path / "cache"
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "evaluate.py", "--checkpoint", WEIGHTS, "--data", tmp_path / "data",
-         "--cache", cache, "--device", "cpu"],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    command = [sys.executable, ROOT / "evaluate.py", "--checkpoint", WEIGHTS, "--data", tmp_path / "data",
+               "--cache", cache, "--device", "cpu"]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     seen = []
     while process.poll() is None:
         if cache.exists():
@@ -106,12 +94,9 @@ def test_memory_stays_flat_while_scoring(drawings, tmp_path):
     said, errors = process.communicate()
     assert process.returncode == 0 and f"PCKh on {PICTURES:,} samples of data/valid" in said, errors
     early, late = max(seen[:2 * len(seen) // 5]), max(seen[2 * len(seen) // 5:])
-    print(
-        f"{PICTURES} people scored: {early:.0f} MB in the first two fifths of the time, {late:.0f} MB after"
-    )
-    assert (
-        late < early + 120
-    )  # the network's first batch of 64 is in the late part where cutting takes longest
+    print(f"{PICTURES} people scored: {early:.0f} MB in the first two fifths, {late:.0f} MB after")
+    # the network's first batch of 64 is in the late part where cutting takes longest
+    assert late < early + 120
 
 
 CUT = """
@@ -137,10 +122,8 @@ def test_ten_processes_share_a_cache(tmp_path):
     entries = []
     for n, picture in enumerate(draw_people(40, 8, workers=1).image):
         Image.fromarray(picture).save(tmp_path / f"data/images/{n}.jpg")
-        entries.append(
-            dict(image=f"{n}.jpg", joints=[[10.0 + k, 20.0] for k in range(16)], joints_vis=[1] * 16,
-                 center=[48.0, 48.0], scale=0.3)
-        )
+        entries.append(dict(image=f"{n}.jpg", joints=[[10.0 + k, 20.0] for k in range(16)],
+                            joints_vis=[1] * 16, center=[48.0, 48.0], scale=0.3))
     (tmp_path / "data/annot/train.json").write_text(json.dumps(entries))
     done = subprocess.run([sys.executable, "-c", CUT.format(root=str(ROOT))], capture_output=True, text=True,
                           cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
@@ -162,11 +145,9 @@ def test_a_clone_that_is_only_read(drawings, tmp_path):
     clone.chmod(0o555)
     before = {path: path.stat().st_mtime_ns for path in clone.rglob("*")}
     environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    one_core = (
-        (lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}))
-        if hasattr(os, "sched_setaffinity")
-        else None
-    )
+    one_core = None
+    if hasattr(os, "sched_setaffinity"):
+        one_core = lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     process = predict(drawings, "--out", "Skizzen – neu", "--json", "é.json", cwd=place, env=environment,
                       preexec_fn=one_core, sources=clone)
     said, errors = process.communicate(timeout=120)

@@ -45,11 +45,8 @@ def test_hrnet_has_the_published_names_and_shapes(real_data, width, name):
     ours = {key: list(value.shape) for key, value in HRNet(width).state_dict().items()}
     assert all(published[key] == shape for key, shape in ours.items())
     if name == "tokenpose_b":  # its backbone ends where ours does: not one key more
-        theirs = [
-            key
-            for key in next(k for t, k in lists.items() if t.startswith(name))
-            if key.startswith("pre_feature.")
-        ]
+        theirs = [key for key in next(k for t, k in lists.items() if t.startswith(name))
+                  if key.startswith("pre_feature.")]
         assert len(theirs) == len(ours)
 
 
@@ -75,8 +72,8 @@ def hrnet_by_names(weights, x):
         return (x + out).relu()
 
     def module(xs, name):
-        xs = [functools.reduce(lambda x, n: block(x, f"{name}.branches.{b}.{n}", 2), range(4), x) for b,
-              x in enumerate(xs)]
+        xs = [functools.reduce(lambda x, n: block(x, f"{name}.branches.{b}.{n}", 2), range(4), x)
+              for b, x in enumerate(xs)]
         fused = []
         for i in range(len(xs)):
             if f"{name}.fuse_layers.{i}.{1 if i == 0 else 0}.0.weight" not in weights and \
@@ -87,12 +84,8 @@ def hrnet_by_names(weights, x):
                 path = f"{name}.fuse_layers.{i}.{j}"
                 if j > i:
                     times = 2 ** (j - i)
-                    x = (
-                        conv_bn(x, path + ".0", path + ".1")
-                        .repeat_interleave(times, 2)
-                        .repeat_interleave(times, 3)
-                    )
-                    total = total + x
+                    x = conv_bn(x, path + ".0", path + ".1")
+                    total = total + x.repeat_interleave(times, 2).repeat_interleave(times, 3)
                 for step in range(i - j):
                     x = conv_bn(x, f"{path}.{step}.0", f"{path}.{step}.1", stride=2)
                     x = x.relu() if step < i - j - 1 else x
