@@ -110,8 +110,9 @@ def read_boxes(root):
         return {root / "images" / name: np.reshape(np.array(boxes, np.float32), (-1, 4))
                 for name, boxes in json.loads(file.read_bytes()).items()} if file.is_file() else {}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise BadInput(f"{file} must be json such as {{\"photo.jpg\": [[x, y, width, height]]}}, with the "
-                       f"boxes of everybody in a photo ({' '.join(str(error).split())[:160]})") from error
+        raise BadInput(f"{file} must be json such as {{\"photo.jpg\": [[x, y, width, height]]}}, boxes of "
+                       f"everybody in a photo ({' '.join(str(error).split())[:160]}): correct or remove it"
+                       ) from error
 
 
 def box(center, scale):

@@ -14,6 +14,7 @@ crops without people, too. That is enough to find people, without a detector:
 Boxes are x, y, width, height in pixels, joints (16, 2) in pixels, confidences (16,) in [0, 1].
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +22,11 @@ import torch
 from PIL import ImageOps
 
 from crops import crop_matrix, cut, invert, transform
-from data_mpii import BOX_ENLARGEMENT, JOINTS, Samples
+from data_mpii import BOX_ENLARGEMENT, JOINTS, Samples, join, load_samples
 from evaluate import predict_crops
 from images import open_image, open_safely, rgb
 
-SIDES, STEP = (1.0, 0.75, 0.55), 0.4     # of windows, in the image's shorter side; between them, in their sides
+SIDES, STEP = (1.0, 0.75, 0.55), 0.4   # of windows, in the image's shorter side; between them, in sides
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
 CANDIDATE, PERSON = 0.2, 0.4      # least scores of a window that is refined, of a person in the end
 MOST = 16                   # windows that are refined
@@ -162,6 +163,14 @@ class Tracker:
 
 
 # ------------------------------------------------------------------------------- crops without people
+
+def load_joined(folders):
+    """The Samples to train on of one or more folders, and crops without people where these can be found."""
+    sets = [load_samples(folder, "train") for folder in folders]
+    people = join(sets)
+    without = [samples for samples in map(crops_without_people, sets) if samples]
+    return replace(join([people, *without]), name=people.name)
+
 
 def crops_without_people(samples):
     """Samples of random squares that show nobody, from photos of which everybody's box is known; or None.

@@ -21,7 +21,7 @@ import math
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -33,13 +33,13 @@ import checkpoint
 from common import (BadInput, CommandLine, check_device, check_writable, default_device, fast_bfloat16,
                     init_distributed, lock, main_with_clear_errors, refuse)
 from crops import AUGMENTATIONS, CROPS, make_batch, on_device, store
-from data_mpii import find_labels, join, load_samples
+from data_mpii import find_labels
 from distill import WEIGHTS, load_teacher, loss_terms
 from evaluate import (THRESHOLDS, evaluate, names_of, predict, prediction_sheet,
                       print_score, validation_samples, write_json)
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
 from optim import build_optimisers, rate_factor, update_ema
-from people import crops_without_people
+from people import load_joined
 from synthetic import drawn_people
 
 # What a preset trains with, where no flag says otherwise. photos: augmentation of photos; drawings are
@@ -212,10 +212,7 @@ def load_data(args, size):
         split = "teacher" if args.train_teacher else "train"
         train = drawn_people(split, args.drawings, size, os.cpu_count())
     else:
-        sets = [load_samples(folder, "train") for folder in args.data]
-        without = [samples for samples in map(crops_without_people, sets) if samples]
-        people = join(sets)
-        train = replace(join([people, *without]), name=people.name)
+        train = load_joined(args.data)
     valid = {name: validation_samples(data, size) for name, data in zip(names_of(args.data), args.data)}
     nobody = f" ({train.empty.sum():,} of them show nobody)" if train.empty.any() else ""
     print("; ".join([f"{train.name}: {len(train):,} samples to train on{nobody}",
@@ -409,7 +406,8 @@ def main():
         raise BadInput(f"--batch-size {args.batch_size} gives a dynamic filter one sample at a time, which "
                        f"has no statistics: make it at least {2 * parts}")
     if args.amp and not fast_bfloat16(args.device):
-        print(f"--amp: this {args.device.partition(':')[0]} has no native bfloat16, computing in float32")
+        kind = args.device.partition(":")[0].upper()
+        print(f"--amp: this {kind} has no native bfloat16, computing in float32")
     train(args, distributed)
 
 

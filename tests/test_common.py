@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import common
-from train import orthogonal
+from optim import orthogonal
 
 
 @pytest.mark.parametrize(

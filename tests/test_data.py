@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-import data_mpii
+import people as people_module
 from common import BadInput
-from data_mpii import box, load_joined, load_samples, read_mat, read_person
-from people import crops_without_people
+from data_mpii import box, load_samples, read_mat, read_person
+from people import crops_without_people, load_joined
 from synthetic import SERIES, draw_people, drawn_people
 
 
@@ -133,8 +133,9 @@ def test_the_first_bad_entry_is_named_and_all_are_counted(tmp_path):
     with pytest.raises(BadInput) as caught:
         load_samples(root, "train")
     assert str(caught.value) == (
-        f"{root}/annot/train.json, entry 40: scale 0.0 must be above 0: a person is at least a pixel tall, "
-        f"and below 100,000: correct or remove this entry (3 of 1,200 entries are bad)")
+        f"{root}/annot/train.json, entry 40: scale 0.0 must be above 0: it is the person's height in pixels "
+        f"/ 200, of at least 1 and below 100,000 pixels: correct or remove this entry (3 of 1,200 entries "
+        f"are bad)")
     entries[40] = dict(ENTRY, scale=0.3)
     with pytest.raises(BadInput, match=r"entry 700: there is no image .*b\.jpg.* \(2 of 1,200 entries"):
         load_samples(folder(tmp_path, *entries), "train")
@@ -335,18 +336,18 @@ def test_several_folders_are_one_set(tmp_path):
 
 def test_squares_that_show_nobody(tmp_path, monkeypatch):
     """Photos with rows of large and of small people, with nobody, full of one person, and without a list."""
-    monkeypatch.setattr(data_mpii, "EMPTY_PER_PHOTO", 200)
+    monkeypatch.setattr(people_module, "EMPTY_PER_PHOTO", 200)
     names = "rows.png", "nobody.png", "full.png", "unknown.png"
     root = folder(tmp_path, *(dict(ENTRY, image=f"sub/{name}") for name in names))
     (root / "images/sub").mkdir()
     for name in names:
         Image.new("RGB", (320, 200)).save(root / "images/sub" / name)
-    assert crops_without_people(root, load_samples(root, "train")) is None                # without boxes.json
+    assert crops_without_people(load_samples(root, "train")) is None                # without boxes.json
     large, small = ([[x, 110, 75, 85] for x in (5, 85)], [[x, 150, 20, 40] for x in range(170, 310, 30)])
     boxes = {"sub/rows.png": large + small, "sub/nobody.png": [], "sub/full.png": [[0, 0, 320, 200]]}
     (root / "annot/boxes.json").write_text(json.dumps(boxes))
     people, everything = load_samples(root, "train"), load_joined([root])
-    squares = crops_without_people(root, people)
+    squares = crops_without_people(people)
     assert [path.name for path in squares.files] == ["rows.png"] * 200 + ["nobody.png"] * 200
     assert squares.empty.all() and not squares.visible.any() and squares.image(2).size == (320, 200)
     corners = squares.center - (squares.side[:, None] - 1) / 2
@@ -358,14 +359,14 @@ def test_squares_that_show_nobody(tmp_path, monkeypatch):
             assert shared <= 0.1 * min(side ** 2, width * height) + 1e-3
     assert everything.name == people.name and everything.empty.tolist() == [False] * 4 + [True] * 400
     assert np.array_equal(everything.side[4:], squares.side) and everything.files[4:] == squares.files
-    assert np.array_equal(crops_without_people(root, people).center, squares.center)     # the same each time
+    assert np.array_equal(crops_without_people(people).center, squares.center)     # the same each time
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"a.jpg": [[1, 2, 3]]}', '{"a.jpg": "12"}', '{"a.jpg": null}'])
 def test_boxes_that_are_none(tmp_path, text):
     root = folder(tmp_path, ENTRY)
     (root / "annot/boxes.json").write_text(text)
-    with pytest.raises(BadInput, match=r"boxes\.json must list .*width.*: correct or remove it") as caught:
+    with pytest.raises(BadInput, match=r"boxes\.json must be json .*width.*: correct or remove it") as caught:
         load_joined([root])
     assert "\n" not in str(caught.value)
 

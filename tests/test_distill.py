@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distill import (WEIGHTS, TeacherTargets, backbone_task, confidence_loss, coordinate_labels, coordinate_task,
-                     heatmap_loss_coordinates, heatmap_loss_regression, heatmap_task, heatmaps,
-                     keypoint_token_loss, kl_divergence, loss_terms, marginals, regression_task, teacher_targets,
-                     visual_token_loss)
+from distill import (WEIGHTS, TeacherTargets, backbone_task, confidence_loss, coordinate_labels,
+                     coordinate_task, heatmap_loss_coordinates, heatmap_loss_regression, heatmap_task,
+                     heatmaps, keypoint_token_loss, kl_divergence, loss_terms, marginals, regression_task,
+                     teacher_targets, visual_token_loss)
 from models import Regression, build_student, build_teacher
 
 XY = torch.tensor([[[0.5, 0.4], [0.3, 0.6]]])                        # (1, 2, 2)

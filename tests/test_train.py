@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import checkpoint
+import distill
 import train
 from commands import call, refused
 from common import BadInput, Distributed, lock
@@ -127,8 +128,10 @@ def test_amp_needs_native_bfloat16(monkeypatch, capsys, tmp_path, native):
     """Without it one line says so, and the teacher computes in float32 (the student: test_loop.py)."""
     monkeypatch.chdir(tmp_path)                  # away from the runs of whoever runs the tests
     monkeypatch.setattr("sys.argv", ["train.py", "--amp", "--device", "cpu"])
-    monkeypatch.setattr(train, "fast_bfloat16", lambda device: native)
-    monkeypatch.setattr(train, "for_inference", lambda model, kind: seen.append(kind) or for_inference(model))
+    for module in (train, distill):
+        monkeypatch.setattr(module, "fast_bfloat16", lambda device: native)
+    monkeypatch.setattr(distill, "for_inference",
+                        lambda model, kind: seen.append(kind) or for_inference(model))
     seen, chosen = [], []
 
     def prepare(args, distributed):
@@ -256,7 +259,7 @@ def test_a_teacher_must_beat_the_mean_pose_on_every_set(mini, monkeypatch, tmp_p
         samples.name = f"{name}/valid"
     found = {"one/valid": 99.0, "two/valid": 99.0}
     score = lambda model, samples, *_: {"pckh@0.5": {"mean": found[samples.name]}}
-    monkeypatch.setattr(train, "evaluate", score)
+    monkeypatch.setattr(distill, "evaluate", score)
     args = SimpleNamespace(teacher=tmp_path / "teacher.pt", device="cpu", preset="mini", views=0, amp=False)
     load = lambda: train.load_teacher(args, (sets["one"], store(sets["one"], 32)),
                                       {name: (samples, None) for name, samples in sets.items()}, 32)
