@@ -110,6 +110,9 @@ def test_confidence_by_hand():
     assert cost(confidence, off, ALL) == pytest.approx((math.exp(-0.5) + 1 - math.exp(-0.5)) / 2, rel=1e-5)
     assert cost(confidence, off, FIRST) == pytest.approx(math.exp(-0.5) / 2, rel=1e-5)
     assert cost(torch.ones(1, 2), cell_centres, ALL) == pytest.approx(0, abs=1e-6)
+    off.requires_grad_(), confidence.requires_grad_()
+    confidence_loss(confidence, off, teacher, ALL, SOMEBODY).backward()
+    assert off.grad is None and confidence.grad.abs().sum() > 0                  # it does not move the joints
 
 
 # ------------------------------------------------------------------------------- crops without a person
