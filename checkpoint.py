@@ -65,7 +65,8 @@ def save(path, model, metadata, training=None, half=False, keep=None):
     path = Path(path)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if half:
-        weights = {name: each.half() if each.is_floating_point() else each for name, each in weights.items()}
+        weights = {name: weight.half() if weight.is_floating_point() else weight
+                   for name, weight in weights.items()}
     if isinstance(model.head, RegressionHead):         # what it knows beside its weights
         metadata = metadata | dict(scored=model.head.scored)
     content = dict(format=FORMAT, config=model.config, metadata=metadata, model=weights, training=training)
@@ -118,11 +119,11 @@ def read(path):
         raise BadInput(f"{path} is not a checkpoint of this project (format {FORMAT}): train.py writes those")
     stated = content.pop("checksum", None)
     try:
-        found = checksum(content)
+        computed = checksum(content)
     except (ValueError, RuntimeError) as error:          # RecursionError is one of the latter
         raise BadInput(f"{path} is not a checkpoint of this project ({one_line(error)}): train.py writes "
                        f"those") from error
-    if stated != found:
+    if stated != computed:
         raise BadInput(f"{path} is damaged: its checksum is not that of its content")
     if old:
         content["metadata"] = content.pop("facts")
@@ -278,7 +279,7 @@ def start_from(model, path):
 
 # Our name for each of TokenPose's, whose HRNet has our names behind 'pre_feature.'. DistilPose keeps the same
 # tensors behind other prefixes, which become TokenPose's first.
-TOKENPOSE = (
+TOKENPOSE_NAMES = (
     (r"keypoint_head\.tokenpose\.", "transformer."),
     (r"backbone\.", "pre_feature."),
     (r"pre_feature\.", "backbone."),
@@ -295,8 +296,8 @@ TOKENPOSE = (
 )
 
 def our_name(name):
-    for pattern, ours in TOKENPOSE:
-        name = re.sub("^" + pattern, ours, name)
+    for pattern, replacement in TOKENPOSE_NAMES:
+        name = re.sub("^" + pattern, replacement, name)
     return name
 
 
@@ -307,15 +308,15 @@ def is_teacher(content):
 
 def published_teacher(content, path):
     """-> (our teacher with TokenPose's or DistilPose's weights, a line on what was used)."""
-    found = {our_name(name): tensor for name, tensor in state_dict(content).items()}
-    if any(name.startswith("transformer.transformer1.") for name in found):
+    tensors = {our_name(name): tensor for name, tensor in state_dict(content).items()}
+    if any(name.startswith("transformer.transformer1.") for name in tensors):
         raise BadInput(f"{path} is a TokenPose-L, which stacks three transformers: the teacher's layout is "
                        f"that of TokenPose-B with HRNet-W48 and 12 layers")
     teacher = build_teacher("paper", head="tokenpose")
     position = teacher.encoder.position
-    if "encoder.position" in found and found["encoder.position"].numel() == position.numel():
-        found["encoder.position"] = found["encoder.position"].view(position.shape)
-    return teacher, fill(teacher, found, path)
+    if "encoder.position" in tensors and tensors["encoder.position"].numel() == position.numel():
+        tensors["encoder.position"] = tensors["encoder.position"].view(position.shape)
+    return teacher, fill(teacher, tensors, path)
 
 
 # ------------------------------------------------------------------------------- command line

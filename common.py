@@ -92,7 +92,7 @@ def check_folder(path, flag=""):
 
 def check_writable(folder, flag=""):
     """BadInput where nothing can be written into a folder, or around one that is yet to be made."""
-    there = next(each for each in (folder, *folder.resolve().parents) if each.exists())
+    there = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:

@@ -86,10 +86,10 @@ def describe_device(device="cpu"):
     """Name of the GPU, or of the CPU with its threads, instruction sets and the limits set on them."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    found = torch.cpu.get_capabilities()
-    name = found.get("cpu_name") or platform.processor() or platform.machine()
+    capabilities = torch.cpu.get_capabilities()
+    name = capabilities.get("cpu_name") or platform.processor() or platform.machine()
     limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
-    sets = [name for name in INSTRUCTION_SETS if found.get(name)]
+    sets = [name for name in INSTRUCTION_SETS if capabilities.get(name)]
     return ", ".join([f"{name}, {torch.get_num_threads()} threads", *sets, *limits])
 
 
@@ -119,12 +119,12 @@ def take_turns(works, kind="cpu", budget=math.inf):
         if began >= end:
             break
         limit = began + (end - began) / (turns - turn)
-        (run, context), found = works[turn % len(works)], []
+        (run, context), seconds = works[turn % len(works)], []
         with context():
             seconds_once(run, kind)              # the caches hold the data of the turn before
-            while not found or ((len(found) < RUNS or sum(found) < LEAST) and time.monotonic() < limit):
-                found.append(seconds_once(run, kind))
-        times[turn % len(works)] += found
+            while not seconds or ((len(seconds) < RUNS or sum(seconds) < LEAST) and time.monotonic() < limit):
+                seconds.append(seconds_once(run, kind))
+        times[turn % len(works)] += seconds
     return times
 
 
@@ -144,8 +144,8 @@ def measure_costs(device="cpu", budget=None):
                          params_m=count_parameters(model) / 1e6, gflops=count_multiply_adds(model) / 1e9,
                          paper_params_m=params, paper_gflops=gflops, paper_fps=fps))
     times = take_turns(runs, torch.device(device).type, COST_SECONDS if budget is None else budget)
-    for row, found in zip(rows, times):
-        row["fps"] = row["batch"] / statistics.median(found) if found else None
+    for row, seconds in zip(rows, times):
+        row["fps"] = row["batch"] / statistics.median(seconds) if seconds else None
     return rows
 
 

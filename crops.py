@@ -196,7 +196,7 @@ def cut_people(samples, chance, random):
     Returns zoom (N,), offset (N, 2) and border (N, 3) of AugmentationParams.
     """
     joints, visible, center, side = (
-        torch.from_numpy(of) for of in (samples.joints, samples.visible, samples.center, samples.side))
+        torch.from_numpy(array) for array in (samples.joints, samples.visible, samples.center, samples.side))
     normals, often = (torch.tensor(part, dtype=torch.float32) for part in CUTS)
     least, most = CUT_AT
     count = len(samples)
@@ -276,23 +276,24 @@ def store(samples, size, folder=None):
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in samples.files]
     digest = hashlib.sha256(repr((READER, stats, shape)).encode() + matrix.numpy().tobytes()).hexdigest()[:16]
     file = Path(folder) / f"crops-{samples.name.replace('/', '-').replace(' ', '-')}-{wide}-{digest}.bin"
-    partial, total, each = file.with_suffix(".bin.partial"), math.prod(shape), math.prod(shape[1:])  # bytes
+    partial = file.with_suffix(".bin.partial")
+    total, crop_bytes = math.prod(shape), math.prod(shape[1:])
     is_cut = lambda: file.exists() and file.stat().st_size == total
     if not is_cut():
         check_writable(file.parent, "--cache ")
         file.parent.mkdir(parents=True, exist_ok=True)
         with locked(file.parent):
             if not is_cut():                                  # else another process has cut them meanwhile
-                start = partial.stat().st_size // each if partial.exists() else 0
+                start = partial.stat().st_size // crop_bytes if partial.exists() else 0
                 full = BadInput(f"{file.parent} lacks room for {total / 1e9:.1f} GB of crops: name another "
                                 f"folder with --cache")
-                if shutil.disk_usage(file.parent).free < total - start * each:
+                if shutil.disk_usage(file.parent).free < total - start * crop_bytes:
                     raise full
                 print(f"cutting {len(samples):,} crops of {wide} x {wide} pixels into {file} "
                       f"({total / 1e9:.2f} GB)" + (f", after the first {start:,}" if start else ""))
                 try:
                     with open(partial, "ab") as out:         # whole crops that are there are kept
-                        out.truncate(start * each)
+                        out.truncate(start * crop_bytes)
                         out.writelines(cut_all(samples, matrix, wide, start))
                         out.flush()
                         os.fsync(out.fileno())
@@ -345,10 +346,11 @@ class Batch(NamedTuple):
 def crop_keypoints(samples, rows, size, params=None):
     """Matrix, xy and visible of the Batch of samples `rows` (B,). params: AugmentationParams of all N."""
     center, side, joints, visible = (
-        torch.from_numpy(of)[rows] for of in (samples.center, samples.side, samples.joints, samples.visible))
+        torch.from_numpy(array)[rows]
+        for array in (samples.center, samples.side, samples.joints, samples.visible))
     rotation, zoom, flip = 0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool)
     if params:
-        rotation, zoom, flip = (each[rows] for each in params[:3])
+        rotation, zoom, flip = (param[rows] for param in params[:3])
         center, border = center + params.offset[rows], params.border[rows]
         visible = visible & ((joints * border[:, None, :2]).sum(-1) <= border[:, 2:])
     matrix = crop_matrix(center, side * zoom, size, rotation, flip)
@@ -372,14 +374,14 @@ def make_batch(samples, stored, rows, size, device="cpu", params=None):
         pixels = torch.from_numpy(stored[rows.numpy()]).to(device)
     pixels = pixels.permute(0, 3, 1, 2)                                                   # (B, 3, wide, wide)
     part = max(1, CACHED // pixels[0, 0].numel()) if pixels.device.type == "cpu" else len(rows)
-    images = torch.cat([warp(few.float(), map, size) for few, map in zip(
+    images = torch.cat([warp(some.float(), maps, size) for some, maps in zip(
         pixels.split(part), compose(matrix, invert(plain)).split(part))]).div_(255)
     if params and not (params.gain == 1).all():
-        gain, shift = (each[rows, :, None, None].to(device) for each in (params.gain, params.shift))
+        gain, shift = (param[rows, :, None, None].to(device) for param in (params.gain, params.shift))
         images.mul_(gain).add_(shift).clamp_(0, 1)
     if params and (params.border[rows, 2] < math.inf).any():
         images = end_pictures(images, matrix, params.border[rows])
     if params and params.hidden[:, 2:].any():
-        images = hide(images, *(each[rows].to(device) for each in (params.hidden, params.paint)))
+        images = hide(images, *(param[rows].to(device) for param in (params.hidden, params.paint)))
     empty = torch.from_numpy(samples.empty)[rows]
     return Batch(images, xy.to(device), visible.to(device), matrix, empty.to(device))

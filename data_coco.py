@@ -90,8 +90,8 @@ def load_coco(root, file, split, images=True):
         crowd, limbs = entry.get("iscrowd"), any(keypoints[3 * FACE + 2::3])
         return None if crowd or not limbs or min(box[2:]) < SMALLEST_BOX else (name, box, keypoints)
 
-    found = check_all(file, check, len(annotations))
-    people = [person for person in found if person]
+    checked = check_all(file, check, len(annotations))
+    people = [person for person in checked if person]
     if not people:
         raise BadInput(f"{file} has nobody with a labelled limb joint: take COCO's own file")
     image, box, keypoints = zip(*people)
@@ -100,7 +100,7 @@ def load_coco(root, file, split, images=True):
     joints, visible = to_mpii(np.reshape(keypoints, (-1, len(KEYPOINTS), 3)))  # (N, 16, 2), (N, 16)
     side = size.max(1)                                                         # (N,)
     note = (f"no head boxes: PCKh's unit is 1/{UNITS_PER_SIDE} of the longer side of the limb joints' box, "
-            f"at least {SMALLEST_UNIT} pixels; left out: {len(found) - len(people):,} crowds and people "
+            f"at least {SMALLEST_UNIT} pixels; left out: {len(checked) - len(people):,} crowds and people "
             f"without a labelled limb joint")
     joints, center, square, unit = (array.astype(np.float32) for array in (
         joints, corner + (size - 1) / 2, BOX_ENLARGEMENT * side, unit_of(joints, visible, side)))

@@ -92,8 +92,8 @@ def join(sets):
     arrays = {field: np.concatenate([getattr(samples, field) for samples in sets]) for field in ARRAYS}
 
     def image(i):
-        of = int(np.searchsorted(starts, i, side="right")) - 1
-        return sets[of].image(i - starts[of])
+        number = int(np.searchsorted(starts, i, side="right")) - 1
+        return sets[number].image(i - starts[number])
 
     return Samples(f"{'+'.join(names)}/{splits[0]}", **arrays, image=image,
                    files=sum((tuple(samples.files) for samples in sets), ()),

@@ -120,7 +120,7 @@ def flat_where_empty(labels, empty):
 def coordinate_task(prediction, xy, visible, empty, sigma):
     """L_task = KL(Gaussian label || student), mean of both axes (SimCC). sigma in bins."""
     labels = coordinate_labels(xy, sigma, prediction[0].shape[-1])
-    return mean_kl([flat_where_empty(of_axis, empty) for of_axis in labels], prediction,
+    return mean_kl([flat_where_empty(label, empty) for label in labels], prediction,
                    visible | empty[:, None])
 
 
@@ -314,13 +314,13 @@ def load_teacher(args, train, valid, size):
         raise BadInput(f"{args.teacher} is a teacher of preset {teacher.config['preset']}, the student's is "
                        f"{args.preset}: tokens and crops must be of the same size")
     for samples, crops in valid.values():
-        found = evaluate(teacher, samples, crops, args.device)["pckh@0.5"]["mean"]
+        score = evaluate(teacher, samples, crops, args.device)["pckh@0.5"]["mean"]
         chance = mean_pose_score(train[0], samples)["pckh@0.5"]["mean"]
-        print(f"teacher {os.path.relpath(args.teacher)}: PCKh@0.5 {found:.2f} "
+        print(f"teacher {os.path.relpath(args.teacher)}: PCKh@0.5 {score:.2f} "
               + (f"on {samples.name} " if len(valid) > 1 else "")
               + f"(a mean pose that ignores the image: {chance:.2f})")
-        if not found > chance:
-            raise BadInput(f"{args.teacher} scores {found:.2f} on {samples.name}, no better than a mean pose "
+        if not score > chance:
+            raise BadInput(f"{args.teacher} scores {score:.2f} on {samples.name}, no better than a mean pose "
                            f"({chance:.2f}): train it longer, or check that it was trained on this data")
     teacher.requires_grad_(False).to(memory_format=torch.channels_last)
     source = checkpoint.checksum(teacher.state_dict())[:16]

@@ -115,8 +115,9 @@ def prediction_sheet(samples, stored, rows, joints, size, **layout):
     """
     batch, visible = make_batch(samples, stored, rows, size), samples.visible[rows]
     crops = (255 * batch.images.permute(0, 2, 3, 1)).round().byte().numpy()
-    labels, found = (transform(batch.matrix, torch.from_numpy(xy[rows])) for xy in (samples.joints, joints))
-    return contact_sheet(crops, (labels, visible, WHITE), (found, np.ones_like(visible)), **layout)
+    labels, predicted = (transform(batch.matrix, torch.from_numpy(xy[rows]))
+                         for xy in (samples.joints, joints))
+    return contact_sheet(crops, (labels, visible, WHITE), (predicted, np.ones_like(visible)), **layout)
 
 
 def mean_pose_score(train, valid):
@@ -180,8 +181,8 @@ def load_to_score(path, data, cache=CROPS, device="cpu"):
 
 def newest_checkpoint():
     """The latest tiny network of drawings, by the names in runs/, else a shipped one: scored in seconds."""
-    found = sorted(Path("runs").glob("*-tiny-drawn*/best.pt"), key=lambda path: path.stat().st_mtime)
-    for path in reversed(found):
+    newest = sorted(Path("runs").glob("*-tiny-drawn*/best.pt"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(newest):
         try:
             checkpoint.load(path)
             return path

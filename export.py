@@ -167,9 +167,9 @@ def main():
         whole, written = CropsToJoints(model), runner(partial)
         with torch.inference_mode():
             joints, confidence = (part.numpy() for part in whole(torch.from_numpy(crops)))
-            found, sure = written(crops)
-            off = float(np.abs(found - joints).max())
-            if not (off < CLOSE and np.abs(sure - confidence).max() < 0.01):
+            exported_joints, exported_confidence = written(crops)
+            off = float(np.abs(exported_joints - joints).max())
+            if not (off < CLOSE and np.abs(exported_confidence - confidence).max() < 0.01):
                 raise BadInput(f"the export differs from PyTorch by {off:.3f} pixels on {samples.name}: "
                                f"{args.out} is not written")
             here, there = (len(crops) / statistics.median(times) for times in take_turns(

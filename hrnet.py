@@ -150,18 +150,18 @@ def state_dict(content):
             if isinstance(name, str) and hasattr(tensor, "shape")}
 
 
-def fill(model, found, path, beyond=()):
+def fill(model, tensors, path, beyond=()):
     """Load tensors with our names into the model -> a line on what was used. BadInput for any mismatch."""
     needed = model.state_dict()
-    left_over = [name for name in found if name.startswith(beyond)]
-    for what, names in (("lacks", needed.keys() - found.keys()),
-                        ("holds unknown", found.keys() - needed.keys() - set(left_over)),
-                        ("has another shape of", [name for name in needed if name in found
-                                                  and needed[name].shape != found[name].shape])):
+    left_over = [name for name in tensors if name.startswith(beyond)]
+    for what, names in (("lacks", needed.keys() - tensors.keys()),
+                        ("holds unknown", tensors.keys() - needed.keys() - set(left_over)),
+                        ("has another shape of", [name for name in needed if name in tensors
+                                                  and needed[name].shape != tensors[name].shape])):
         if names:
             raise BadInput(f"{path} is not this network: it {what} {len(names)} weights, {sorted(names)[0]} "
                            f"among them: check its width and depth, and that it is the right file")
-    model.load_state_dict({name: found[name] for name in needed})
+    model.load_state_dict({name: tensors[name] for name in needed})
     where = " (beyond stage 3)" if left_over else ""
     return f"{path}: all {len(needed)} weights used, {len(left_over)} left over{where}"
 

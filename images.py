@@ -63,16 +63,16 @@ def list_files(paths, out, failed):
                 print(f"{path} is named like our own output: a skeleton may be drawn on it already")
             continue
         within = out if path.resolve() in out.parents else None          # our output, below this folder
-        inside, ours = [], 0
+        inside, own = [], 0
         for folder, _, names in os.walk(path, onerror=lambda error: report(error, failed)):
             names = [] if within and Path(folder).resolve().is_relative_to(within) else names
             for file in (Path(folder, name) for name in names if not name.startswith("._")):
-                is_ours, is_lost = file.name.endswith((OUTPUT, VIDEO_OUTPUT)), not os.path.exists(file)
-                ours += is_ours
-                if file.suffix.lower() in known | VIDEOS and not is_ours and (is_lost or file.is_file()):
+                is_own, is_lost = file.name.endswith((OUTPUT, VIDEO_OUTPUT)), not os.path.exists(file)
+                own += is_own
+                if file.suffix.lower() in known | VIDEOS and not is_own and (is_lost or file.is_file()):
                     inside.append(file)
-        if ours:
-            print(f"{path}: left out as our own output, *{OUTPUT} or *{VIDEO_OUTPUT}: {ours}")
+        if own:
+            print(f"{path}: left out as our own output, *{OUTPUT} or *{VIDEO_OUTPUT}: {own}")
         if not inside:
             report(f"{path} holds no images or videos, by their names' endings", failed)
         for file in sorted(inside):

@@ -59,14 +59,14 @@ def box_matrix(box, size, tight=True):
 def poses_in_boxes(model, image, boxes, device="cpu", flip_test=False, tight=True):
     """A list of Found: the pose in each of some boxes of a Pillow image. tight: as in `box_matrix`."""
     image, matrices = rgb(image), [box_matrix(box, model.size, tight) for box in boxes]
-    found = []
+    people = []
     for start in range(0, len(boxes), BATCH):
         maps = torch.stack(matrices[start:start + BATCH])
         crops = torch.from_numpy(np.stack([cut(image, matrix, model.size) for matrix in maps]))
         xy, confidence = predict_crops(model, crops.to(device).permute(0, 3, 1, 2).float() / 255, flip_test)
         joints = transform(invert(maps), xy.cpu())                                     # crop -> image
-        found += map(Found, boxes[start:start + BATCH], joints.numpy(), confidence.cpu().numpy())
-    return found
+        people += map(Found, boxes[start:start + BATCH], joints.numpy(), confidence.cpu().numpy())
+    return people
 
 
 # ------------------------------------------------------------------------------- people in an image
@@ -142,19 +142,19 @@ class Tracker:
     """
 
     def __init__(self, model, device="cpu", flip_test=False):
-        self.model, self.how = model, (device, flip_test)
+        self.model, self.options = model, (device, flip_test)
         self.people, self.frames, self.ids = {}, 0, 0
 
     def __call__(self, image):
         """The next frame, a Pillow image -> {id: Found}; a person keeps its id."""
         boxes = [box_of_joints(person) for person in self.people.values()]
-        before = zip(self.people, poses_in_boxes(self.model, image, boxes, *self.how))
+        before = zip(self.people, poses_in_boxes(self.model, image, boxes, *self.options))
         people = {}
         for number, person in before:
             if person_score(person) >= PERSON and is_new(person, people.values()):
                 people[number] = person
         if self.frames % LOOK_AGAIN == 0 or len(people) < len(self.people):
-            for person in find_people(self.model, image, *self.how):
+            for person in find_people(self.model, image, *self.options):
                 if is_new(person, people.values()):
                     people[self.ids] = person
                     self.ids += 1

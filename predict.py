@@ -42,7 +42,7 @@ def read_boxes(file):
     """{"photo.jpg": [[x, y, width, height], ...], ...} of --boxes; BadInput for anything else."""
     try:
         boxes = json.loads(Path(file).read_bytes())
-        return {name: [check_box(box) for box in of] for name, of in boxes.items()}
+        return {name: [check_box(box) for box in people] for name, people in boxes.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise BadInput(f"--boxes {file}: {' '.join(str(error).split())[:160]}; it must be json such as "
                        f'{{"photo.jpg": [[x, y, width, height]]}}') from error
@@ -54,7 +54,7 @@ def match_boxes(source, listed):
     A key is the path in the named folder, or another path to the file, or its bare name where no other image
     has it. BadInput for a key that is not that of one image.
     """
-    paths, names, found = defaultdict(set), defaultdict(set), {}
+    paths, names, matched = defaultdict(set), defaultdict(set), {}
     for file, name in listed:
         for key in (str(name), os.path.abspath(file)):
             paths[key].add(os.path.abspath(file))
@@ -63,9 +63,9 @@ def match_boxes(source, listed):
         files = paths[str(Path(key))] | paths[os.path.abspath(key)] or names[key]
         refuse((not files, f"--boxes {source} names {key}, which is not among the images"),
                (len(files) > 1, f"--boxes {source}: {key} may be any of {len(files)} images: write its path"),
-               (files & found.keys(), f"--boxes {source} names {key} twice, by two paths: leave one out"))
-        found[min(files)] = boxes
-    return found
+               (files & matched.keys(), f"--boxes {source} names {key} twice, by two paths: leave one out"))
+        matched[min(files)] = boxes
+    return matched
 
 
 def check_box(box):
@@ -147,8 +147,8 @@ def json_file(path):
     try:
         with partial.open("w") as file:
             file.write(f'{{"joints": {json.dumps(JOINTS)}, "images": [')
-            between = chain(["\n"], repeat(",\n"))
-            yield lambda record: file.write(next(between) + json.dumps(record))
+            separators = chain(["\n"], repeat(",\n"))
+            yield lambda record: file.write(next(separators) + json.dumps(record))
             file.write("]}\n")
         os.replace(partial, path)
     finally:

@@ -378,8 +378,8 @@ def check_arguments(args):
         args.lr = LOW_RATE if low and args.optimiser == "muon" else RATE
     if args.out is None:
         what = "teacher" if args.train_teacher else f"{args.student}-{args.filter}-{args.backbone}"
-        how = "-no-distill" if args.no_distill else ""
-        args.out = Path("runs") / f"{what}-{args.preset}-{'+'.join(names)}{how}"
+        ending = "-no-distill" if args.no_distill else ""
+        args.out = Path("runs") / f"{what}-{args.preset}-{'+'.join(names)}{ending}"
     positive = ("epochs", "batch_size", "accumulate", "lr", "drawings", "stop_after")     # or None
     holds_run = any((args.out / name).exists() for name in ("last.pt", "previous.pt"))
     refuse(
