@@ -27,6 +27,7 @@ from evaluate import predict_crops
 from images import open_image, open_safely, rgb
 
 SIDES, STEP = (1.0, 0.75, 0.55), 0.4   # of windows, in the image's shorter side; between them, in sides
+LONGEST = 4                 # sides of a panorama: beyond, windows are as for a shorter side that is larger
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
 CANDIDATE, PERSON = 0.2, 0.4      # least scores of a window that is refined, of a person in the end
 MOST = 16                   # windows that are refined
@@ -73,12 +74,12 @@ def poses_in_boxes(model, image, boxes, device="cpu", flip_test=False, tight=Tru
 
 def windows(width, height):
     """Squares [x, y, side, side] that cover an image: the whole of it, then smaller and smaller ones."""
-    longer = max(width, height)
+    longer, shorter = max(width, height), min(width, height)
     squares = [[(width - longer) / 2, (height - longer) / 2, longer, longer]]
     for fraction in SIDES:
-        side = fraction * min(width, height)
+        side = fraction * max(shorter, longer / LONGEST)
         columns, rows = (np.linspace(0, size - side, 1 + int(np.ceil((size - side) / (STEP * side))))
-                         for size in (width, height))
+                         if size > side else [(size - side) / 2] for size in (width, height))
         squares += [[x, y, side, side] for y in rows for x in columns]
     return squares
 
