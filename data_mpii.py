@@ -46,7 +46,7 @@ HEAD_SIZE_PER_SCALE = 25             # that unit in MPII for nearly everyone, us
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
 SMALL_PERSON = 10                    # pixels; smaller people are warned of
 LOOKED_AT = 64                       # images with whose sizes labels are compared
-LEAST_INSIDE = 0.75                  # of a set's labels, inside their crops and images; in real sets 0.99
+LEAST_INSIDE = 0.8                   # of a set's labels, inside their crops and images; in real sets 0.99
 WIDEST_CROP = 10                     # the median, in spans of the joints (real sets: 1.2 to 1.8), in images
 VALIDATION_EVERY = 8                 # one in eight images of the release is for validation
 

@@ -26,8 +26,8 @@ from data_mpii import BOX_ENLARGEMENT, JOINTS, Samples, join, load_samples
 from evaluate import predict_crops
 from images import open_image, open_safely, rgb
 
-SIDES, STEP = (1.0, 0.75, 0.55), 0.4   # of windows, in the image's shorter side; between them, in sides
-LONGEST = 4                 # sides of a panorama: beyond, windows are as for a shorter side that is larger
+SIDES, STEP = (1.0, 0.75, 0.55), 0.4     # of windows, in the image's shorter side; between them, in their sides
+THIN = 6                    # sides of a longer image are measured as if it were this many times as long as wide
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
 CANDIDATE, PERSON = 0.2, 0.4      # least scores of a window that is refined, of a person in the end
 MOST = 16                   # windows that are refined
@@ -77,11 +77,15 @@ def windows(width, height):
     longer, shorter = max(width, height), min(width, height)
     squares = [[(width - longer) / 2, (height - longer) / 2, longer, longer]]
     for fraction in SIDES:
-        side = fraction * max(shorter, longer / LONGEST)
-        columns, rows = (np.linspace(0, size - side, 1 + int(np.ceil((size - side) / (STEP * side))))
-                         if size > side else [(size - side) / 2] for size in (width, height))
+        side = fraction * max(min(width, height), longer / THIN)
+        columns, rows = (places(size - side, STEP * side) for size in (width, height))
         squares += [[x, y, side, side] for y in rows for x in columns]
     return squares
+
+
+def places(room, step):
+    """Where windows begin: from 0 to room, at most a step apart; in the middle where the image is smaller."""
+    return np.linspace(min(room, 0) / 2, max(room, room / 2), 1 + max(0, int(np.ceil(room / step))))
 
 
 def person_score(person):

@@ -101,18 +101,21 @@ class OneEuro:
 
         a(f) = 1 / (1 + 1 / (2 pi f dt))               weight of a new value at a cut-off frequency f
         v   <- v + a(SPEED_CUTOFF) ((x_new - x) / dt - v)
-        x   <- x + a(CUTOFF + BETA |v|) (x_new - x)
+        x   <- x + a(CUTOFF + BETA |v| / side) (x_new - x)
     """
 
     def __init__(self):
         self.x, self.speed = None, 0
 
-    def __call__(self, x, dt):
-        """Filtered positions: x is an array of any shape in box sides, dt the seconds since the last call."""
+    def __call__(self, x, dt, side):
+        """Filtered positions: x is an array of any shape in pixels, dt the seconds since the last call.
+
+        side: of the person's box, in pixels; what is quick is measured in it.
+        """
         if self.x is None:
             self.x = x
         self.speed = self.speed + self.weight(SPEED_CUTOFF, dt) * ((x - self.x) / dt - self.speed)
-        self.x = self.x + self.weight(CUTOFF + BETA * np.abs(self.speed), dt) * (x - self.x)
+        self.x = self.x + self.weight(CUTOFF + BETA * np.abs(self.speed) / side, dt) * (x - self.x)
         return self.x
 
     @staticmethod
@@ -138,6 +141,10 @@ def record(path, people, scale):
          "joints": {name: [of_file(x), of_file(y), round(float(sure), 4)]
                     for name, (x, y), sure in zip(JOINTS, person.joints, person.confidence)}}
         for person in people]}
+
+
+def in_words(count):
+    return "1 person" if count == 1 else f"{count} people"
 
 
 @contextmanager
@@ -183,8 +190,8 @@ def predict_images(args, model, listed, boxes, failed):
                        + (f"; its joints are in {args.json}" if add else ""), failed)
     if counts or args.json:
         nobody = f", nobody found in {counts.count(0)}" if 0 in counts else ""
-        print(f"{sum(counts)} {'person' if sum(counts) == 1 else 'people'} in {len(counts)} of {len(listed)} "
-              f"images{nobody}: {args.out}/*{OUTPUT}" + (f", {args.json}" if args.json else ""))
+        print(f"{in_words(sum(counts))} in {len(counts)} of {len(listed)} images{nobody}: "
+              f"{args.out}/*{OUTPUT}" + (f", {args.json}" if args.json else ""))
     if reduced:
         print(f"drawn in 1/2, 1/4 or 1/8 of their size, as JPEGs longer than {LONGEST:,} pixels: {reduced}; "
               f"boxes and joints are in pixels of the file")
@@ -217,9 +224,9 @@ def predict_video(args, model, source, name):
             now = seconds if camera else stream.get(cv2.CAP_PROP_POS_MSEC) / 1000
             if args.smooth:
                 step = now - last if now > last else 1 / rate
-                for number, person in people.items():        # each by itself, in sides of the box
-                    side = max(person.box[2:])
-                    people[number] = person._replace(joints=side * smooth[number](person.joints / side, step))
+                for number, person in people.items():        # each by itself
+                    joints = smooth[number](person.joints, step, max(person.box[2:]))
+                    people[number] = person._replace(joints=joints)
             last = now
             frame = cv2.cvtColor(np.asarray(draw_poses(image, people.values(), args.threshold)),
                                  cv2.COLOR_RGB2BGR)
@@ -249,7 +256,8 @@ def predict_video(args, model, source, name):
     if not open_video(target).read()[0]:
         why = system_error(target, "ab") or "OpenCV does not say why"
         raise BadInput(f"{target} cannot be written: {why}")
-    print(f"\n{target}: {frames} frames, {rate:g} a second, at most {most} people in one")
+    found = f"at most {in_words(most)} in a frame" if most else "nobody found"
+    print(f"\n{target}: {frames} frames, {rate:g} a second, {found}")
     if not camera and frames < WHOLE * expected and stated > 0 and frames / rate < WHOLE * expected / stated:
         raise BadInput(f"{source} seems to be cut short: {frames / rate:.1f} of {expected / stated:.1f} "
                        f"seconds could be read, and are in {target}")

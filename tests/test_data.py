@@ -8,10 +8,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-import people as people_module
 from common import BadInput
-from data_mpii import box, load_samples, read_mat, read_person
-from people import crops_without_people, load_joined
+from data_mpii import box, join, load_samples, read_mat, read_person
 from synthetic import SERIES, draw_people, drawn_people
 
 
@@ -133,9 +131,9 @@ def test_the_first_bad_entry_is_named_and_all_are_counted(tmp_path):
     with pytest.raises(BadInput) as caught:
         load_samples(root, "train")
     assert str(caught.value) == (
-        f"{root}/annot/train.json, entry 40: scale 0.0 must be above 0: it is the person's height in pixels "
-        f"/ 200, of at least 1 and below 100,000 pixels: correct or remove this entry (3 of 1,200 entries "
-        f"are bad)")
+        f"{root}/annot/train.json, entry 40: scale 0.0 must be above 0: it is the person's height in "
+        f"pixels / 200, of at least 1 and below 100,000 pixels: correct or remove this entry "
+        f"(3 of 1,200 entries are bad)")
     entries[40] = dict(ENTRY, scale=0.3)
     with pytest.raises(BadInput, match=r"entry 700: there is no image .*b\.jpg.* \(2 of 1,200 entries"):
         load_samples(folder(tmp_path, *entries), "train")
@@ -210,7 +208,7 @@ def test_head_boxes_in_other_units(tmp_path):
 
 
 def test_a_person_of_a_pixel_is_warned_of(tmp_path):
-    people = [dict(ENTRY, scale=scale) for scale in (0.2, 0.3, 0.4, 0.005)]
+    people = [dict(ENTRY, scale=scale) for scale in (0.2, 0.25, 0.3, 0.35, 0.4, 0.005)]
     with pytest.warns(UserWarning, match="train.json: 1 people are less than 10 pixels tall.*in a.jpg"):
         load_samples(folder(tmp_path, *people), "train")
 
@@ -303,7 +301,7 @@ def test_bad_files(tmp_path):
         load_samples(tmp_path, "valid")
 
 
-def test_an_unreadable_picture_is_named(tmp_path):
+def test_an_unreadable_image_is_named(tmp_path):
     root = folder(tmp_path, ENTRY)
     (root / "images" / "a.jpg").write_bytes(b"text")
     people = load_samples(root, "train")
@@ -311,7 +309,7 @@ def test_an_unreadable_picture_is_named(tmp_path):
         people.image(0)
 
 
-# ------------------------------------------------------------------------------- several folders, and nobody
+# ------------------------------------------------------------------------------- several folders; everybody
 
 def test_several_folders_are_one_set(tmp_path):
     """In the order they are named; each person keeps labels, image and file."""
@@ -322,52 +320,37 @@ def test_several_folders_are_one_set(tmp_path):
                                   for n in range(count)))
         for n in range(count):
             Image.new("RGB", (10 * count + n, 48)).save(tmp_path / name / f"images/{n}.png")
-    people = load_joined([tmp_path / name for name in sizes])
+    sets = [load_samples(tmp_path / name, "train") for name in sizes]
+    people = join(sets)
     assert people.name == "one+two/train" and len(people) == 5 and not people.empty.any()
     np.testing.assert_allclose(people.side, 250 * np.array([0.2, 0.21, 0.3, 0.31, 0.32]), rtol=1e-6)
     assert [path.parts[-3] for path in people.files] == ["one"] * 2 + ["two"] * 3
     assert [people.image(i).width for i in range(5)] == [20, 21, 30, 31, 32]
     assert people.first(3).joints.shape == (3, 16, 2) and len(people.first(3).files) == 3
+    assert join(sets[:1]) is sets[0]
     (tmp_path / "else").mkdir()
     (tmp_path / "one").rename(tmp_path / "else/two")
     with pytest.raises(BadInput, match="two data sets are called two: rename one folder"):
-        load_joined([tmp_path / "two", tmp_path / "else/two"])
+        join([load_samples(tmp_path / name, "train") for name in ("two", "else/two")])
 
 
-def test_squares_that_show_nobody(tmp_path, monkeypatch):
-    """Photos with rows of large and of small people, with nobody, full of one person, and without a list."""
-    monkeypatch.setattr(people_module, "EMPTY_PER_PHOTO", 200)
-    names = "rows.png", "nobody.png", "full.png", "unknown.png"
-    root = folder(tmp_path, *(dict(ENTRY, image=f"sub/{name}") for name in names))
-    (root / "images/sub").mkdir()
-    for name in names:
-        Image.new("RGB", (320, 200)).save(root / "images/sub" / name)
-    assert crops_without_people(load_samples(root, "train")) is None                # without boxes.json
-    large, small = ([[x, 110, 75, 85] for x in (5, 85)], [[x, 150, 20, 40] for x in range(170, 310, 30)])
-    boxes = {"sub/rows.png": large + small, "sub/nobody.png": [], "sub/full.png": [[0, 0, 320, 200]]}
-    (root / "annot/boxes.json").write_text(json.dumps(boxes))
-    people, everything = load_samples(root, "train"), load_joined([root])
-    squares = crops_without_people(people)
-    assert [path.name for path in squares.files] == ["rows.png"] * 200 + ["nobody.png"] * 200
-    assert squares.empty.all() and not squares.visible.any() and squares.image(2).size == (320, 200)
-    corners = squares.center - (squares.side[:, None] - 1) / 2
-    for path, (x, y), side in zip(squares.files, corners, squares.side):
-        assert 40 <= side <= 200 and 0 <= x <= 320 - side and 0 <= y <= 200 - side
-        for left, top, width, height in boxes[f"sub/{path.name}"]:
-            shared = (max(0, min(x + side, left + width) - max(x, left))
-                      * max(0, min(y + side, top + height) - max(y, top)))
-            assert shared <= 0.1 * min(side ** 2, width * height) + 1e-3
-    assert everything.name == people.name and everything.empty.tolist() == [False] * 4 + [True] * 400
-    assert np.array_equal(everything.side[4:], squares.side) and everything.files[4:] == squares.files
-    assert np.array_equal(crops_without_people(people).center, squares.center)     # the same each time
+def test_everybodys_boxes_belong_to_their_images(tmp_path):
+    root = folder(tmp_path, ENTRY)
+    assert load_samples(root, "train").everybody == {}
+    (root / "annot/boxes.json").write_text('{"a.jpg": [[1, 2, 3, 4], [5, 6, 7.5, 8]], "sub/b.jpg": []}')
+    for split in ("train", "valid"):
+        everybody = load_samples(folder(root, ENTRY, split=split), split).everybody
+        assert list(everybody) == [root / "images/a.jpg", root / "images/sub/b.jpg"]
+        assert everybody[root / "images/a.jpg"].tolist() == [[1, 2, 3, 4], [5, 6, 7.5, 8]]
+        assert everybody[root / "images/sub/b.jpg"].shape == (0, 4)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"a.jpg": [[1, 2, 3]]}', '{"a.jpg": "12"}', '{"a.jpg": null}'])
 def test_boxes_that_are_none(tmp_path, text):
     root = folder(tmp_path, ENTRY)
     (root / "annot/boxes.json").write_text(text)
-    with pytest.raises(BadInput, match=r"boxes\.json must be json .*width.*: correct or remove it") as caught:
-        load_joined([root])
+    with pytest.raises(BadInput, match=r"annot/boxes\.json must be json such as .*width, height") as caught:
+        load_samples(root, "train")
     assert "\n" not in str(caught.value)
 
 

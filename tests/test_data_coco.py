@@ -132,12 +132,12 @@ def test_half_of_the_data(tmp_path):
         load_samples(root, "train")
     shutil.copy(root / "annotations/person_keypoints_val2017.json",
                 root / "annotations/person_keypoints_train2017.json")
-    with pytest.raises(BadInput, match=f"unpack the images into {root}/train2017$"):
+    with pytest.raises(BadInput, match=fr"\(are they unpacked into {root}/train2017\?\)"):
         load_samples(root, "train")
     (root / "images").mkdir()
     (root / "val2017").rename(root / "images/val2017")
     assert len(load_samples(root, "valid")) == 1
-    with pytest.raises(BadInput, match=f"unpack the images into {root}/images/train2017$"):
+    with pytest.raises(BadInput, match=fr"\(are they unpacked into {root}/images/train2017\?\)"):
         load_samples(root, "train")
     assert len(load_samples(root, "train", images=False)) == 1
 
@@ -279,23 +279,27 @@ def test_other_folders(tmp_path):
             load_samples(mpii_folder(coco(tmp_path, PERSON), ENTRY, split=split), "valid")
 
 
-def test_bad_entries_are_skipped_only_where_asked(tmp_path):
-    """3 of 61, two of them in one damaged image; then too many."""
-    good = [changed(n) for n in range(58)]
-    bad = [changed(100, bbox=[0, 0, -1, 5]), changed(101, image_id=99), changed(102, image_id=99)]
-    images = [dict(id=12, file_name="000012.jpg"), dict(id=99, file_name="bad.jpg")]
-    root = coco(tmp_path, PERSON, year="train2017")
-    (root / "train2017/bad.jpg").write_bytes(b"text")
-    file = root / "annotations/person_keypoints_train2017.json"
-    file.write_text(json.dumps(dict(images=images, annotations=[bad[0], *good, *bad[1:]])))
-    with pytest.raises(BadInput, match="entry 0: bbox"):
-        load_samples(root, "train")
-    people = load_samples(root, "train", skip_bad=True)
-    assert len(people) == 58 and len(people.skipped) == 3 and "entry 0: bbox" in people.skipped[0]
-    assert all("bad.jpg cannot be read as an image" in line for line in people.skipped[1:])
-    file.write_text(json.dumps(dict(images=images, annotations=[*good[:20], *bad])))
-    with pytest.raises(BadInput, match="3 of 23 entries cannot be used, more than 5%"):
-        load_samples(root, "train", skip_bad=True)
+def test_the_first_bad_entry_is_named_and_all_are_counted(tmp_path):
+    """4 of 24: a box, an image that is not there, the same id again, a number that is no entry."""
+    people = [changed(n) for n in range(20)]
+    people[3:3] = [changed(100, bbox=[0, 0, -1, 5])]
+    people += [changed(101, image_id=99), changed(7), 5]
+    images = [dict(id=12, file_name="000012.jpg"), dict(id=99, file_name="gone.jpg")]
+    root = coco(tmp_path, *people, images=images)
+    with pytest.raises(BadInput) as caught:
+        load_samples(root, "valid")
+    assert str(caught.value) == (
+        f"{root}/annotations/person_keypoints_val2017.json, entry 3: bbox [0, 0, -1, 5] has a side below 0: "
+        f"correct or remove this entry (4 of 24 entries are bad)")
+
+
+def test_everybody_is_known_crowds_too(tmp_path):
+    """Boxes of all that are annotated in an image, samples or not, by its path."""
+    crowd = changed(1, iscrowd=1, bbox=[1, 2, 60, 70])
+    face = changed(2, bbox=[3, 4, 20, 30], keypoints=labels("nose"))
+    people = load_samples(coco(tmp_path, PERSON, crowd, face), "valid")
+    boxes = [PERSON["bbox"], [1, 2, 60, 70], [3, 4, 20, 30]]
+    assert len(people) == 1 and people.everybody == {people.files[0]: boxes}
 
 
 def test_the_commands_take_it(tmp_path):

@@ -1,6 +1,6 @@
 """Hundreds of damaged and hostile files: each refused in one line, none executed, none trained on.
 
-Counts: 540 checkpoints, 320 annotation files, 60 pictures.
+Counts: 540 checkpoints, 320 annotation files, 60 images.
 """
 
 import copy
@@ -20,8 +20,8 @@ import checkpoint
 from common import BadInput
 from crops import store
 from data_mpii import load_samples
+from images import read_image
 from models import build_student
-from predict import read_image
 
 
 def one_line(caught):
@@ -182,7 +182,7 @@ def test_what_must_be_refused(change, tmp_path):
     one_line(caught)
 
 
-def test_no_picture_starts_another_program(tmp_path, monkeypatch):
+def test_no_image_starts_another_program(tmp_path, monkeypatch):
     """Pillow hands Encapsulated PostScript to Ghostscript, whatever the file is called."""
     from PIL import EpsImagePlugin
     started = []

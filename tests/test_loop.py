@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import checkpoint
+import optim
 import train as loop
 from common import BadInput, Distributed
 from crops import store
@@ -188,7 +189,9 @@ HARD = dict(build=teacher, amp=True, accumulate=2, batch_size=4, augmentation="o
 
 
 @pytest.fixture
-def few(people):
+def few(people, monkeypatch):
+    """16 of them, and a weight average over all of the few steps, which would be that of the last alone."""
+    monkeypatch.setattr(optim, "EMA_FRACTION", 1)
     return people[0].first(16), people[1], people[2][:16], people[3]
 
 
@@ -203,6 +206,7 @@ def test_stopped_after_every_epoch_to_the_bit(few, tmp_path, monkeypatch):
             run.resume()
         assert run.run() == (epoch == 3) and run.state.epoch == len(log_of(tmp_path / "run")) == epoch
     assert outcome(run) == outcome(whole)
+    assert not torch.equal(run.ema.embed.project.weight, run.model.embed.project.weight)
 
 
 def test_killed_within_an_epoch_to_the_bit(few, tmp_path, monkeypatch):

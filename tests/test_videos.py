@@ -10,6 +10,7 @@ from commands import call, refused, run
 from PIL import Image
 
 import predict as module
+from people import Found
 
 cv2 = pytest.importorskip("cv2")
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights/student-cc-gd-drawn.pt"
@@ -40,17 +41,17 @@ def predict_film(*arguments, cwd):
 def test_whatever_opencv_reads_is_a_video(film, tmp_path):
     """By any name where it is named, by its ending in folders, which may hold images, too."""
     (tmp_path / "some").mkdir()
-    picture = Image.new("RGB", (90, 60), (200, 120, 40))
+    image = Image.new("RGB", (90, 60), (200, 120, 40))
     for name, codec in (("some/a.m4v", "mp4v"), ("some/b.mpg", "PIM1"), ("some/c.3gp", "mp4v"),
                         ("some/d.ts", "mp4v"), ("some/e.wmv", "WMV2"), ("x.avi", "MJPG")):
         film(name, frames=24 if name == "some/d.ts" else 3, codec=codec)
     (tmp_path / "x.avi").rename(tmp_path / "clip.unknown")
-    picture.save(tmp_path / "image.unknown", "PNG")
+    image.save(tmp_path / "image.unknown", "PNG")
     done = predict_film("some", "clip.unknown", "image.unknown", cwd=tmp_path)
     assert done.returncode == 0 and "1 of 1 images" in done.stdout, done
     assert {path.name for path in (tmp_path / "predictions").iterdir()} == {
         *(f"{name}-pose.mp4" for name in ("a", "b", "c", "d", "e", "clip")), "image-pose.jpg"}
-    picture.save(tmp_path / "some/f.jpg")
+    image.save(tmp_path / "some/f.jpg")
     done = predict_film("some", "--json", "x.json", cwd=tmp_path)
     assert done.returncode == 0 and "as --json and --boxes are for images: some/a.m4v, " in done.stdout
     refused(predict_film("some/a.m4v", "--json", "x.json", cwd=tmp_path), "--json and --boxes are for images")
@@ -98,7 +99,7 @@ def test_the_rate_is_that_of_the_timestamps(film, tmp_path, monkeypatch):
     """
     film("clip.webm.avi", codec="MJPG").rename(tmp_path / "clip.webm")
     uneven, steps, opened = [0, 0.04, 0.073, 0.1, 0.14, 0.174], [], module.open_video
-    monkeypatch.setattr(module.OneEuro, "__call__", lambda self, x, dt: steps.append(dt) or x)
+    monkeypatch.setattr(module.OneEuro, "__call__", lambda self, x, dt, side: steps.append(dt) or x)
     for times, stated, rate in ((uneven, 1000, 5 / 0.174), ([0] * 6, 12, 12), ([0] * 6, 1000, 25),
                                 ([0, 0.04, 0.08, 0.12, 0.16, 0], 1000, 25), (uneven, np.nan, 5 / 0.174)):
         def stream(path, times=times, stated=stated):
@@ -106,11 +107,51 @@ def test_the_rate_is_that_of_the_timestamps(film, tmp_path, monkeypatch):
 
         steps.clear()
         monkeypatch.setattr(module, "open_video", stream)
-        done = predict_film("clip.webm", "--smooth", cwd=tmp_path)
+        done = predict_film("clip.webm", "--smooth", "--whole", cwd=tmp_path)
         assert done.returncode == 0, done
         assert seconds(tmp_path / "predictions/clip-pose.mp4") == pytest.approx(6 / rate, rel=0.01), stated
         if times is uneven:
             assert steps[1:] == pytest.approx(np.diff(times)) and steps[0] == pytest.approx(1 / rate, 0.01)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_the_people_of_a_video(film, tmp_path, monkeypatch, smooth):
+    """One who stands at (20, 30) and leaves, one who comes and stands at (70, 50), and one who moves.
+
+    Each is smoothed by itself: who stands is drawn there, whoever else is seen; who moves is drawn behind.
+    """
+    one = lambda x, y: Found([x - 5, y - 5, 10, 10], np.full((16, 2), [x, y], float), np.ones(16))
+    frames = [{0: one(20, 30), 2: one(10, 10)}, {0: one(20, 30), 1: one(70, 50), 2: one(14, 10)},
+              {1: one(70, 50), 2: one(18, 10)}, {}]
+    followed, drawn, draw = iter(frames), [], module.draw_poses
+    monkeypatch.setattr(module, "Tracker", lambda *how: lambda image: dict(next(followed)))
+    monkeypatch.setattr(module, "draw_poses",
+                        lambda image, people, *how: drawn.append(list(people)) or draw(image, people, *how))
+    film("clip.avi", frames=4, codec="MJPG")
+    done = predict_film("clip.avi", *["--smooth"] * smooth, cwd=tmp_path)
+    assert done.returncode == 0, done
+    assert "clip-pose.mp4: 4 frames, 30 a second, at most 3 people in a frame" in done.stdout
+    for people, frame in zip(drawn, frames):
+        assert len(people) == len(frame)
+        for found, (number, expected) in zip(people, frame.items()):
+            behind = (expected.joints - found.joints)[:, 0]
+            still = number < 2 or not smooth or frame is frames[0]
+            assert np.allclose(behind, 0) if still else (behind > 0.5).all()
+            assert np.allclose(found.joints[:, 1], expected.joints[:, 1]) and found.box == expected.box
+
+
+def test_one_box_for_all_frames(film, tmp_path, monkeypatch):
+    """With --box or --whole nobody is looked for, nor followed."""
+    monkeypatch.setattr(module, "find_people", None)
+    monkeypatch.setattr(module.Tracker, "__call__", None)
+    film("clip.avi", frames=3, codec="MJPG")
+    for words, count in ((["--whole"], "1 person"),
+                         (["--box", 5, 6, 30, 40, "--box", 50, 6, 30, 40], "2 people")):
+        done = predict_film("clip.avi", *words, cwd=tmp_path)
+        assert done.returncode == 0, done
+        assert done.stdout.endswith(f"3 frames, 30 a second, at most {count} in a frame\n")
+    monkeypatch.setattr(module, "Tracker", lambda *how: lambda image: {})
+    assert predict_film("clip.avi", cwd=tmp_path).stdout.endswith("3 frames, 30 a second, nobody found\n")
 
 
 def test_a_camera_keeps_its_pace_however_slow_the_network_is(tmp_path, monkeypatch):
@@ -159,7 +200,7 @@ def test_a_disk_that_fills_while_a_video_is_written(film, tmp_path):
     for _ in range(12):
         noise.write(generator.integers(0, 255, (480, 640, 3), dtype=np.uint8))
     noise.release()
-    done = run("predict.py", clip, "--checkpoint", WEIGHTS, "--device", "cpu", cwd=tmp_path,
+    done = run("predict.py", clip, "--whole", "--checkpoint", WEIGHTS, "--device", "cpu", cwd=tmp_path,
                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (66_000, 66_000)))
     refused(done, "clip-pose.mp4 cannot be written: File too large")
     assert not list((tmp_path / "predictions").iterdir())
