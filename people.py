@@ -26,8 +26,8 @@ from data_mpii import BOX_ENLARGEMENT, JOINTS, Samples, join, load_samples
 from evaluate import predict_crops
 from images import open_image, open_safely, rgb
 
-SIDES, STEP = (1.0, 0.75, 0.55), 0.4     # of windows, in the image's shorter side; between them, in their sides
-THIN = 6                    # sides of a longer image are measured as if it were this many times as long as wide
+SIDES, STEP = (1.0, 0.75, 0.55), 0.4     # of windows, in the image's shorter side; between them, in sides
+THIN = 6                    # a longer strip is taken for one that is this many times as long as wide
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
 CANDIDATE, PERSON = 0.2, 0.4      # least scores of a window that is refined, of a person in the end
 MOST = 16                   # windows that are refined
@@ -74,7 +74,7 @@ def poses_in_boxes(model, image, boxes, device="cpu", flip_test=False, tight=Tru
 
 def windows(width, height):
     """Squares [x, y, side, side] that cover an image: the whole of it, then smaller and smaller ones."""
-    longer, shorter = max(width, height), min(width, height)
+    longer = max(width, height)
     squares = [[(width - longer) / 2, (height - longer) / 2, longer, longer]]
     for fraction in SIDES:
         side = fraction * max(min(width, height), longer / THIN)

@@ -15,8 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from common import CommandLine, check_writable, main_with_clear_errors
-from distill import coordinate_labels
-from distill import WEIGHTS, marginals
+from distill import WEIGHTS, coordinate_labels, marginals
 from pictures import pyplot, response
 from images import LIMBS
 
@@ -139,7 +138,7 @@ def heatmap(plt, tour):
 
 def terms(plt, tour):
     weights = {"task": 1} | WEIGHTS["cc"]
-    values = {name: value.item() for name, value in tour["terms"].items()}
+    values = {name: value.item() for name, value in tour["terms"].items() if name in weights}
     figure, panel = plt.subplots(figsize=(6, 2.4))
     places = np.arange(len(values))
     panel.barh(places - 0.2, list(values.values()), 0.38, color=GREY, label="term")
