@@ -8,7 +8,7 @@ crops without people, too. That is enough to find people, without a detector:
 
     windows        squares of a few sizes, less than half a side apart, all over the image; 16 joints in each
     person_score   how sure the network is of the joints: the best windows are kept
-    box_of_joints  the box around a window's sure joints is the next crop, which fits better; twice
+    box_of_joints  the box of a person, by the sure joints, is the next crop, which fits better; twice
     suppress       of people whose boxes overlap the surest stays
 
 Boxes are x, y, width, height in pixels, joints (16, 2) in pixels, confidences (16,) in [0, 1].
@@ -29,11 +29,12 @@ from images import open_image, open_safely, rgb
 SIDES, STEP = (1.0, 0.75, 0.55), 0.4     # of windows, in the image's shorter side; between them, in sides
 THIN = 6                    # a longer strip is taken for one that is this many times as long as wide
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
-CANDIDATE, PERSON = 0.2, 0.4      # least scores of a window that is refined, of a person in the end
+CANDIDATE, PERSON = 0.2, 0.5      # least scores of a window that is refined, of a person in the end
 MOST = 16                   # windows that are refined
-SURE, LEAST = 0.15, 6        # confidence of joints that a box is drawn around, and their least number
+SURE, LEAST = 0.1, 6        # confidence of joints that a box is drawn around, and their least number
+BEYOND = 0.15               # by how much a person is larger than the box of the joints, in its longer side
 ROUNDS = 2                  # refinements
-SAME, WITHIN = 0.4, 0.75    # shared parts of two boxes, of their union and of the smaller: beyond, one person
+SAME, WITHIN = 0.55, 0.85   # shared parts of two boxes, of their union and of the smaller: beyond, one person
 BATCH = 32                  # crops in the network at once
 EMPTY_PER_PHOTO, EMPTY_TRIES = 1, 50          # squares without people, attempts at one
 EMPTY_SIDES, EMPTY_OVERLAP = (0.2, 1.0), 0.1  # of the photo's shorter side; of a square or box
@@ -94,11 +95,12 @@ def person_score(person):
 
 
 def box_of_joints(person):
-    """The box around a person's sure joints, at least LEAST of them."""
+    """The box of a person: around the sure joints, at least LEAST of them, and what is beyond these."""
     least = min(SURE, np.sort(person.confidence)[-LEAST])
     joints = person.joints[person.confidence >= least]
     low, high = joints.min(0), joints.max(0)
-    return [*low, *np.maximum(high - low, 1)]
+    beyond = BEYOND / 2 * max(*(high - low), 1)
+    return [*(low - beyond), *(high - low + 2 * beyond)]
 
 
 def shared(one, other):
@@ -135,7 +137,8 @@ def find_people(model, image, device="cpu", flip_test=False):
         people = suppress([person for person in people if person_score(person) >= CANDIDATE])[:MOST]
         last = number + 1 == ROUNDS
         people = poses_in_boxes(model, image, list(map(box_of_joints, people)), device, flip_test and last)
-    return suppress([person for person in people if person_score(person) >= PERSON])
+    return suppress([person._replace(box=box_of_joints(person)) for person in people
+                     if person_score(person) >= PERSON])
 
 
 # ------------------------------------------------------------------------------- people in a video

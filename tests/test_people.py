@@ -32,12 +32,18 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 random = np.random.default_rng(0)
 
 
+def within(across, down):
+    """(low, high) of a person in x and in y -> of the joints, which are within (BEYOND)."""
+    inset = module.BEYOND / 2 / (1 + module.BEYOND) * max(high - low for low, high in (across, down))
+    return [(low + inset, high - inset) for low, high in (across, down)]
+
+
 class Output(NamedTuple):
     prediction: torch.Tensor
 
 
 class StandIn:
-    """Its joints are a grid over the rectangle of which a crop shows most.
+    """Its joints are a grid over a person, the rectangle of which a crop shows most.
 
     It is sure (1) where this fills the crop as a tight box with its margin does, less where it is smaller,
     and half as sure where the crop's border cuts it off. looked: how many crops it saw, call by call.
@@ -67,8 +73,9 @@ class StandIn:
         y, x = torch.nonzero(seen[seen.flatten(1).sum(1).argmax()], as_tuple=True)
         if not len(x):
             return torch.full((16, 2), self.size / 2), torch.zeros(16)
-        across, down = (torch.linspace(of.min() - 0.5, of.max() + 0.5, 4) for of in (x, y))
-        longer = max(across[-1] - across[0], down[-1] - down[0]) / self.size
+        across, down = ((of.min() - 0.5, of.max() + 0.5) for of in (x, y))
+        longer = max(across[1] - across[0], down[1] - down[0]) / self.size
+        across, down = (torch.linspace(*of, 4) for of in within(across, down))
         cut = min(x.min(), y.min()) == 0 or max(x.max(), y.max()) == self.size - 1
         sure = self.sure * min(longer.item() / 0.78, 1) * (0.5 if cut else 1)
         return torch.stack([across.repeat(4), down.repeat_interleave(4)], -1), torch.full((16,), sure)
@@ -88,8 +95,8 @@ def near(box, expected, part=0.04):
 
 
 def person(x, y, width, height, confidence=0.9):
-    """A Found whose 16 joints are a grid over this box."""
-    across, down = np.linspace(x, x + width, 4), np.linspace(y, y + height, 4)
+    """A Found of this box, whose 16 joints are a grid."""
+    across, down = (np.linspace(*of, 4) for of in within((x, x + width), (y, y + height)))
     joints = np.stack([np.tile(across, 4), np.repeat(down, 4)], -1)
     return Found([x, y, width, height], joints, np.broadcast_to(np.float64(confidence), 16).copy())
 
@@ -201,15 +208,19 @@ def test_the_score_is_the_mean_of_the_surest():
     assert person_score(person(0, 0, 9, 9, np.maximum(sure, 0.4))) == pytest.approx(0.675)
 
 
-def test_the_box_is_that_of_the_sure_joints():
-    """Of a grid over 30 x 60 at (10, 20): all, two columns; where none is sure, the surest six."""
+def test_the_box_is_that_of_the_sure_joints(monkeypatch):
+    """Of a grid over 30 x 60 at (10, 20): all, two columns; where none is sure, the surest six; and beyond."""
+    monkeypatch.setattr(module, "BEYOND", 0)
     assert box_of_joints(person(10, 20, 30, 60)) == [10, 20, 30, 60]
     sure = np.tile([0.9, 0.9, 0, 0], 4)
     assert box_of_joints(person(10, 20, 30, 60, sure)) == [10, 20, 10, 60]
     sure = np.r_[np.full(6, 0.03), np.full(10, 0.02)]
     assert box_of_joints(person(10, 20, 30, 60, sure)) == [10, 20, 30, 20]
+    joints = person(10, 20, 30, 60)
+    monkeypatch.setattr(module, "BEYOND", 0.2)                    # a tenth of 60 more on every side
+    assert box_of_joints(joints) == [4, 14, 42, 72]
     x, y, width, height = box_of_joints(Found([0] * 4, np.full((16, 2), 7.0), np.ones(16)))
-    assert width >= 1 and height >= 1                                          # all in one place
+    assert width > 0 and height > 0                                            # all in one place
 
 
 @pytest.mark.parametrize("other,of_union,of_smaller", [
