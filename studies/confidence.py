@@ -32,6 +32,16 @@ def right_and_confidence(joints, confidences, samples):
     return error[counted] <= WITHIN, confidences[counted].astype(float)
 
 
+def auroc(right, confidence):
+    """How often a right one (J,) has a higher confidence (J,) than a wrong one.
+
+    Mann and Whitney: AUROC = (sum of the ranks of the right ones - its least value) / pairs
+    """
+    positive, negative = right.sum(), (~right).sum()
+    ranks = rankdata(confidence)[right].sum() - positive * (positive + 1) / 2
+    return float(ranks / max(positive * negative, 1))
+
+
 def calibration(*predictions):
     """-> {'ece', 'auroc', 'curve': [[mean confidence, fraction right, joints], ...]}; arguments as above."""
     right, confidence = right_and_confidence(*predictions)                                   # (J,) each
@@ -39,10 +49,7 @@ def calibration(*predictions):
     curve = [[float(confidence[bins == b].mean()), float(right[bins == b].mean()), int((bins == b).sum())]
              for b in range(BINS) if (bins == b).any()]
     ece = sum(count * abs(fraction - mean) for mean, fraction, count in curve) / len(right)
-    positive, negative = right.sum(), (~right).sum()
-    # Mann and Whitney: AUROC = (sum of the ranks of the right ones - its least value) / pairs
-    ranks = rankdata(confidence)[right].sum() - positive * (positive + 1) / 2
-    return dict(ece=float(ece), auroc=float(ranks / max(positive * negative, 1)), curve=curve)
+    return dict(ece=float(ece), auroc=auroc(right, confidence), curve=curve)
 
 
 def main():

@@ -10,6 +10,7 @@ where nobody is counts against annot/boxes.json, which lists everybody.
     joints   their labelled limb joints within half a unit of PCKh, missed people counted as missed joints, %
     false    predicted people who overlap nobody's box by NEAR, per photo
     nobody   photos of the same set with everybody cut away in which nobody is predicted, %
+    auroc    how often a labelled person's box has a higher person_score than a square without people
 """
 
 import json
@@ -23,10 +24,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
 from common import CommandLine, main_with_clear_errors
+from confidence import auroc
 from data_mpii import load_samples
 from images import open_image
 from export import WEIGHTS, for_inference
-from people import find_people, person_score, shared
+from people import crops_without_people, find_people, person_score, poses_in_boxes, shared
 
 LARGE, HALF, NEAR = 0.35, 0.5, 0.3
 LIMBS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
@@ -57,6 +59,17 @@ def without_people(image, boxes):
     return image.crop([int(np.ceil(v)) if i < 2 else int(v) for i, v in enumerate(best)])
 
 
+def person_auroc(model, samples):
+    """Does person_score tell crops of people from crops of nobody? 0.5: no, 1: always."""
+    scores = []
+    for people in samples, crops_without_people(samples):
+        corners = people.center - (people.side[:, None] - 1) / 2
+        scores += [[person_score(poses_in_boxes(model, people.image(i), [[*corners[i], side, side]],
+                                                tight=False)[0])
+                    for i, side in enumerate(people.side)]]
+    return auroc(np.repeat([True, False], list(map(len, scores))), np.concatenate(scores))
+
+
 def measure(model, data, find=find_people, limit=None):
     """The figures of the module's docstring, as a dictionary, and seconds a photo."""
     samples = load_samples(data, "valid")
@@ -65,7 +78,7 @@ def measure(model, data, find=find_people, limit=None):
     for i, file in enumerate(samples.files):
         by_photo[file].append(i)
     large = found = joints = right = false = photos = quiet = empty = 0
-    seconds, scores = [], []
+    seconds = []
     for file, rows in list(by_photo.items())[:limit]:
         image, boxes = open_image(file), everybody[file.name]
         began = time.perf_counter()
@@ -88,16 +101,14 @@ def measure(model, data, find=find_people, limit=None):
                 error = np.linalg.norm(people[matched[b]].joints - samples.joints[i], axis=1)[LIMBS]
                 right += (error[seen] <= 0.5 * samples.head_size[i]).sum()
         for person in people:
-            near = max((shared(person.box, box)[0] for box in boxes), default=0) >= NEAR
-            false += not near
-            scores.append((person_score(person), near))
+            false += max((shared(person.box, box)[0] for box in boxes), default=0) < NEAR
         strip = without_people(image, boxes)
         if strip:
             empty += 1
             quiet += not find(model, strip)
     return dict(photos=photos, large=large, found=100 * found / large, joints=100 * right / joints,
                 false=false / photos, nobody=100 * quiet / empty, empty=empty,
-                seconds=float(np.median(seconds))), scores
+                seconds=float(np.median(seconds)))
 
 
 def main():
@@ -106,7 +117,9 @@ def main():
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS, help="student (default: the shipped one)")
     args = parser.parse_args()
     model, _ = checkpoint.load(args.checkpoint)
-    figures, _ = measure(for_inference(model), args.data)
+    model = for_inference(model)
+    figures = measure(model, args.data)
+    figures["auroc"] = person_auroc(model, load_samples(args.data, "valid"))
     print("  ".join(f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
                     for name, value in figures.items()))
 

@@ -174,7 +174,7 @@ def test_a_set_is_known_by_its_resolved_name_and_its_content(tmp_path):
 def test_a_set_whose_name_is_not_utf_8(tmp_path):
     """Trained and scored in a terminal that is strict about it, as a process."""
     odd = os.fsdecode(b"d\xe9")
-    data = photos(tmp_path / odd, 40)
+    photos(tmp_path / odd, 40)
     done = run("train.py", "--student", "cc", "--filter", "gs", "--no-distill", "--batch-size", "8",
                "--epochs", "1", "--device", "cpu", "--data", odd, "--out", f"run{odd}",
                cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})

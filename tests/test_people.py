@@ -209,7 +209,7 @@ def test_the_score_is_the_mean_of_the_surest():
 
 
 def test_the_box_is_that_of_the_sure_joints(monkeypatch):
-    """Of a grid over 30 x 60 at (10, 20): all, two columns; where none is sure, the surest six; and beyond."""
+    """Of a grid over 30 x 60 at (10, 20): all, two columns; where none is sure, six; and beyond."""
     monkeypatch.setattr(module, "BEYOND", 0)
     assert box_of_joints(person(10, 20, 30, 60)) == [10, 20, 30, 60]
     sure = np.tile([0.9, 0.9, 0, 0], 4)
