@@ -98,7 +98,7 @@ def box_of_joints(person):
     """The box of a person: around the sure joints, at least LEAST of them, and what is beyond these."""
     least = min(SURE, np.sort(person.confidence)[-LEAST])
     joints = person.joints[person.confidence >= least]
-    low, high = joints.min(0), joints.max(0)
+    low, high = joints.min(0) + 0.5, joints.max(0) + 0.5     # a box begins at the edge of a pixel
     beyond = BEYOND / 2 * max(*(high - low), 1)
     return [*(low - beyond), *(high - low + 2 * beyond)]
 

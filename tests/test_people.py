@@ -97,7 +97,7 @@ def near(box, expected, part=0.04):
 def person(x, y, width, height, confidence=0.9):
     """A Found of this box, whose 16 joints are a grid."""
     across, down = (np.linspace(*of, 4) for of in within((x, x + width), (y, y + height)))
-    joints = np.stack([np.tile(across, 4), np.repeat(down, 4)], -1)
+    joints = np.stack([np.tile(across, 4), np.repeat(down, 4)], -1) - 0.5         # of the middles of pixels
     return Found([x, y, width, height], joints, np.broadcast_to(np.float64(confidence), 16).copy())
 
 
@@ -219,6 +219,8 @@ def test_the_box_is_that_of_the_sure_joints(monkeypatch):
     joints = person(10, 20, 30, 60)
     monkeypatch.setattr(module, "BEYOND", 0.2)                    # a tenth of 60 more on every side
     assert box_of_joints(joints) == [4, 14, 42, 72]
+    half = joints._replace(joints=(joints.joints + 0.5) / 2 - 0.5)             # in an image of half the size
+    assert box_of_joints(half) == [2, 7, 21, 36]
     x, y, width, height = box_of_joints(Found([0] * 4, np.full((16, 2), 7.0), np.ones(16)))
     assert width > 0 and height > 0                                            # all in one place
 
