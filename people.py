@@ -29,7 +29,7 @@ from images import open_image, open_safely, rgb
 SIDES, STEP = (1.0, 0.75, 0.55), 0.4     # of windows, in the image's shorter side; between them, in sides
 THIN = 6                    # a longer strip is taken for one that is this many times as long as wide
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
-CANDIDATE, PERSON = 0.2, 0.5      # least scores of a window that is refined, of a person in the end
+CANDIDATE, PERSON = 0.2, 0.45     # least scores of a window that is refined, of a person in the end
 MOST = 16                   # windows that are refined
 SURE, LEAST = 0.1, 6        # confidence of joints that a box is drawn around, and their least number
 BEYOND = 0.15               # by how much a person is larger than the box of the joints, in its longer side
@@ -129,8 +129,11 @@ def suppress(people):
     return kept
 
 
-def find_people(model, image, device="cpu", flip_test=False):
-    """Everybody in a Pillow image: a list of Found, surest first; empty where nobody is."""
+def find_people(model, image, device="cpu", flip_test=True):
+    """Everybody in a Pillow image: a list of Found, surest first; empty where nobody is.
+
+    flip_test: average the last crops with their mirror images. Where nobody is the two seldom agree.
+    """
     image = rgb(image)
     people = poses_in_boxes(model, image, windows(*image.size), device, tight=False)
     for number in range(ROUNDS):
@@ -162,7 +165,7 @@ class Tracker:
             if person_score(person) >= PERSON and is_new(person, people.values()):
                 people[number] = person
         if self.frames % LOOK_AGAIN == 0 or len(people) < len(self.people):
-            for person in find_people(self.model, image, *self.options):
+            for person in find_people(self.model, image, self.options[0]):
                 if is_new(person, people.values()):
                     people[self.ids] = person
                     self.ids += 1

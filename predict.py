@@ -93,7 +93,7 @@ def people_in(args, model, image, boxes):
         return poses_in_boxes(model, image, whole, args.device, args.flip_test, tight=False)
     if boxes is not None:
         return poses_in_boxes(model, image, boxes, args.device, args.flip_test)
-    return find_people(model, image, args.device, args.flip_test)
+    return find_people(model, image, args.device)
 
 
 class OneEuro:
@@ -276,7 +276,8 @@ def parse_arguments():
     add("--boxes", type=Path,
         help='json file of boxes, by paths in the named folder: {"photo.jpg": [[x, y, width, height], ...]}')
     add("--whole", action="store_true", help="one person, whose box is the whole image")
-    add("--flip-test", action="store_true", help="average with the mirror image, in twice the time")
+    add("--flip-test", action="store_true", help="average with the mirror image, in twice the time "
+        "(people who are looked for always are)")
     add("--threshold", type=float, default=THRESHOLD,
         help=f"draw joints of less confidence faint (default: {THRESHOLD})")
     add("--smooth", action="store_true", help="smooth joints over time (videos and cameras; 1 Euro filter)")
