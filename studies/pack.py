@@ -34,7 +34,7 @@ from evaluate import names_of
 
 SIDE, QUALITY = 208, 50      # of the JPEGs (docs/lab.md)
 HEADERS = 76                 # bytes that a zip file needs for each of its files, beside its name twice
-DEFLATED = 0.5               # size of labels in it, at most, as a fraction of their text
+DEFLATED = 0.3               # size of labels in it, at most, as a fraction of their text
 SPARE = 2000                 # bytes for the headers of labels
 
 

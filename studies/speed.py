@@ -182,17 +182,18 @@ def products(device, kind):
         yield Contender("", "", precision, lambda a=a, b=b: a @ b, partial(rounding, precision), 2 * n ** 3)
 
 
-def contenders(models, images, kind, until=float("inf"), forms=FORMS):
+def contenders(models, images, kind, until=float("inf"), forms=FORMS, only=tuple(PRECISIONS)):
     """A Contender for each form of each of the models {filter: network}, run once; failures are reported.
 
-    until: time.monotonic() after which nothing more is compiled.
+    until: time.monotonic() after which nothing more is compiled. only: precisions.
     """
     truth = {}
     for filter, model in models.items():
         with running(model, "plain", "float32"):
             truth[filter] = model(images[:1]).visual_tokens
     forms = [form for form in forms_of(images.device) if form in forms]
-    for form, precision, filter in product(forms, precisions(images.device), models):
+    kept = [precision for precision in precisions(images.device) if precision in only]
+    for form, precision, filter in product(forms, kept, models):
         problem = "the time is over" if form == "compiled" and time.monotonic() > until else ""
         try:
             if not problem:
@@ -218,11 +219,12 @@ def contenders(models, images, kind, until=float("inf"), forms=FORMS):
 
 
 @torch.inference_mode()
-def measure_speed(rows, device="cpu", budget=BATCH_SECONDS, forms=FORMS, batches=None, preset="paper"):
+def measure_speed(rows, device="cpu", budget=BATCH_SECONDS, fewest=None, batches=None, preset="paper", **how):
     """rows: names 'student-backbone' -> list of Timing, {precision: operations a second of matrix products}.
 
     budget: seconds for each row at each batch; the compilation that is under way when two thirds are over is
-    finished. batches: default 1 and those of LARGE.
+    finished. fewest: seconds to time all forms, at least (default: FEWEST_SECONDS). batches: default 1 and
+    those of LARGE. how: forms and precisions, as `contenders` takes them.
     """
     kind = torch.device(device).type
     timings, rates = [], {precision: [] for precision in precisions(device)}
@@ -236,10 +238,11 @@ def measure_speed(rows, device="cpu", budget=BATCH_SECONDS, forms=FORMS, batches
         size = next(iter(models.values())).size
         images = torch.rand(batch, 3, size, size, device=device)
         matrices = list(products(device, kind))
-        networks = list(contenders(models, images, kind, began + budget * 2 / 3, forms))
+        networks = list(contenders(models, images, kind, began + budget * 2 / 3, **how))
         try:
             works = [(contender.run, contender.context) for contender in matrices + networks]
-            times = take_turns(works, kind, max(began + budget - time.monotonic(), FEWEST_SECONDS))
+            least = FEWEST_SECONDS if fewest is None else fewest
+            times = take_turns(works, kind, max(began + budget - time.monotonic(), least))
         except torch.OutOfMemoryError:           # each fits alone, all of them do not
             tqdm.write(f"{row}, batch {batch}, is left out: no memory for all of them at once")
             continue
