@@ -102,7 +102,7 @@ class Visit:
 
     def unpack(self):
         """Unpack what is not there yet, in the order of the packs."""
-        there = self.found.get("packs", {}).get("names", [])
+        there = self.found.get("packs", {}).get("names", []) if self.folders() else []
         for path in sorted(path for path in self.args.packs if path.name not in there):
             refuse((path.name != (next := f"people-{len(there) + 1}.zip"),
                     f"{path} is unpacked over what is before it: name {next} first, with --packs"))
@@ -152,7 +152,7 @@ class Visit:
 def card(visit):
     """What the machine is, its rates of products and of copies."""
     device, kind = visit.args.device, torch.device(visit.args.device).type
-    source, target = torch.zeros(2, COPIED[kind], dtype=torch.uint8, device=device)
+    source, target = torch.randint(256, (2, COPIED[kind]), dtype=torch.uint8, device=device)
     matrices = list(speed.products(device, kind))
     works = [(matrix.run, matrix.context) for matrix in matrices] + [lambda: target.copy_(source)]
     *times, copies = (statistics.median(seconds) for seconds in take_turns(works, kind, visit.size.seconds))
@@ -172,7 +172,7 @@ def networks(row, batch, visit, **how):
     """Frames a second of one row of networks."""
     seconds, how = visit.size.seconds, dict(forms=visit.size.forms, budget=visit.size.seconds) | how
     timings, _ = speed.measure_speed([row], visit.args.device, fewest=seconds, batches=(batch,),
-                               preset=visit.size.preset, **how)
+                                     preset=visit.size.preset, **how)
     return dict(timings=[timing._asdict() for timing in timings])
 
 
@@ -180,7 +180,7 @@ def step(row, visit, **how):
     """A training step: images a second, fraction of the card's rate, memory."""
     how, taught = visit.size.batch | how, row != "teacher" and not row.endswith("-alone")
     return speed.training_speed(visit.found["card"]["rates"], visit.args.device, visit.size.preset,
-                          visit.size.seconds, row=row.removesuffix("-alone"), taught=taught, **how)
+                                visit.size.seconds, row=row.removesuffix("-alone"), taught=taught, **how)
 
 
 # ------------------------------------------------------------------------------- trainings
@@ -205,7 +205,7 @@ def call_train(visit, flags, heard=lambda: None):
     finally:
         timer.cancel()
         child.poll() is None and child.terminate()
-    refuse((status not in (0, 143), f"train.py ended with status {status}: {''.join(lines[-9:]).strip()}"))
+    refuse((status not in (0, 143, -15), f"train.py ended with {status}: {''.join(lines[-9:]).strip()}"))
 
 
 def read_log(folder):
