@@ -6,21 +6,24 @@
 
     plain        the filters' definition (FFT), or attention as separate products and softmax
     optimised    export.for_inference: products with DFT matrices, fused attention, folded batch norms
-    compiled     the same through torch.compile
+    graph        its kernels on one batch, recorded as a CUDA graph and replayed at once (on a GPU)
+    compiled     the same through torch.compile (on a GPU with CUDA graphs)
 
 Networks have random weights, crops are on the device, decoding is not timed. All that is compared takes
 turns, the product of two large matrices of the same type included. The fraction is of that product's rate:
 the paper's operations (two a multiply-add, FFTs for the filters in every form) a second over it. Only
-precisions that the device computes natively are measured.
+precisions that the device computes natively are measured; tf32 is float32 whose products and convolutions
+round their inputs to 10 bits (on a GPU).
 """
 
+import copy
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from itertools import product
+from functools import cache, partial
+from itertools import count, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,21 +35,21 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import (BadInput, CommandLine, check_device, default_device, fast_bfloat16,
                     main_with_clear_errors)
-from crops import AUGMENTATIONS, make_batch, store
-from distill import task_loss
+from crops import AUGMENTATIONS, make_batch, on_device, store
+from distill import WEIGHTS, TeacherTargets, loss_terms
 from costs import PAPER, count_multiply_adds, describe_device, take_turns
 from export import for_inference
 from fft_filter import through_ffts
-from models import PRESETS, build_student
+from models import PRESETS, build_student, build_teacher
 from results import add, rounded
 from synthetic import drawn_people
-from optim import build_optimisers
+from optim import build_optimisers, update_ema
 from train import RATE, RECIPES
 
-FORMS = ("plain", "optimised", "compiled")
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FORMS = ("plain", "optimised", "graph", "compiled")
+PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 LARGE = {"cpu": {"none": (16,), "w32": (8,), "w48": (8,)},                    # crops a forward pass, beside 1
-         "cuda": dict.fromkeys(("none", "w32", "w48"), (64, 256, 1024))}       # the best of these
+         "cuda": dict.fromkeys(("none", "w32", "w48"), (64, 256))}             # the best of these
 MATRIX = {"cpu": 3000, "cuda": 8192}  # rows and columns of the large product
 BATCH_SECONDS = 200                  # for one row at one batch: no network is compiled in its last third
 TRAINING_SECONDS = 20
@@ -74,7 +77,29 @@ ROWS = tuple(dict.fromkeys(f"{row[0]}-{row[2]}" for row in PAPER))
 
 def precisions(device):
     """Those of PRECISIONS that a device computes natively: others may be a hundred times slower."""
-    return {name: dtype for name, dtype in PRECISIONS.items() if name != "bfloat16" or fast_bfloat16(device)}
+    gpu = torch.device(device).type == "cuda"
+    native = dict(float32=True, tf32=gpu and torch.cuda.get_device_capability(device)[0] >= 8,
+                  bfloat16=fast_bfloat16(device))
+    return {name: dtype for name, dtype in PRECISIONS.items() if native[name]}
+
+
+def forms_of(device):
+    """Those of FORMS that a device has."""
+    return [form for form in FORMS if form != "graph" or torch.device(device).type == "cuda"]
+
+
+@contextmanager
+def rounding(precision):
+    """Inside, a GPU's products and convolutions in float32 round to TF32, or do not."""
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    for flag in flags:
+        flag.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        for flag, value in zip(flags, before):
+            flag.allow_tf32 = value
 
 
 @contextmanager
@@ -89,12 +114,53 @@ def plainly(model):
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
-def build_form(model, form, dtype):
-    """A network in one of FORMS -> (network, function that opens the context to run it in)."""
-    if form == "plain":
-        network = model if dtype == torch.float32 else for_inference(model, dtype)
-        return network, lambda: plainly(network)
-    return for_inference(model, dtype, compiled=form == "compiled"), nullcontext
+class Recorded:
+    """A network whose kernels are recorded as a CUDA graph at the first call, and replayed at each."""
+    pool = None                              # of memory: all graphs share it, as no two run at once
+
+    def __init__(self, network):
+        self.network, self.graph = network, None
+
+    def __call__(self, images):
+        if self.graph is None:
+            Recorded.pool = Recorded.pool or torch.cuda.graph_pool_handle()
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):                       # libraries choose their kernels before
+                self.network(images), self.network(images)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, pool=Recorded.pool):
+                self.output = self.network(images)
+        self.graph.replay()
+        return self.output
+
+
+@contextmanager
+def running(network, form, precision):
+    """The context that a form runs in."""
+    with rounding(precision), plainly(network) if form == "plain" else nullcontext():
+        yield
+
+
+def build_form(model, form, precision):
+    """A network in one of FORMS and PRECISIONS -> (network, function that opens the context to run it in)."""
+    network, dtype = model, PRECISIONS[precision]
+    if form != "plain" or dtype != torch.float32:
+        network = for_inference(model, dtype, compiled=form == "compiled")
+    context = partial(running, network, form, precision)
+    return Recorded(network) if form == "graph" else network, context
+
+
+COUNTED = {}             # operations by network: counting takes seconds
+
+
+def operations_of(model):
+    """Operations a crop, two for a multiply-add."""
+    network = *model.config.values(), model.size
+    if network not in COUNTED:
+        COUNTED[network] = 2 * count_multiply_adds(model)
+    return COUNTED[network]
 
 
 class Contender(NamedTuple):
@@ -113,24 +179,25 @@ def products(device, kind):
     n = MATRIX[kind]
     for precision, dtype in precisions(device).items():
         a, b = torch.randn(2, n, n, device=device, dtype=dtype)
-        yield Contender("", "", precision, lambda a=a, b=b: a @ b, nullcontext, 2 * n ** 3)
+        yield Contender("", "", precision, lambda a=a, b=b: a @ b, partial(rounding, precision), 2 * n ** 3)
 
 
-def contenders(models, images, kind, until=float("inf")):
+def contenders(models, images, kind, until=float("inf"), forms=FORMS, only=tuple(PRECISIONS)):
     """A Contender for each form of each of the models {filter: network}, run once; failures are reported.
 
-    until: time.monotonic() after which nothing more is compiled.
+    until: time.monotonic() after which nothing more is compiled. only: precisions.
     """
-    operations = {filter: 2 * count_multiply_adds(model) for filter, model in models.items()}
     truth = {}
     for filter, model in models.items():
-        with plainly(model):
+        with running(model, "plain", "float32"):
             truth[filter] = model(images[:1]).visual_tokens
-    for form, (precision, dtype), filter in product(FORMS, precisions(images.device).items(), models):
+    forms = [form for form in forms_of(images.device) if form in forms]
+    kept = [precision for precision in precisions(images.device) if precision in only]
+    for form, precision, filter in product(forms, kept, models):
         problem = "the time is over" if form == "compiled" and time.monotonic() > until else ""
         try:
             if not problem:
-                network, context = build_form(models[filter], form, dtype)
+                network, context = build_form(models[filter], form, precision)
                 with context():
                     # compared at once: a CUDA graph writes its next output to the same memory
                     tokens = network(images).visual_tokens[:1].float()
@@ -140,38 +207,42 @@ def contenders(models, images, kind, until=float("inf")):
         except torch.OutOfMemoryError:
             problem = "no memory"
         except RuntimeError as error:
-            if form != "compiled":
+            if form not in ("graph", "compiled"):
                 raise
-            problem = f"it cannot be compiled here: {str(error).splitlines()[0][:100]}"
+            made = "compiled" if form == "compiled" else "recorded"
+            problem = f"it cannot be {made} here: {str(error).splitlines()[0][:100]}"
         if problem:
             tqdm.write(f"{filter} {form} {precision}, batch {len(images)}, is left out: {problem}")
             continue
-        yield Contender(filter, form, precision, partial(network, images), context, operations[filter], off)
+        yield Contender(filter, form, precision, partial(network, images), context,
+                        operations_of(models[filter]), off)
 
 
 @torch.inference_mode()
-def measure_speed(rows, device="cpu", budget=BATCH_SECONDS):
+def measure_speed(rows, device="cpu", budget=BATCH_SECONDS, fewest=None, batches=None, preset="paper", **how):
     """rows: names 'student-backbone' -> list of Timing, {precision: operations a second of matrix products}.
 
     budget: seconds for each row at each batch; the compilation that is under way when two thirds are over is
-    finished.
+    finished. fewest: seconds to time all forms, at least (default: FEWEST_SECONDS). batches: default 1 and
+    those of LARGE. how: forms and precisions, as `contenders` takes them.
     """
     kind = torch.device(device).type
     timings, rates = [], {precision: [] for precision in precisions(device)}
-    pairs = [(row, batch) for row in rows for batch in (1, *LARGE[kind][row.split("-")[1]])]
+    pairs = [(row, batch) for row in rows for batch in batches or (1, *LARGE[kind][row.split("-")[1]])]
     for row, batch in tqdm(pairs, desc="students and batches", leave=False, disable=None):
         began = time.monotonic()
         torch._dynamo.reset()         # it compiles one function only so many times, for all networks together
         student, backbone = row.split("-")
-        models = {filter: build_student(student, filter, backbone, preset="paper").eval().to(device)
+        models = {filter: build_student(student, filter, backbone, preset=preset).eval().to(device)
                   for s, filter, b, *_ in PAPER if (s, b) == (student, backbone)}
         size = next(iter(models.values())).size
         images = torch.rand(batch, 3, size, size, device=device)
         matrices = list(products(device, kind))
-        networks = list(contenders(models, images, kind, began + budget * 2 / 3))
+        networks = list(contenders(models, images, kind, began + budget * 2 / 3, **how))
         try:
             works = [(contender.run, contender.context) for contender in matrices + networks]
-            times = take_turns(works, kind, max(began + budget - time.monotonic(), FEWEST_SECONDS))
+            least = FEWEST_SECONDS if fewest is None else fewest
+            times = take_turns(works, kind, max(began + budget - time.monotonic(), least))
         except torch.OutOfMemoryError:           # each fits alone, all of them do not
             tqdm.write(f"{row}, batch {batch}, is left out: no memory for all of them at once")
             continue
@@ -191,35 +262,70 @@ def measure_speed(rows, device="cpu", budget=BATCH_SECONDS):
 
 # ------------------------------------------------------------------------------- training
 
-def training_speed(rates, device="cpu", preset="tiny", count=512):
-    """Images a second of a training step of the cc gd student without teacher, and of its input side alone.
+@cache
+def drawings(number, size):
+    """Drawn people and their stored crops."""
+    drawn = drawn_people("train", number, size)
+    return drawn, store(drawn, size)
 
-    rates: of measure_speed, for the fraction of the rate that the step reaches: backward is twice the work of
-    forward.
+
+def training_step(row, device="cpu", preset="tiny", batch=None, amp=False, taught=False, compiled=False):
+    """-> a function that does one step as train.fit does, one that makes its batch, operations an image.
+
+    row: such as 'cc-gd-none', or 'teacher'. taught: by a teacher with random weights.
     """
-    precision = "bfloat16" if preset == "paper" and "bfloat16" in rates else "float32"
-    drawn = drawn_people("train", count, PRESETS[preset].size)
-    crops = torch.from_numpy(store(drawn, PRESETS[preset].size)).to(device)
-    params = AUGMENTATIONS["tokenpose"].draw(range(count), torch.Generator().manual_seed(0))
-    rows = torch.arange(min(count, RECIPES[preset]["batch_size"]))
-    model = build_student("cc", "gd", "none", preset).to(device)
-    optimisers = build_optimisers(model, RECIPES[preset]["optimiser"], RATE)
+    recipe, of_teacher = RECIPES[preset], row == "teacher"
+    model = build_teacher(preset) if of_teacher else build_student(*row.split("-"), preset)
+    model = model.to(device, memory_format=torch.channels_last)
+    ema, optimisers = copy.deepcopy(model), build_optimisers(model, recipe["optimiser"], RATE)
+    network, numbers = torch.compile(model) if compiled else model, count()
+    rows = torch.arange(batch or recipe["batch_size"])
+    drawn, crops = drawings(len(rows), model.size)
+    crops, params = on_device(crops, device), AUGMENTATIONS["tokenpose"].draw(drawn, torch.Generator())
+    make = partial(make_batch, drawn, crops, rows, model.size, device, params)
+    operations, weights, teacher = 3 * operations_of(model), {}, None        # backward is twice forward
+    if taught:
+        heavy = build_teacher(preset).to(device, memory_format=torch.channels_last).eval()
+        fast = for_inference(heavy, torch.bfloat16 if amp else torch.float32)
+        teacher, weights = TeacherTargets(fast, make().images), WEIGHTS[row.split("-")[0]]
+        operations += operations_of(heavy)
 
     def step():
-        batch = make_batch(drawn, crops, rows, model.size, device, params)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
-            output = model(batch.images)
+        crops = make()
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
+            output = network(crops.images)
+        targets = teacher(crops.images, 0, rows) if taught else None
         for optimiser in optimisers:
             optimiser.zero_grad()
-        task_loss(model.head, output.prediction, batch.xy, batch.visible, batch.empty).backward()
+        terms = loss_terms(model.head, output, crops, targets, weights)
+        terms["loss"].backward()
+        torch.stack([term.detach() for term in terms.values()]).tolist()
+        torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
         for optimiser in optimisers:
             optimiser.step()
+        update_ema(ema, model, next(numbers), 10 ** 6)
 
-    works = [partial(make_batch, drawn, crops, rows, model.size, device, params), step]
-    inputs, whole = (len(rows) / statistics.median(times)
-                     for times in take_turns(works, torch.device(device).type, TRAINING_SECONDS))
-    return dict(preset=preset, precision=precision, batch=len(rows), input=inputs, step=whole,
-                fraction=whole * 3 * 2 * count_multiply_adds(model) / rates[precision])
+    return step, make, operations
+
+
+def training_speed(rates, device="cpu", preset="tiny", seconds=TRAINING_SECONDS, **how):
+    """Images a second of a training step and of its input side alone; the GPU's memory that it takes, GB.
+
+    rates: of measure_speed, for the fraction of the rate that the step reaches. how: of training_step.
+    """
+    how = dict(row="cc-gd-none", batch=RECIPES[preset]["batch_size"],
+               amp=preset == "paper" and "bfloat16" in rates) | how
+    kind, precision = torch.device(device).type, "bfloat16" if how["amp"] else "float32"
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    step, make, operations = training_step(device=device, preset=preset, **how)
+    step()                                                                    # and what is compiled, is
+    inputs, whole = (how["batch"] / statistics.median(times) for times in
+                     take_turns([make, step], kind, seconds))
+    memory = torch.cuda.max_memory_allocated() / 1e9 if kind == "cuda" else None
+    return dict(preset=preset, precision=precision, **how, input=inputs, step=whole, memory=memory,
+                fraction=whole * operations / rates[precision])
 
 
 # ------------------------------------------------------------------------------- the report
@@ -300,7 +406,6 @@ def main():
     if unknown := set(rows) - set(ROWS):
         raise BadInput(f"{sorted(unknown)[0]}: choose from {', '.join(ROWS)}, or all")
     check_device(args.device)
-    torch.backends.cudnn.allow_tf32 = False      # float32 in convolutions, too, as in products
     timings, rates = measure_speed(rows, args.device)
     machine = machine_line(args.device, rates)
     print(machine, speed_table(timings), ratios_table(timings), sep="\n\n")

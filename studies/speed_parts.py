@@ -4,8 +4,8 @@
     python studies/speed_parts.py memory                # half a minute, on the CPU
     python studies/speed_parts.py input --data MPII     # any folder in MPII's layout; without: drawings
 
-    layer     one layer of the paper's size (16 grids of 16 x 17, 192 channels): its definition through FFTs,
-              and products with DFT matrices. Medians; 'times' is the speed over the definition in float32
+    layer     one mixer of the paper's size (16 grids of 16 x 17, on a GPU 1,024; 192 channels), GS, GD and
+              attention, in the forms of speed.py. Medians; 'times' is the speed over plain float32
     memory    by how much a process grows in forward passes, beside the network's weights; plain and optimised
               as in speed.py
     input     on one core: crops turned, zoomed and mirrored at random, normalised, and heatmaps of 16 joints.
@@ -16,13 +16,13 @@
 Only precisions that the device computes natively are measured.
 """
 
+import copy
 import os
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -40,44 +40,57 @@ from distill import heatmaps
 from data_mpii import load_samples
 from costs import describe_device, take_turns
 from export import COMPILE
-from fft_filter import through_ffts
 from gfl import GlobalDynamicFilter, StaticFilter
-from models import FILTERS, IMAGENET_MEAN, IMAGENET_STD, build_student
-from speed import PRECISIONS, build_form, precisions
+from models import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Attention, build_student
+from speed import FORMS, Recorded, build_form, forms_of, precisions, running
 from synthetic import drawn_people
 
-# ------------------------------------------------------------------------------- one filter layer
+# ------------------------------------------------------------------------------- one mixer's layer
 
-GRIDS, GRID, DIM = 16, (16, 17), 192
-LAYERS = {"GS": StaticFilter, "GD": GlobalDynamicFilter}
-LAYER_FORMS = {"definition": through_ffts, "products": nullcontext, "compiled": nullcontext}
-LAYER_SECONDS = 30       # for the forms of one filter, which take turns
+GRID, DIM, HEADS = (16, 17), 192, 8
+GRIDS = {"cpu": 16, "cuda": 1024}        # token grids at once: on a GPU more than its cache holds
+LAYERS = {"GS": StaticFilter, "GD": GlobalDynamicFilter,
+          "attention": lambda grid, dim: Attention(dim, HEADS)}
+LAYER_SECONDS = 30       # for the forms of one mixer, which take turns
 
 
 @torch.inference_mode()
-def time_layers(args):
-    kind = torch.device(args.device).type
-    print(describe_device(args.device))
+def measure_layers(device, seconds=LAYER_SECONDS, forms=FORMS):
+    """A dictionary for each form of each mixer: seconds, bytes of input and output, distance from plain."""
+    kind, grids = torch.device(device).type, GRIDS[torch.device(device).type]
     for name, build in LAYERS.items():
         torch.manual_seed(0)
-        layer = build(GRID, DIM).to(args.device).requires_grad_(False)
-        x = torch.randn(GRIDS, *GRID, DIM, device=args.device)
-        with through_ffts(layer):
+        layer = build(GRID, DIM).to(device).eval().requires_grad_(False)
+        x, figures, works = torch.randn(grids, *GRID, DIM, device=device), [], []
+        with running(layer, "plain", "float32"):
             truth = layer(x)
-        labels, works = [], []
-        for (precision, dtype), (form, context) in product(precisions(args.device).items(),
-                                                           LAYER_FORMS.items()):
-            mixer, tokens = build(GRID, DIM).to(args.device, dtype).requires_grad_(False), x.to(dtype)
-            mixer.load_state_dict(layer.state_dict())
-            run = torch.compile(mixer, dynamic=False, **COMPILE[kind]) if form == "compiled" else mixer
-            with context(mixer):
-                off = (run(tokens).float() - truth).abs().max() / truth.abs().max()
-            labels.append((precision, form, off))
-            works.append((partial(run, tokens), partial(context, mixer)))
-        times = [statistics.median(turns) for turns in take_turns(works, kind, LAYER_SECONDS) if turns]
-        for (precision, form, off), seconds in zip(labels, times):
-            print(f"{name}  {precision:9} {form:10} {1e3 * seconds:7.2f} ms  "
-                  f"{times[0] / seconds:5.2f} times  off by {off:.0e} of the largest", flush=True)
+        kept = [form for form in forms_of(device) if form in forms]
+        for (precision, dtype), form in product(precisions(device).items(), kept):
+            mixer, tokens = copy.deepcopy(layer).to(dtype), x.to(dtype)
+            context = partial(running, mixer, form, precision)
+            if form == "compiled":
+                mixer = torch.compile(mixer, dynamic=False, **COMPILE[kind])
+            elif form == "graph":
+                mixer = Recorded(mixer)
+            with context():
+                off = float((mixer(tokens).float() - truth).abs().max() / truth.abs().max())
+                mixer(tokens), mixer(tokens)             # a compiled one is recorded at the second or third
+            figures.append(dict(mixer=name, precision=precision, form=form, grids=grids, off=off,
+                                bytes=2 * tokens.nbytes))
+            works.append((partial(mixer, tokens), context))
+        for figure, turns in zip(figures, take_turns(works, kind, seconds)):
+            if turns:
+                yield figure | dict(seconds=statistics.median(turns))
+
+
+def time_layers(args):
+    print(describe_device(args.device))
+    first = {}
+    for found in measure_layers(args.device):
+        times = first.setdefault(found["mixer"], found["seconds"]) / found["seconds"]
+        print(f"{found['mixer']:10}{found['precision']:9} {found['form']:10} "
+              f"{1e3 * found['seconds']:7.2f} ms  {times:5.2f} times  "
+              f"off by {found['off']:.0e} of the largest", flush=True)
 
 
 # ------------------------------------------------------------------------------- memory
@@ -95,7 +108,7 @@ def peak():
 def growth(filter, form, precision):
     """MB that this process grows by in three forward passes of a reg student."""
     model = build_student("reg", filter, "none", "paper").eval()
-    network, context = build_form(model, form, PRECISIONS[precision])
+    network, context = build_form(model, form, precision)
     images = torch.rand(CROPS_AT_ONCE, 3, model.size, model.size)
     before = peak()
     with context():

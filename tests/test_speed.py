@@ -14,8 +14,9 @@ import results
 import speed
 from common import fast_bfloat16
 from costs import take_turns
+from distill import loss_terms
 from export import for_inference
-from models import build_student
+from models import build_student, build_teacher
 
 native = pytest.mark.skipif(not fast_bfloat16("cpu"), reason="this CPU has no native bfloat16")
 
@@ -69,7 +70,7 @@ def test_every_form_is_timed_and_checked(fast, monkeypatch, mini, uncompiled):
     monkeypatch.setitem(speed.MATRIX, "cpu", 64)
     timings, rates = speed.measure_speed(["reg-none"])
     assert (
-        len(timings) == 3 * len(speed.FORMS) * len(names) * 2
+        len(timings) == 3 * len(speed.forms_of("cpu")) * len(names) * 2
         and set(rates) == {t.precision for t in timings} == names
     )
     for t in timings:
@@ -204,11 +205,39 @@ def test_plain_is_the_definition(mini):
         assert not any("flash" in name for name in names)
 
 
-def test_training_speed():
-    training = speed.training_speed(dict.fromkeys(speed.PRECISIONS, 1e11), count=40)
-    assert training["batch"] == 32 and training["input"] > training["step"] > 0
-    forward = 2 * costs.count_multiply_adds(build_student("cc", "gd", "none", "tiny"))
-    assert training["fraction"] == pytest.approx(training["step"] * 3 * forward / 1e11)     # backward: twice
+@pytest.mark.parametrize("row, taught", [("cc-gd-none", False), ("reg-gs-none", True), ("teacher", False)])
+def test_training_speed(row, taught, mini):
+    rates = dict.fromkeys(speed.PRECISIONS, 1e11)
+    training = speed.training_speed(rates, preset="mini", row=row, taught=taught, seconds=0.5)
+    assert training["batch"] == 8 and training["input"] > training["step"] > 0
+    teacher = 2 * costs.count_multiply_adds(build_teacher("mini"))
+    model = build_student(*row.split("-"), "mini") if row != "teacher" else None
+    forward = 2 * costs.count_multiply_adds(model) if model else teacher
+    operations = 3 * forward + taught * teacher                                             # backward: twice
+    assert training["fraction"] == pytest.approx(training["step"] * operations / 1e11)
+
+
+def test_a_timed_step_learns_as_train_does(mini):
+    """The same terms, and weights that move: what is timed is a step."""
+    torch.manual_seed(0)
+    seen = []
+    step, _, _ = speed.training_step("cc-gs-none", preset="mini", batch=4, taught=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "loss_terms", lambda *how: seen.append(loss_terms(*how)) or seen[-1])
+        for _ in range(20):
+            step()
+    assert set(seen[0]) == {"task", "keypoint_tokens", "visual_tokens", "heatmap", "confidence", "loss"}
+    assert seen[-1]["loss"].item() < seen[0]["loss"].item()
+
+
+def test_tf32_is_for_gpus_and_its_flags_are_put_back():
+    assert "tf32" not in speed.precisions("cpu") and "graph" not in speed.forms_of("cpu")
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    for precision in speed.PRECISIONS:
+        with speed.rounding(precision):
+            assert [flag.allow_tf32 for flag in flags] == 2 * [precision == "tf32"]
+    assert [flag.allow_tf32 for flag in flags] == before
 
 
 def test_unknown_rows_are_refused(tmp_path):
