@@ -123,7 +123,7 @@ def test_who_is_looked_for_and_where(monkeypatch):
     """Everybody by themselves, somebody in each of some boxes, nobody in none, one in the whole image."""
     monkeypatch.setattr(module, "find_people", lambda *how: ["found", *how])
     how = SimpleNamespace(whole=False, device="cpu", flip_test=True)
-    assert people_in(how, "model", IMAGE, None) == ["found", "model", IMAGE, "cpu", True]
+    assert people_in(how, "model", IMAGE, None) == ["found", "model", IMAGE, "cpu"]
     monkeypatch.setattr(module, "poses_in_boxes", lambda *how, **more: [how[2], more])
     assert people_in(how, "model", IMAGE, [[1, 2, 3, 4]]) == [[[1, 2, 3, 4]], {}]
     assert people_in(how, "model", IMAGE, []) == [[], {}]
