@@ -242,6 +242,7 @@ def train(args, distributed):
     """Prepare a run, train, and write its results."""
     torch.manual_seed(args.seed)
     if args.device != "cpu":                             # a CPU's kernels are reproducible as they are
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")       # cuBLAS: sums in one order
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
     model = build_model(args)

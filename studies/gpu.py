@@ -192,8 +192,7 @@ def call_train(visit, flags, heard=lambda: None):
     flags = {"data": visit.folders(), "device": visit.args.device, "amp": True,
              "cache": visit.args.out / "crops", "stop-after": max(visit.left() - LAST, 0.01), **flags}
     child = subprocess.Popen([sys.executable, ROOT / "train.py", *command_line(flags)], text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             env=dict(os.environ, CUBLAS_WORKSPACE_CONFIG=":4096:8"))  # repeatable sums
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     timer, lines = threading.Timer(60 * max(visit.left() - 0.1, 0), child.terminate), []
     timer.start()
     try:
