@@ -43,9 +43,9 @@ HIDDEN = 0.15, 0.4          # shortest, longest side of the occluding rectangle,
 # people who are not whole in a photo lack their legs.
 CUTS = ((0, 1), (0, -1), (1, 0), (-1, 0)), (0.55, 0.15, 0.15, 0.15)
 CUT_AT = 0.4, 0.85          # least and largest fraction of the person, along that normal, that is kept
-BLACK = 0.5                 # fraction of the cut people beyond whose line the picture ends
+BLACK = 0.5                 # fraction of cut people with everything beyond the line black
 LOOSE_ZOOM, LOOSE_OFFSET = (0.9, 1.6), 0.25      # of boxes that do not fit: sides of the plain box
-LEAST_JOINTS, SMALLEST = 4, 0.4     # joints that a part must show, side of its box in sides of the whole one
+LEAST_JOINTS, SMALLEST = 4, 0.4     # of a part: visible joints; side of its box / side of the person's box
 # Joint k of a mirrored person is joint FLIP[k] of the original: left and right are swapped.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
 
@@ -208,7 +208,7 @@ def cut_people(samples, chance, random):
     kept = visible & (along <= line[:, None])                                                  # (N, 16)
     low = joints.where(kept[..., None], math.inf).amin(1)                                      # (N, 2)
     high = joints.where(kept[..., None], -math.inf).amax(1)
-    low = torch.where(normal == -1, -line[:, None], low)                                  # up to the line
+    low = torch.where(normal == -1, -line[:, None], low)                  # n = -1: n x = line at x = -line
     high = torch.where(normal == 1, line[:, None], high)
     part = BOX_ENLARGEMENT * (high - low).amax(1) / side                                       # (N,)
     happens = (happens < chance) & (kept.sum(1) >= LEAST_JOINTS) & (part >= SMALLEST)

@@ -42,12 +42,12 @@ PIXELS_PER_SCALE = 200
 BOX_ENLARGEMENT = 1.25
 CENTER_SHIFT = 15                    # pixels per unit of scale, before the enlargement
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
-HEAD_SIZE_PER_SCALE = 25             # that unit in MPII for nearly everyone, used where there is no head box
+HEAD_SIZE_PER_SCALE = 25             # that unit / scale, for nearly everyone in MPII; used without a head box
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
 SMALL_PERSON = 10                    # pixels; smaller people are warned of
 LOOKED_AT = 64                       # images with whose sizes labels are compared
 LEAST_INSIDE = 0.8                   # of a set's labels, inside their crops and images; in real sets 0.99
-WIDEST_CROP = 10                     # the median, in spans of the joints (real sets: 1.2 to 1.8), in images
+WIDEST_CROP = 10                     # most: median side of crops / span of joints (real: 1.2 to 1.8) or image
 VALIDATION_EVERY = 8                 # one in eight images of the release is for validation
 
 

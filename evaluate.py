@@ -10,9 +10,10 @@ PCKh@t is the fraction of joints whose error is at most t head sizes, each 0.6 x
 
     PCKh@t = 100 * mean over labelled joints of [ ||prediction - label|| / head size <= t ]
 
-Pelvis and thorax are left out of every mean, as in the literature on MPII. Two means are in use and both are
-printed: HRNet's, weighted by how often a joint is labelled (`mean`), and the plain mean of 14 joints
-(`mean_unweighted`). @0.1 is threshold 0.10; HRNet's "Mean@0.1" uses 0.11.
+Sets without head boxes have another unit: 25 x MPII's `scale` pixels, or in COCO's layout a sixth of the
+limbs' box. Pelvis and thorax are left out of every mean, as in the literature on MPII. Two means are in use
+and both are printed: HRNet's, weighted by how often a joint is labelled (`mean`), and the plain mean of 14
+joints (`mean_unweighted`). @0.1 is threshold 0.10; HRNet's "Mean@0.1" uses 0.11.
 """
 
 import json
@@ -50,7 +51,7 @@ def pckh(joints, truth, visible, head_size, threshold):
     error = np.linalg.norm(joints - truth, axis=-1) / head_size[:, None]             # (N, 16)
     hits, counts = ((error <= threshold) & visible).sum(0), visible.sum(0)           # (16,)
     percent = 100 * hits / np.where(counts, counts, np.nan)                          # (16,)
-    groups = {name: mean_of_known(percent[joints]) for name, joints in GROUPS.items()}
+    groups = {name: mean_of_known(percent[group]) for name, group in GROUPS.items()}
     return groups | {"mean": float(100 * hits[SCORED].sum() / (counts[SCORED].sum() or np.nan)),
                      "mean_unweighted": mean_of_known(percent[SCORED])}
 
@@ -210,7 +211,7 @@ def score_checkpoint(args, path):
     print(f"{path} ({checkpoint.describe(model.config)}): PCKh on {len(samples):,} samples of {samples.name}"
           + (", flip test" if args.flip_test else "") + (f"; {samples.note}" if samples.note else ""))
     learned = str(metadata.get("data")).partition("/")[0]
-    if not {"None", "as published", samples.name.partition("/")[0]} & set(learned.split("+")):
+    if {"None", "as published", samples.name.partition("/")[0]}.isdisjoint(learned.split("+")):
         print(f"it was trained on {learned} and is scored on other data"
               + (": --data names the folder of photos" if args.data == "drawn" else ""))
     return evaluate(model, samples, stored, args.device, flip_test=args.flip_test)

@@ -116,8 +116,8 @@ class StaticFilter(nn.Module):
     def __init__(self, grid, dim):
         super().__init__()
         H, W = grid
-        # Two real parameters, three dimensions: .to(dtype) makes complex ones real, with a fourth dimension
-        # .to(memory_format=channels_last) changes the layout.
+        # Two parameters that are real and 3-D: .to(dtype) would drop a complex one's imaginary part, and
+        # .to(memory_format=channels_last) would reorder a 4-D one.
         self.K_real = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, dim))
         self.K_imag = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, dim))
         self.filter = GlobalFilter(grid)
@@ -162,7 +162,7 @@ class DynamicFilter(nn.Module):
         self.W1 = nn.Linear(dim, wide, bias=False)
         self.act = StarReLU()
         self.norm = nn.BatchNorm1d(dim, affine=False)
-        self.norm.running_mean.fill_(1)                            # eval(), untrained: 1 + z = mean token
+        self.norm.running_mean.fill_(1)                   # until it is trained, eval() has z = mean - 1
         self.norm.running_var.fill_(1 - self.norm.eps)
         self.M1 = nn.Linear(dim, hidden, bias=False)
         self.M2 = nn.Linear(hidden, BASIS_FILTERS * wide, bias=False)

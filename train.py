@@ -43,7 +43,7 @@ from people import load_joined
 from synthetic import drawn_people
 
 # What a preset trains with, where no flag says otherwise. photos: augmentation of photos; drawings are
-# 'upright'. views: of each sample, shown in turn, for students (0 and teachers: a new view in every epoch).
+# 'upright'. views: fixed augmentations of each sample that students see in turn (0, or a teacher: new ones).
 # 'paper' is DistilPose's schedule and TokenPose's batch and augmentation, as the paper states none.
 RECIPES = {
     "paper": dict(epochs=300, batch_size=64, optimiser="adam", backbone="none", views=0, photos="tokenpose"),
@@ -184,7 +184,7 @@ def score_average(args, distributed, run, valid, epoch):
               for t in THRESHOLDS}
     if len(by_set) > 1:
         scores |= {f"{name}@0.5": values["pckh@0.5"]["mean"] for name, values in by_set.items()}
-    if not scores["pckh@0.5"] <= run.best:             # true for NaN, too (no labels)
+    if math.isnan(scores["pckh@0.5"]) or scores["pckh@0.5"] > run.best:         # NaN: no labels
         run.best = scores["pckh@0.5"]
         checkpoint.save(args.out / "best.pt", run.ema, {**run.metadata, "epoch": epoch, **scores})
     return scores
@@ -265,7 +265,7 @@ def train(args, distributed):
     if not fit(args, distributed, run, train, valid, teacher):
         print(f"stopped after epoch {run.epoch}: the same command with --resume continues it")
     elif distributed.is_main:
-        checkpoint.save_log(args.out, run.log)               # what a kill just after the last save left out
+        checkpoint.save_log(args.out, run.log)               # where a kill came just after last.pt
         if not (args.out / "best.pt").exists():              # resumed with no epoch left and no best.pt
             score_average(args, distributed, run, valid, run.epoch)
         write_result(args, valid, run.log)
@@ -332,7 +332,7 @@ def parse_arguments():
                                  f"{LOW_RATE:g} with muon and attention or a backbone)")
     add("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
     add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    add("--amp", action="store_true", help="bfloat16, but for heads, losses and scores, where it is native")
+    add("--amp", action="store_true", help="bfloat16 where it is native; heads, losses, scores: float32")
     add("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
     add("--stop-after", type=float, metavar="MINUTES", help="end after the epoch in which this time passes")
     add("--resume", action="store_true", help="continue from last.pt of the run's folder (--out)")
@@ -359,7 +359,8 @@ def check_arguments(args):
         (not drawn and args.drawings is not None,
          "--drawings is the number of synthetic people: leave it out where --data names a folder"))
     if args.distill and not (args.teacher or shipped):
-        drawn or find_labels(args.data[0], "train")  # a wrong folder is reported before a missing teacher
+        if not drawn:
+            find_labels(args.data[0], "train")       # a wrong folder is reported before a missing teacher
         raise BadInput(f"no teacher of preset {args.preset} for {'synthetic people' if drawn else 'photos'} "
                        f"is shipped: train one with --train-teacher and name it with --teacher, or learn "
                        f"without one with --no-distill")

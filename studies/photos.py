@@ -30,7 +30,7 @@ ROWS = {**{f"{student}-{filter}-none": ("alone", "terms")
            for student, filter in product(("cc", "reg"), FILTERS)},
         "cc-gs-w24": ("alone", "terms", "weights"), "cc-gd-w24": ("alone", "terms", "weights"),
         "cc-attention-w24": ("alone", "terms"), "reg-gs-w24": ("alone", "terms")}
-EPOCHS = {"none": 16, "w24": 8}
+EPOCHS = {"none": 12, "w24": 8}
 SEEDS = {"cc-gs-none": (0, 1), "cc-gd-none": (0, 1), "cc-gs-w24": (0, 1)}        # others: 0
 VIEWS = ["train.RECIPES.small.views=4"]          # targets are computed once for each
 
