@@ -15,10 +15,9 @@ is as large as the token grid. There are two filters:
     GD  global, dynamic   the sum of GS and of a filter with K^ = K_basis (x) M(X): M, an MLP,
                           mixes basis filters with weights that depend on the input        (K^: DFFormer's)
 
-Equations: poster of the BMVC 2024 paper. Shapes: a token grid is (B, H, W, D): batch, rows, columns,
-channels. Its spectrum is (B, H, W // 2 + 1, D): the other half of a real input's is its complex conjugate.
-Transforms are orthonormal; a filter of ones is the identity. At the paper's size the grid is 16 x 17, a
-column of keypoint tokens beside 16 x 16 visual ones, and K is 16 x 9 x D.
+Equations: the paper's poster. A token grid is (B, H, W, D): batch, rows, columns, channels. Its spectrum is
+(B, H, W // 2 + 1, D); the other half of a real input's is its complex conjugate. Transforms are orthonormal.
+At the paper's size: a grid of 16 x 17, keypoint tokens beside 16 x 16 visual ones, and K of 16 x 9 x D.
 """
 
 import math
@@ -89,14 +88,13 @@ class GlobalFilter(nn.Module):
         B, H, W, D = x.shape
         F = W // 2 + 1
         if (H, W) != self.grid or tuple(K_real.shape[-3:-1]) != (H, F):
-            raise ValueError(f"the filter has {K_real.shape[-3]} x {K_real.shape[-2]} frequencies of a "
-                             f"{self.grid[0]} x {self.grid[1]} grid, which do not fit a token grid of {H} "
-                             f"rows x {W} columns ({H} x {F}): build the layer with grid=({H}, {W})")
+            raise ValueError(f"the filter has {K_real.shape[-3]} x {K_real.shape[-2]} frequencies of a grid "
+                             f"{self.grid}, a token grid of {H} rows x {W} columns has {H} x {F}: build the "
+                             f"layer with grid=({H}, {W})")
         K_real, K_imag = K_real.unsqueeze(-4), K_imag.unsqueeze(-4)            # (1 or B, 1, H, F, D)
         along_w = self.over_w @ x                                              # (B, H, 2 F, D)
-        spectrum = self.over_h @ along_w.view(B, 2 * H, F * D)                 # T(X)      (B, 2 H, F D)
-        spectrum = spectrum.view(B, 2, H, F, D)                                # real, imaginary part
-        real, imag = spectrum.unbind(1)
+        spectrum = (self.over_h @ along_w.view(B, 2 * H, F * D)).view(B, 2, H, F, D)          # T(X)
+        real, imag = spectrum.unbind(1)                                        # (B, H, F, D) each
         turned = torch.stack([-imag, real], 1)                                 # i T(X)
         # G(X) = K (.) T(X) = K_real T(X) + K_imag (i T(X))
         filtered = (spectrum * K_real).addcmul_(turned, K_imag)                # (B, 2, H, F, D)
