@@ -2,6 +2,8 @@
 differences.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -208,3 +210,14 @@ def test_survives_channels_last_and_half(layer):
     expected = model[1](x)
     torch.testing.assert_close(model.to(memory_format=torch.channels_last)[1](x), expected)
     assert torch.isfinite(model.half()[1](x.half())).all()
+
+
+def test_the_layer_in_the_readme_is_the_static_filter():
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    names = {"torch": torch, "nn": nn}
+    exec(text.partition("```python\n")[2].partition("```")[0], names)
+    torch.manual_seed(0)
+    ours, theirs = StaticFilter((16, 17), 8), names["GlobalFilter"](16, 17, 8)
+    theirs.K.data = torch.stack([ours.K_real, ours.K_imag], -1)
+    x = torch.randn(2, 16, 17, 8)
+    torch.testing.assert_close(theirs(x), ours(x))
