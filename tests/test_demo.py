@@ -1,11 +1,13 @@
 """The page of demo/ in a real browser: headless Chromium, over its debugging protocol.
 
-    python -m pytest tests/test_demo.py                     # the server and what stands in the page
+    python -m pytest tests/test_demo.py                     # the server, and people.js in Node.js
     LONG_TESTS=1 python -m pytest tests/test_demo.py        # in Chromium; needs npm --prefix demo install
 
-The page's joints are compared with predict.py's, on synthetic people and, where POSE_DATA is set, on photos.
+people.js is compared with people.py, whose numbers it has, and the page's people and joints with predict.py's,
+on synthetic people and, where POSE_DATA is set, on photos.
 """
 
+import inspect
 import json
 import os
 import re
@@ -17,22 +19,28 @@ import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
+from test_people import PEOPLE, StandIn, crossing, drawn
 
 import checkpoint
+import people
 from crops import cut
 from data_mpii import BOX_ENLARGEMENT
-from export import export_onnx
-from images import LEFT, RIGHT
-from predict import WEIGHTS, box_matrix, find, read_image
+from export import WEIGHTS, export_onnx
+from images import LEFT, RIGHT, read_image
+from people import (LOOK_AGAIN, Found, Tracker, box_matrix, box_of_joints, find_people, is_new, person_score,
+                    poses_in_boxes, shared, suppress, windows)
 from synthetic import draw_person
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 # a photo of a person who stands upright
 STANDING = os.environ.get("POSE_DATA") and Path(os.environ["POSE_DATA"]) / "lspet" / "images" / "im05307.jpg"
+PARTS = "index.html", "demo.js", "people.js", "demo.css"
 SERVE = DEMO / "serve.py"
 PACKAGE = DEMO / "node_modules" / "onnxruntime-web"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -83,7 +91,7 @@ def test_policy_allows_nothing_from_elsewhere():
     assert policy == serve.POLICY
     assert {source for part in policy.split("; ") for source in part.split()[1:]} <= {
         "'none'", "'self'", "'wasm-unsafe-eval'", "data:", "blob:"}
-    for file in ("index.html", "demo.js", "demo.css"):
+    for file in PARTS:
         text = (DEMO / file).read_text().replace("http://www.w3.org/2000/svg", "")     # no address
         assert not re.search(r"//[\w-]+\.\w+", text), file
 
@@ -92,6 +100,133 @@ def test_versions_are_pinned_and_no_host_is_named():
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", version)
                for version in json.loads((DEMO / "package.json").read_text())["dependencies"].values())
     assert "resolved" not in (DEMO / "package-lock.json").read_text()
+
+
+# ------------------------------------------------------------------------------- people.js and people.py
+
+EVALUATE = """
+import {createInterface} from "node:readline";
+Object.assign(globalThis, await import(process.argv[1]));
+const plain = (_, value) => value instanceof Map ? [...value] : value;
+for await (const line of createInterface({input: process.stdin}))
+  console.log(JSON.stringify((0, eval)(line), plain) ?? "null");
+"""
+
+
+@pytest.fixture(scope="module")
+def js():
+    """A function from a line of JavaScript to its value, beside what people.js exports, in Node.js."""
+    if not shutil.which("node"):
+        pytest.skip("no Node.js is installed")
+    command = ["node", "--input-type=module", "-e", EVALUATE, (DEMO / "people.js").as_uri()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        def evaluate(line):
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield evaluate
+        process.stdin.close()
+
+
+def in_js(*found):
+    """Found people as people.js has them."""
+    return json.dumps([{"box": np.array(person.box, float).tolist(),
+                        "joints": np.c_[person.joints, person.confidence].tolist()} for person in found])
+
+
+def answered(js, steps, model, image):
+    """What one of the generators of people.js returns, to which Python's network shows an image's boxes."""
+    step = js(f"steps = {steps}; steps.next()")
+    while not step["done"]:
+        boxes, tight = step["value"]["boxes"], step["value"]["tight"]
+        assert 0 < len(boxes) <= 8
+        step = js(f"steps.next({in_js(*poses_in_boxes(model, image, boxes, tight=tight))})")
+    return step["value"]
+
+
+def same(found, expected):
+    """Are people of people.js, a list, those of people.py, in this order?"""
+    return len(found) == len(expected) and all(
+        np.allclose(one["box"], other.box, atol=0.01)
+        and np.allclose(one["joints"], np.c_[other.joints, other.confidence], atol=0.01)
+        for one, other in zip(found, expected))
+
+
+def test_numbers_are_those_of_people_py():
+    """Of all that people.py uses to find and to follow people; none is left over."""
+    parts = re.split("# -{20,} ", inspect.getsource(people))
+    using = "".join(part for part in parts if part.startswith(("people in an image", "people in a video")))
+    written = dict(re.findall(r"\b([A-Z][A-Z_]+) = (\[.*?\]|[\d.]+)", (DEMO / "people.js").read_text()))
+    assert written.keys() == {name for name in re.findall(r"\b[A-Z][A-Z_]+\b", using) if hasattr(people, name)}
+    for name, value in written.items():
+        assert np.array_equal(json.loads(value), getattr(people, name)), name
+
+
+@pytest.mark.parametrize("width, height", [(640, 480), (97, 211), (1, 1), (4096, 17), (333, 332)])
+def test_windows_are_the_same(js, width, height):
+    np.testing.assert_allclose(js(f"windows({width}, {height})"), windows(width, height), atol=1e-9)
+
+
+def test_people_are_told_apart_in_the_same_way(js):
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        corners, sides = random.uniform(0, 60, (12, 1, 2)), random.uniform(1, 60, (12, 1, 2))
+        joints = corners + sides * random.uniform(size=(12, 16, 2))
+        crowd = [Found([0, 0, 1, 1], *one) for one in zip(joints, random.uniform(0, random.uniform(), (12, 16)))]
+        boxes = list(map(box_of_joints, crowd))
+        js(f"crowd = {in_js(*crowd)}, undefined")
+        np.testing.assert_allclose(js("crowd.map(boxOfJoints)"), boxes)
+        np.testing.assert_allclose(js("crowd.map(personScore)"), list(map(person_score, crowd)))
+        np.testing.assert_allclose(js("crowd.map(one => shared(boxOfJoints(crowd[0]), boxOfJoints(one)))"),
+                                   [shared(boxes[0], box) for box in boxes])
+        assert js("crowd.map(one => isNew(one, crowd.slice(0, 2)))") == [is_new(one, crowd[:2]) for one in crowd]
+        kept = [next(n for n, one in enumerate(crowd) if one is person) for person in suppress(crowd)]
+        assert js("suppress(crowd).map(person => crowd.indexOf(person))") == kept
+
+
+@pytest.mark.parametrize("people, sure", [(PEOPLE, 1), (PEOPLE, 0.6), (PEOPLE, 0.2), (crossing(9), 1), ((), 1)])
+def test_everybody_is_the_same(js, people, sure):
+    """By a network of Python that people.js asks, too."""
+    image, model = drawn(*people), StandIn(sure)
+    assert same(answered(js, f"findPeople({image.width}, {image.height})", model, image),
+                find_people(model, image))
+
+
+def test_who_is_followed_is_the_same(js):
+    """Two people cross, one leaves, a third comes; where a search ends in its frame and boxes do not lag."""
+    tracker, blue = Tracker(StandIn()), ((0, 0, 255), 20, 100, 50, 80)
+    js("tracker = new Tracker(null, Infinity, 1), undefined")
+    for n in range(LOOK_AGAIN + 8):
+        image = drawn(*(crossing(n) if n < 12 else [crossing(n)[0]] if n < 16 else [crossing(n)[0], blue]))
+        found = answered(js, "tracker.next(320, 200)", StandIn(), image)
+        expected = tracker(image)
+        assert [number for number, _ in found] == list(expected)
+        assert same([person for _, person in found], list(expected.values())), n
+    assert tracker.ids == 3
+
+
+def test_following_looks_at_few_boxes_in_a_frame(js):
+    """As on the page: a portion of the windows a frame, until all who walk are found; they keep their ids."""
+    js("tracker = new Tracker(), undefined")
+    model, ids = StandIn(), []
+    for n in range(3 * LOOK_AGAIN):
+        model.looked.clear()
+        found = answered(js, "tracker.next(320, 200)", model, drawn(*crossing(n / 4)))
+        ids.append([number for number, _ in found])
+        assert sum(model.looked) <= 8
+    assert ids[0] == [] and all(of == [0, 1] for of in ids[LOOK_AGAIN:])
+
+
+def test_only_the_chosen_person_is_followed(js):
+    """From the box on; when lost, looked for there again."""
+    js("tracker = new Tracker([200, 60, 60, 90]), undefined")
+    for n in range(2 * LOOK_AGAIN):
+        (red, green), left = PEOPLE, n % 20 * 4
+        image = drawn(red, (green[0], 200 - left, *green[2:]))
+        (number, person), = answered(js, "tracker.next(320, 200)", StandIn(), image)
+        if n < 20:
+            assert number == 0 and np.abs(np.subtract(person["joints"][0][:2], [200 - left, 60])).max() < 4
 
 
 # ------------------------------------------------------------------------------- the browser
@@ -232,7 +367,7 @@ def folder(tmp_path_factory, model):
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("demo")
-    for name in ("index.html", "demo.js", "demo.css"):
+    for name in PARTS:
         shutil.copy(DEMO / name, folder)
     (folder / "node_modules").symlink_to(DEMO / "node_modules")
     export_onnx(model, folder / "student.onnx", "a test")
@@ -286,7 +421,7 @@ def images(tmp_path_factory, model):
     """
     folder = tmp_path_factory.mktemp("images")
     drawings = [Image.fromarray(draw_person(1, n, 128).image) for n in range(40)]
-    sure = [person.confidence.min() for person, in find(model, drawings, [None] * len(drawings))]
+    sure = [poses_in_boxes(model, image, [[0, 0, *image.size]])[0].confidence.min() for image in drawings]
     sizes = (30, 300, 128, 128, 128)
     people = [Image.fromarray(draw_person(1, int(n), size).image)
               for n, size in zip(np.argsort(sure)[::-1], sizes)]
