@@ -18,10 +18,10 @@ const boxSpeed = 0.4;      // of the box of somebody followed, towards the joint
 
 /** Squares [x, y, side, side] that cover an image: the whole of it, then smaller and smaller ones. */
 export function windows(width, height) {
-  const longer = Math.max(width, height), shorter = Math.min(width, height);
+  const longer = Math.max(width, height);
   const squares = [[(width - longer) / 2, (height - longer) / 2, longer, longer]];
   for (const fraction of SIDES) {
-    const side = fraction * Math.max(shorter, longer / THIN);
+    const side = fraction * Math.max(Math.min(width, height), longer / THIN);
     const [columns, rows] = [width, height].map(size => places(size - side, STEP * side));
     squares.push(...rows.flatMap(y => columns.map(x => [x, y, side, side])));
   }
