@@ -1,22 +1,24 @@
-// The joints of one person, found in the browser by the network that export.py wrote.
+// People and their joints, found in the browser by the network that export.py wrote.
 //
 //     source -> frame     what a file, the camera or the sample shows, in its own pixels
-//     frame  -> crop      uint8 (size, size, 3), the square around a person's box: boxMap, cut
-//     crop   -> joints    the network: x, y in pixels of the crop, and a confidence
+//     frame  -> boxes     where people may be: people.js
+//     boxes  -> crops     uint8 (B, size, size, 3), the square around each box: boxMap, cut
+//     crops  -> joints    the network: x, y in pixels of the crop, and a confidence
 //     joints -> frame     the same map backwards, then drawn
 //
 // A pixel's coordinate is that of its centre, as in crops.py. A box is [x, y, width, height] in frame pixels.
+
+import {Tracker, ask, findPeople} from "./people.js";
 
 const $ = id => document.getElementById(id);
 const make = (tag, properties) => Object.assign(document.createElement(tag), properties);
 const frame = make("canvas").getContext("2d", {willReadFrequently: true}), view = $("view").getContext("2d");
 
 const LARGEST = 4096, SMALLEST_VIEW = 640;       // longest side: of an image at most, of the view at least
-const TRACK_MARGIN = 1.15, TRACK_SPEED = 0.4;    // tracked box over its joints; how fast it moves
-const TRACK_SURE = 0.25, TRACK_SMALLEST = 1 / 8; // what it follows: confidence, fraction of the frame's side
 const ROUNDED = 2 ** 20, SMALLEST_BOX = 0.04;    // as crops.py; of the longest side, smaller drags are slips
 const ERROR_SECONDS = 10;                        // for which an error stands over what moves
 const COLOURS = {"r-": "rgb(255 140 0)", "l-": "rgb(0 200 255)"}, MIDDLE = "rgb(120 220 90)";
+const OF_PERSON = ["white", "yellow", "magenta", "lime", "red", "aqua"];         // box and joints, in turn
 const LIMBS = ["r-ankle/r-knee", "r-knee/r-hip", "r-hip/pelvis", "l-hip/pelvis", "l-hip/l-knee",
   "l-knee/l-ankle", "pelvis/thorax", "thorax/upper neck", "upper neck/head top", "r-wrist/r-elbow",
   "r-elbow/r-shoulder", "r-shoulder/thorax", "l-shoulder/thorax", "l-shoulder/l-elbow", "l-elbow/l-wrist"];
@@ -142,14 +144,15 @@ async function load() {
   $("source").textContent = facts.source ?? "not stated";
 }
 
-/** Crop -> joints [[x, y, confidence], ...] in pixels of the crop, and time in ms. */
-async function predict(crop, network = session) {
-  const began = performance.now();
-  const out = await network.run({[network.inputNames[0]]: new ort.Tensor("uint8", crop, [1, size, size, 3])});
-  const time = performance.now() - began;
-  const ofRank = rank => Object.values(out).find(part => part.dims.length === rank).data;
-  const confidence = ofRank(2), xy = ofRank(3);      // (1, K) and (1, K, 2), whatever their names are
-  return {joints: Array.from(confidence, (sure, k) => [xy[2 * k], xy[2 * k + 1], sure]), time};
+/** Crops (B, size, size, 3) -> joints (B, K, 3): x, y in pixels of the crop, confidence; and ms a crop. */
+async function predict(crops, network = session) {
+  const began = performance.now(), count = crops.length / (size * size * 3);
+  const input = new ort.Tensor("uint8", crops, [count, size, size, 3]);
+  const out = await network.run({[network.inputNames[0]]: input}), time = (performance.now() - began) / count;
+  const ofRank = rank => Object.values(out).find(part => part.dims.length === rank);
+  const {data: sure, dims: [, K]} = ofRank(2), xy = ofRank(3).data;  // (B, K), (B, K, 2), by whatever names
+  const joint = n => [xy[2 * n], xy[2 * n + 1], sure[n]], range = length => Array.from({length}, (_, n) => n);
+  return {joints: range(count).map(b => range(K).map(k => joint(b * K + k))), time};
 }
 
 const median = values => values.toSorted((a, b) => a - b)[values.length >> 1];
@@ -157,12 +160,14 @@ const median = values => values.toSorted((a, b) => a - b)[values.length >> 1];
 // ------------------------------------------------------------------------------- one frame after another
 
 let source = null;                // {name, width, height, draw(), moving, mirrored, next(callback), stop()}
-let box = null, chosen = null;         // of the next frame, and as the visitor drew it; null: the whole image
-let joints = [], dragged = null, paused = false, refresh = () => {};
-let finished = [], times = [];         // when the last frames were done, what the network took for them
+let chosen = null, dragged = null;     // the box that the visitor drew, or is drawing; null: everybody
+let people = new Map(), tracker;       // {id: person} as drawn, and who follows them: a new one starts anew
+let paused = false, refresh = () => {};
+let finished = [], times = [];         // when the last frames were done, what the network took for a crop
 
 const threshold = () => Number($("threshold").value);
-const sure = () => joints.filter(joint => joint[2] >= threshold());
+const sure = joints => joints.filter(joint => joint[2] >= threshold());
+const colour = id => OF_PERSON[id % OF_PERSON.length];
 
 async function run() {
   for (;;) {
@@ -173,40 +178,58 @@ async function run() {
   }
 }
 
+const following = () => source.moving && !paused && $("track").checked;
+
 async function look(from) {
-  const {width, height} = from;
+  const {width, height} = from, mine = tracker, follow = following(), still = paused || !from.moving;
   if (!paused) from.draw();
-  const map = box ? boxMap(box, size, enlargement) : boxMap([0, 0, width, height], size, 1);
-  const found = await predict(cut(frame, map, size));
-  if (from !== source) return;                       // the visitor has chosen another one meanwhile
-  joints = found.joints.map(([u, v, sure]) => [(u - map.x) / map.scale, (v - map.y) / map.scale, sure]);
+  if (still) people = new Map(), paint();
+  const steps = follow ? mine.next(width, height) : chosen ? ask([chosen], true) : findPeople(width, height);
+  let step = steps.next();
+  while (!step.done) {
+    const {tight, done, all} = step.value, changed = () => mine !== tracker || follow !== following();
+    if (still && !chosen) say(`looking${tight ? " closer" : ""}: ${done} of ${all}${tight ? "" : " windows"}`);
+    if (!follow) await new Promise(shown => setTimeout(shown));
+    if (changed()) return;                           // the visitor wants something else meanwhile
+    const found = await peopleIn(step.value);
+    if (changed()) return;
+    step = steps.next(found);
+  }
+  people = new Map(step.value.entries());
   finished = [...finished.slice(-60), performance.now()];
-  times = [...times.slice(-30), found.time];
   paint();
-  if (!from.moving) say(`${from.name}${from.note ?? ""}: ${sure().length} of ${joints.length} joints found`);
-  else if ($("track").checked && !paused && !dragged) box = follow();
+  if (!still) return;
+  const {joints} = people.get(0) ?? {}, count = people.size;
+  say(`${from.name}${from.note ?? ""}: ${chosen ? `${sure(joints).length} of ${joints.length} joints`
+    : count > 1 ? `${count} people` : count ? "1 person" : "nobody"} found`);
 }
 
-/** The next frame's box: around this one's sure joints, smoothed; where they are lost, the first again. */
-function follow() {
-  const seen = joints.filter(joint => joint[2] >= TRACK_SURE), smallest = TRACK_SMALLEST * frame.canvas.width;
-  const along = k => seen.map(joint => joint[k]);
-  const [x0, x1, y0, y1] = [0, 1].flatMap(k => [Math.min(...along(k)), Math.max(...along(k))]);
-  const side = Math.max(x1 - x0, y1 - y0), grow = side * (TRACK_MARGIN - 1) / 2;
-  if (seen.length < joints.length / 2 || side < smallest) return chosen;
-  const next = [x0 - grow, y0 - grow, x1 - x0 + 2 * grow, y1 - y0 + 2 * grow];
-  return box ? box.map((old, k) => old + TRACK_SPEED * (next[k] - old)) : next;
+/** A request of people.js -> a person for each of its boxes. */
+async function peopleIn({boxes, tight}) {
+  const maps = boxes.map(box => boxMap(box, size, tight ? enlargement : 1));
+  const crops = new Uint8Array(boxes.length * size * size * 3);
+  maps.forEach((map, n) => crops.set(cut(frame, map, size), n * size * size * 3));
+  const {joints, time} = await predict(crops);
+  times = [...times.slice(-30), time];
+  return maps.map(({scale, x, y}, n) => (
+    {box: boxes[n], joints: joints[n].map(([u, v, sure]) => [(u - x) / scale, (v - y) / scale, sure])}));
 }
 
-/** Frame and skeleton onto a canvas of any size, mirrored where asked. */
-function drawSkeleton(context) {
+/** Frame and skeletons onto a canvas of any size, mirrored where asked. */
+function drawSkeletons(context) {
   const mirror = $("mirror").checked, zoom = context.canvas.width / source.width;
-  const longest = Math.max(source.width, source.height), person = box ? Math.max(box[2], box[3]) : longest;
-  const line = Math.min(Math.max(person / 70, longest / 250), longest / 110);
-  const opacity = confidence => 0.3 + 0.7 * confidence;
   context.setTransform(mirror ? -zoom : zoom, 0, 0, zoom, mirror ? context.canvas.width : 0, 0);
   context.drawImage(frame.canvas, 0, 0);
-  Object.assign(context, {lineCap: "round", lineWidth: line});
+  context.lineCap = "round";
+  for (const [id, person] of people) drawSkeleton(context, person, colour(id));
+  context.globalAlpha = 1;
+}
+
+function drawSkeleton(context, {box, joints}, fillStyle) {
+  const longest = Math.max(source.width, source.height);
+  const line = Math.min(Math.max(box[2] / 70, box[3] / 70, longest / 250), longest / 110);
+  const opacity = confidence => 0.3 + 0.7 * confidence;
+  context.lineWidth = line;
   for (const [a, b] of limbs) {
     const unsure = Math.min(joints[a]?.[2], joints[b]?.[2]);
     if (!(unsure >= threshold())) continue;
@@ -216,24 +239,25 @@ function drawSkeleton(context) {
     for (const k of [a, b]) context.lineTo(joints[k][0] + 0.5, joints[k][1] + 0.5);    // from the edge
     context.stroke();
   }
-  Object.assign(context, {fillStyle: "white", strokeStyle: "black", lineWidth: line / 4});
-  for (const [x, y, confidence] of sure()) {
+  Object.assign(context, {fillStyle, strokeStyle: "black", lineWidth: line / 4});
+  for (const [x, y, confidence] of sure(joints)) {
     context.globalAlpha = opacity(confidence);
     context.beginPath();
     context.arc(x + 0.5, y + 0.5, line, 0, 7);
     context.fill();
     context.stroke();
   }
-  context.globalAlpha = 1;
 }
 
 function paint() {
-  drawSkeleton(view);
-  if (!dragged && !box) return;
+  drawSkeletons(view);
   const line = Math.max(source.width, source.height) / 320;
-  Object.assign(view, {strokeStyle: "white", lineWidth: line});
+  const boxes = dragged ? [["white", dragged]] : Array.from(people, ([id, {box}]) => [colour(id), box]);
   view.setLineDash([4 * line, 3 * line]);
-  view.strokeRect(...dragged ?? box);
+  for (const [strokeStyle, box] of boxes) {
+    Object.assign(view, {strokeStyle, lineWidth: line});
+    view.strokeRect(...box);
+  }
   view.setLineDash([]);
 }
 
@@ -253,13 +277,15 @@ function showFigures() {
   $("fps").textContent = source.moving && !paused && frames > 0 ? (frames / seconds).toFixed(1) : "–";
   $("time").textContent = times.length ? `${median(times).toFixed(1)} ms` : "–";
   const scale = source.scale ?? 1;                   // numbers are in pixels of the file
-  $("box").textContent = box ? box.map(side => Math.round(side / scale)).join(", ") : "whole image";
-  if ($("list").open) $("joints").replaceChildren(...joints.map((joint, k) => {
-    const [x, y] = joint.map(value => (value + 0.5) / scale - 0.5);
-    const row = make("tr"), cells = [names[k] ?? k, ...[x, y, joint[2]].map(value => value.toFixed(2))];
-    row.append(...cells.map(textContent => make("td", {textContent})));
-    return row;
-  }));
+  const round = ({box}) => box.map(side => Math.round(side / scale)).join(", ");
+  $("box").textContent = Array.from(people.values(), round).join("\n") || "–";
+  if ($("list").open) $("joints").replaceChildren(...[...people.values()].flatMap(({joints}) => joints.map(
+    (joint, k) => {
+      const [x, y] = joint.map(value => (value + 0.5) / scale - 0.5);
+      const row = make("tr"), cells = [names[k] ?? k, ...[x, y, joint[2]].map(value => value.toFixed(2))];
+      row.append(...cells.map(textContent => make("td", {textContent})));
+      return row;
+    })));
 }
 
 // ------------------------------------------------------------------------------- sources
@@ -294,22 +320,22 @@ let asked = 0;                         // number of the last source asked for: a
 function show(next) {
   if (next.stop !== source?.stop) source?.stop?.();
   source = next;
-  box = chosen = null;
-  joints = finished = times = [];
+  finished = times = [];
   Object.assign(frame.canvas, {width: next.width, height: next.height});
   const zoom = Math.max(1, SMALLEST_VIEW / Math.max(next.width, next.height));
   Object.assign(view.canvas, {width: zoom * next.width, height: zoom * next.height});
   $("mirror").checked = Boolean(next.mirrored);
   $("camera").setAttribute("aria-pressed", next.name === "camera");
   $("pause").disabled = !next.moving;
+  choose(null);
   pause(false);
-  say(next.title);
 }
 
 function pause(on) {
   paused = on;
   $("pause").setAttribute("aria-pressed", on);
   source.pause?.(on);
+  if (!on) say(source.title);
   refresh();
 }
 
@@ -439,7 +465,7 @@ export function drawPerson(context, time) {
 
 // ------------------------------------------------------------------------------- what a visitor does
 
-/** A box around the person, in whole pixels, or null for the whole image. */
+/** A box around one person, in whole pixels, or null for everybody. */
 function choose(next) {
   const within = (value, least, most) => Math.min(Math.max(Math.round(value), least), most);
   if (next) {
@@ -447,13 +473,15 @@ function choose(next) {
     next = [within(next[0], 0, source.width - width), within(next[1], 0, source.height - height),
             width, height];
   }
-  box = chosen = next;
+  chosen = next;
+  tracker = new Tracker(chosen);
+  people = new Map();
   refresh();
 }
 
 function save() {
   const picture = make("canvas", {width: source.width, height: source.height});
-  drawSkeleton(picture.getContext("2d"));
+  drawSkeletons(picture.getContext("2d"));
   picture.toBlob(blob => {
     const href = URL.createObjectURL(blob);
     make("a", {href, download: `${source.name.replace(/\.[^.]*$/, "")}-pose.jpg`}).click();
@@ -464,13 +492,16 @@ function save() {
 function listen() {
   const buttons = {choose: () => $("file").click(), sample,
                    camera: () => source.name === "camera" ? sample() : camera(), pause: () => pause(!paused),
-                   whole: () => choose(null), save};
+                   everybody: () => choose(null), save};
   for (const [name, action] of Object.entries(buttons)) $(name).onclick = () => action();
   $("file").onchange = () => { open($("file").files[0]); $("file").value = ""; };
   $("facing").onchange = () => { if (source.name === "camera") camera(); };
-  $("threshold").oninput = () => { $("shown").textContent = threshold().toFixed(2); refresh(); };
-  $("mirror").onchange = () => refresh();
-  $("track").onchange = () => { box = chosen; refresh(); };
+  $("threshold").oninput = () => {
+    $("shown").textContent = threshold().toFixed(2);
+    chosen ? refresh() : paint();
+  };
+  $("mirror").onchange = paint;
+  $("track").onchange = () => choose(chosen);
   $("list").ontoggle = showFigures;
   document.ondragover = event => { event.preventDefault(); document.body.className = "dropping"; };
   document.ondragleave = () => { document.body.className = ""; };
@@ -513,7 +544,8 @@ function listen() {
     if (!(event.key in ways)) return;
     event.preventDefault();
     const [dx, dy] = ways[event.key], {width, height} = source;
-    const [x, y, w, h] = box ?? [width / 8, height / 8, 0.75 * width, 0.75 * height];
+    const [x, y, w, h] = [...people.values()][0]?.box ?? chosen ??
+      [width / 8, height / 8, 0.75 * width, 0.75 * height];
     choose(event.shiftKey ? [x, y, w + dx, h + dy] : [x + dx, y + dy, w, h]);
   };
 }

@@ -1,11 +1,13 @@
 """The page of demo/ in a real browser: headless Chromium, over its debugging protocol.
 
-    python -m pytest tests/test_demo.py                     # the server and what stands in the page
+    python -m pytest tests/test_demo.py                     # the server, and people.js in Node.js
     LONG_TESTS=1 python -m pytest tests/test_demo.py        # in Chromium; needs npm --prefix demo install
 
-The page's joints are compared with predict.py's, on synthetic people and, where POSE_DATA is set, on photos.
+people.js is compared with people.py, whose numbers it has, and the page's people and joints with those of
+predict.py, on synthetic people and, where POSE_DATA is set, on photos.
 """
 
+import inspect
 import json
 import os
 import re
@@ -21,18 +23,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from test_people import PEOPLE, StandIn, crossing, drawn
 
 import checkpoint
+import people
 from crops import cut
 from data_mpii import BOX_ENLARGEMENT
-from export import export_onnx
-from images import LEFT, RIGHT
-from predict import WEIGHTS, box_matrix, find, read_image
+from export import WEIGHTS, export_onnx
+from images import LEFT, RIGHT, read_image
+from people import (LOOK_AGAIN, Found, Tracker, box_matrix, box_of_joints, find_people, is_new, person_score,
+                    poses_in_boxes, shared, suppress, windows)
 from synthetic import draw_person
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 # a photo of a person who stands upright
 STANDING = os.environ.get("POSE_DATA") and Path(os.environ["POSE_DATA"]) / "lspet" / "images" / "im05307.jpg"
+PARTS = "index.html", "demo.js", "people.js", "demo.css"
 SERVE = DEMO / "serve.py"
 PACKAGE = DEMO / "node_modules" / "onnxruntime-web"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -83,7 +89,7 @@ def test_policy_allows_nothing_from_elsewhere():
     assert policy == serve.POLICY
     assert {source for part in policy.split("; ") for source in part.split()[1:]} <= {
         "'none'", "'self'", "'wasm-unsafe-eval'", "data:", "blob:"}
-    for file in ("index.html", "demo.js", "demo.css"):
+    for file in PARTS:
         text = (DEMO / file).read_text().replace("http://www.w3.org/2000/svg", "")     # no address
         assert not re.search(r"//[\w-]+\.\w+", text), file
 
@@ -92,6 +98,136 @@ def test_versions_are_pinned_and_no_host_is_named():
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", version)
                for version in json.loads((DEMO / "package.json").read_text())["dependencies"].values())
     assert "resolved" not in (DEMO / "package-lock.json").read_text()
+
+
+# ------------------------------------------------------------------------------- people.js and people.py
+
+EVALUATE = """
+import {createInterface} from "node:readline";
+Object.assign(globalThis, await import(process.argv[1]));
+const plain = (_, value) => value instanceof Map ? [...value] : value;
+for await (const line of createInterface({input: process.stdin}))
+  console.log(JSON.stringify((0, eval)(line), plain) ?? "null");
+"""
+
+
+@pytest.fixture(scope="module")
+def js():
+    """A function from a line of JavaScript to its value, beside what people.js exports, in Node.js."""
+    if not shutil.which("node"):
+        pytest.skip("no Node.js is installed")
+    command = ["node", "--input-type=module", "-e", EVALUATE, (DEMO / "people.js").as_uri()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        def evaluate(line):
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield evaluate
+        process.stdin.close()
+
+
+def in_js(*found):
+    """Found people as people.js has them."""
+    return json.dumps([{"box": np.array(person.box, float).tolist(),
+                        "joints": np.c_[person.joints, person.confidence].tolist()} for person in found])
+
+
+def answered(js, steps, model, image):
+    """What one of the generators of people.js returns, to which Python's network shows an image's boxes."""
+    step = js(f"steps = {steps}; steps.next()")
+    while not step["done"]:
+        boxes, tight = step["value"]["boxes"], step["value"]["tight"]
+        assert 0 < len(boxes) <= 8
+        step = js(f"steps.next({in_js(*poses_in_boxes(model, image, boxes, tight=tight))})")
+    return step["value"]
+
+
+def same(found, expected):
+    """Are people of people.js, a list, those of people.py, in this order?"""
+    return len(found) == len(expected) and all(
+        np.allclose(one["box"], other.box, atol=0.01)
+        and np.allclose(one["joints"], np.c_[other.joints, other.confidence], atol=0.01)
+        for one, other in zip(found, expected))
+
+
+def test_numbers_are_those_of_people_py():
+    """Of all that people.py uses to find and to follow people; none is left over."""
+    parts = re.split("# -{20,} ", inspect.getsource(people))
+    using = "".join(part for part in parts if part.startswith(("people in an image", "people in a video")))
+    written = dict(re.findall(r"\b([A-Z][A-Z_]+) = (\[.*?\]|[\d.]+)", (DEMO / "people.js").read_text()))
+    used = {name for name in re.findall(r"\b[A-Z][A-Z_]+\b", using) if hasattr(people, name)}
+    assert written.keys() == used
+    for name, value in written.items():
+        assert np.array_equal(json.loads(value), getattr(people, name)), name
+
+
+@pytest.mark.parametrize("width, height", [(640, 480), (97, 211), (1, 1), (4096, 17), (333, 332)])
+def test_windows_are_the_same(js, width, height):
+    np.testing.assert_allclose(js(f"windows({width}, {height})"), windows(width, height), atol=1e-9)
+
+
+def test_people_are_told_apart_in_the_same_way(js):
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        corners, sides = random.uniform(0, 60, (12, 1, 2)), random.uniform(1, 60, (12, 1, 2))
+        joints = corners + sides * random.uniform(size=(12, 16, 2))
+        sure = random.uniform(0, random.uniform(), (12, 16))
+        crowd = [Found([0, 0, 1, 1], *one) for one in zip(joints, sure)]
+        boxes = list(map(box_of_joints, crowd))
+        js(f"crowd = {in_js(*crowd)}, undefined")
+        np.testing.assert_allclose(js("crowd.map(boxOfJoints)"), boxes)
+        np.testing.assert_allclose(js("crowd.map(personScore)"), list(map(person_score, crowd)))
+        np.testing.assert_allclose(js("crowd.map(one => shared(boxOfJoints(crowd[0]), boxOfJoints(one)))"),
+                                   [shared(boxes[0], box) for box in boxes])
+        new = [is_new(one, crowd[:2]) for one in crowd]
+        assert js("crowd.map(one => isNew(one, crowd.slice(0, 2)))") == new
+        kept = [next(n for n, one in enumerate(crowd) if one is person) for person in suppress(crowd)]
+        assert js("suppress(crowd).map(person => crowd.indexOf(person))") == kept
+
+
+@pytest.mark.parametrize("who, sure", [(PEOPLE, 1), (PEOPLE, 0.6), (PEOPLE, 0.2), (crossing(9), 1), ((), 1)])
+def test_everybody_is_the_same(js, who, sure):
+    """By a network of Python that people.js asks, too."""
+    image, model = drawn(*who), StandIn(sure)
+    assert same(answered(js, f"findPeople({image.width}, {image.height})", model, image),
+                find_people(model, image))
+
+
+def test_who_is_followed_is_the_same(js):
+    """Two people cross, one leaves, a third comes; where a search ends in its frame and boxes do not lag."""
+    tracker, blue = Tracker(StandIn()), ((0, 0, 255), 20, 100, 50, 80)
+    js("tracker = new Tracker(null, Infinity, 1), undefined")
+    for n in range(LOOK_AGAIN + 8):
+        image = drawn(*(crossing(n) if n < 12 else [crossing(n)[0]] if n < 16 else [crossing(n)[0], blue]))
+        found = answered(js, "tracker.next(320, 200)", StandIn(), image)
+        expected = tracker(image)
+        assert [number for number, _ in found] == list(expected)
+        assert same([person for _, person in found], list(expected.values())), n
+    assert tracker.ids == 3
+
+
+def test_following_looks_at_few_boxes_in_a_frame(js):
+    """As on the page: a portion of the windows a frame, until all who walk are found; they keep their ids."""
+    js("tracker = new Tracker(), undefined")
+    model, ids = StandIn(), []
+    for n in range(3 * LOOK_AGAIN):
+        model.looked.clear()
+        found = answered(js, "tracker.next(320, 200)", model, drawn(*crossing(n / 4)))
+        ids.append([number for number, _ in found])
+        assert sum(model.looked) <= 8
+    assert ids[0] == [] and all(of == [0, 1] for of in ids[LOOK_AGAIN:])
+
+
+def test_only_the_chosen_person_is_followed(js):
+    """From the box on; when lost, looked for there again."""
+    js("tracker = new Tracker([200, 60, 60, 90]), undefined")
+    for n in range(2 * LOOK_AGAIN):
+        (red, green), left = PEOPLE, n % 20 * 4
+        image = drawn(red, (green[0], 200 - left, *green[2:]))
+        (number, person), = answered(js, "tracker.next(320, 200)", StandIn(), image)
+        if n < 20:
+            assert number == 0 and np.abs(np.subtract(person["joints"][0][:2], [200 - left, 60])).max() < 4
 
 
 # ------------------------------------------------------------------------------- the browser
@@ -180,8 +316,8 @@ class Page:
         return self
 
     def still(self):
-        """The joints (16, 3) of a still image once they are found: x, y, confidence."""
-        self.wait("/ joints found$/.test(message.textContent)")
+        """The joints (people x 16, 3) of a still image once they are found: x, y, confidence."""
+        self.wait("/ found$/.test(message.textContent)")
         self.js("list.open = true, new Promise(done => setTimeout(done, 600))")     # until the table is new
         rows = self.js("[...joints.rows].map(row => [...row.cells].map(cell => cell.textContent))")
         return np.array([row[1:] for row in rows], float)
@@ -190,6 +326,17 @@ class Page:
         data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=300, y=300, data=data)
+
+    def drag(self, x0, y0, x1, y1):
+        """A box over the view, in fractions of it -> what the page says that it is, in pixels."""
+        left, top, width, height = self.view()
+        middle = (x0 + x1) / 2, (y0 + y1) / 2
+        for kind, x, y in (("Pressed", x0, y0), ("Moved", *middle), ("Moved", x1, y1), ("Released", x1, y1)):
+            self.call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=left + x * width, y=top + y * height,
+                      button="left", buttons=1, clickCount=1)
+        self.wait("/ joints found$/.test(message.textContent)")
+        self.js("new Promise(done => setTimeout(done, 600))")                  # until the figures are new
+        return [int(number) for number in self.text("box").split(", ")]
 
     def key(self, key, shift=False):
         for kind in ("rawKeyDown", "keyUp"):
@@ -232,7 +379,7 @@ def folder(tmp_path_factory, model):
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("demo")
-    for name in ("index.html", "demo.js", "demo.css"):
+    for name in PARTS:
         shutil.copy(DEMO / name, folder)
     (folder / "node_modules").symlink_to(DEMO / "node_modules")
     export_onnx(model, folder / "student.onnx", "a test")
@@ -286,7 +433,7 @@ def images(tmp_path_factory, model):
     """
     folder = tmp_path_factory.mktemp("images")
     drawings = [Image.fromarray(draw_person(1, n, 128).image) for n in range(40)]
-    sure = [person.confidence.min() for person, in find(model, drawings, [None] * len(drawings))]
+    sure = [poses_in_boxes(model, image, [[0, 0, *image.size]])[0].confidence.min() for image in drawings]
     sizes = (30, 300, 128, 128, 128)
     people = [Image.fromarray(draw_person(1, int(n), size).image)
               for n, size in zip(np.argsort(sure)[::-1], sizes)]
@@ -334,24 +481,69 @@ def test_crops_are_those_of_pillow(page, size):
             assert apart.max() <= 1 and (apart > 0).mean() < 0.005, (box, tight)
 
 
-def pixels_apart(model, path, joints, box=None):
-    """How far the page's joints are from predict.py's, in pixels of the crop."""
-    picture, scale = read_image(path)
-    (person,), = find(model, [picture], [box and [box]])
-    assert scale == 1
-    side = BOX_ENLARGEMENT * max(box[2:]) if box else max(picture.size)
-    assert np.abs(joints[:, 2] - person.confidence).max() < 0.02
-    return np.abs(joints[:, :2] - person.joints).max() * model.size / side
+def pixels_apart(model, expected, joints):
+    """How far the page's joints (people x 16, 3) are from those expected, in pixels of their crops."""
+    assert len(joints) == 16 * len(expected)
+    apart = [0]
+    for person, found in zip(expected, joints.reshape(-1, 16, 3)):
+        assert np.abs(found[:, 2] - person.confidence).max() < 0.02
+        side = BOX_ENLARGEMENT * max(person.box[2:])
+        apart.append(np.abs(found[:, :2] - person.joints).max() * model.size / side)
+    return max(apart)
 
 
 @in_browser
-def test_joints_are_those_of_predict(page, model, images):
+def test_joints_in_a_box_are_those_of_predict(page, model, images):
     for path in [*images, *photos()]:
         page.drop(path)
         page.wait(f"message.textContent.startsWith({json.dumps(path.name)})")
-        apart = pixels_apart(model, path, page.still())
+        page.still()
+        box = page.drag(0.02, 0.02, 0.98, 0.98)
+        apart = pixels_apart(model, poses_in_boxes(model, read_image(path)[0], [box]), page.still())
         print(f"{path.name}: {apart:.3f} pixels of the crop")
         assert apart < 1, path.name
+
+
+@in_browser
+def test_people_are_those_of_predict(page, model, images, tmp_path):
+    """Where nobody is, in a drawing and in photos: as many, the same, in the same order."""
+    Image.new("RGB", (300, 200)).save(tmp_path / "nobody.png")
+    for path in [images[1], *photos()[::3]]:
+        read_image(path)[0].convert("RGB").save(tmp_path / f"{path.stem}.png")      # decoded by both alike
+    for path in sorted(tmp_path.iterdir(), reverse=True):
+        page.drop(path)
+        page.wait(f"message.textContent.startsWith({json.dumps(path.name)})")
+        image = read_image(path)[0]
+        joints, expected = page.still(), find_people(model, image, flip_test=False)
+        count = {0: "nobody", 1: "1 person"}.get(len(expected), f"{len(expected)} people")
+        assert page.text("message") == f"{path.name}: {count} found"
+        assert len(page.text("box").split("\n")) == max(len(expected), 1)
+        assert pixels_apart(model, expected, joints) < 1 and (coloured(page) > 0) == bool(expected)
+        if path.name == "nobody.png":
+            assert not expected and page.text("box") == "–"
+    assert page.complaints() == []
+
+
+@in_browser
+def test_search_is_shown_and_gives_way(page, images):
+    """Windows are counted while it lasts; a new image, a box or a click ends it."""
+    page.js("said = [], new MutationObserver(() => said.push(message.textContent)).observe(message, "
+            "{childList: true}), undefined")
+    page.drop(images[1])
+    page.still()
+    said = page.js("said")
+    assert sum(bool(re.fullmatch(r"looking: \d+ of \d+ windows", line)) for line in said) > 4
+    page.drop(images[1])
+    page.wait("message.textContent.startsWith('looking: ')")
+    page.drop(images[-1])
+    page.wait("/^looking: [48]/.test(message.textContent) && view.height < view.width")
+    page.drag(0.1, 0.1, 0.9, 0.9)
+    assert page.text("message").startswith(images[-1].name) and len(page.still()) == 16
+    page.js("everybody.click()")
+    page.wait("message.textContent.startsWith('looking')")
+    page.js("sample.click()")
+    page.wait("message.textContent === 'A person drawn by this page' && parseFloat(fps.textContent) > 0.5")
+    assert page.complaints() == []
 
 
 @in_browser
@@ -390,25 +582,20 @@ def test_formats_that_a_browser_lacks_are_said(page, tmp_path, images):
 def test_box_dragged_by_the_mouse(page, model, images):
     path = images[-1]
     page.drop(path)
-    whole = page.still()
-    left, top, width, height = page.view()
-    for kind, x, y in (("Pressed", .3, .2), ("Moved", .5, .5), ("Moved", .8, .9), ("Released", .8, .9)):
-        page.call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=left + x * width, y=top + y * height,
-                  button="left", buttons=1, clickCount=1)
-    page.wait("/^\\d/.test(box.textContent)")
-    joints, box = page.still(), [int(number) for number in page.text("box").split(", ")]
-    size = Image.open(path).size
+    page.wait(f"message.textContent.startsWith('{path.name}')")
+    everybody, said = page.still(), page.text("message")
+    box, size = page.drag(.3, .2, .8, .9), Image.open(path).size
     assert np.allclose(box, np.array([.3, .2, .5, .7]) * [*size, *size], atol=2)
-    assert pixels_apart(model, path, joints, box) < 1
+    assert pixels_apart(model, poses_in_boxes(model, read_image(path)[0], [box]), page.still()) < 1
     page.js("document.getElementById('view').focus()")
     page.key("ArrowLeft"), page.key("ArrowDown", shift=True)
     # the second key, too
-    page.wait(f"Number(box.textContent.split(', ')[3]) !== {box[3]}")
+    page.wait(f"box.textContent !== '–' && Number(box.textContent.split(', ')[3]) !== {box[3]}")
     moved = [int(number) for number in page.text("box").split(", ")]
     assert moved[0] < box[0] and moved[3] > box[3] and moved[1:3] == box[1:3]
     page.key("Escape")
-    page.wait("box.textContent === 'whole image'")
-    assert np.allclose(page.still(), whole)
+    page.wait(f"message.textContent === '{said}'")
+    assert np.allclose(page.still(), everybody)
 
 
 @in_browser
@@ -416,23 +603,32 @@ def test_network_of_another_size_and_without_metadata(browser, folder, tmp_path,
     onnx = pytest.importorskip("onnx")
     shutil.copytree(folder, tmp_path, symlinks=True, dirs_exist_ok=True)
     make, kinds = onnx.helper, onnx.TensorProto
-    xy, sure = np.tile(np.float32([[31.5, 95.5]]), (1, 14, 1)), np.full((1, 14), 0.5, np.float32)
+    xy, sure = np.tile(np.float32([[31.5, 95.5]]), (14, 1)), np.full(14, 0.5, np.float32)
     values = [("sure", sure), ("xy", xy)]
+    shapes = [(f"{name} of all", ["n", *value.shape]) for name, value in values]
+    constant = lambda name, value: make.make_node("Constant", [], [name],
+                                                  value=onnx.numpy_helper.from_array(value))
+    nodes = [make.make_node("Shape", ["pixels"], ["count"], start=0, end=1)]
+    for name, value in values:                           # (1, 14) and (1, 14, 2) for each crop
+        nodes += [constant(name, value), constant(f"{name} shape", np.array(value.shape)),
+                  make.make_node("Concat", ["count", f"{name} shape"], [f"{name} shapes"], axis=0),
+                  make.make_node("Expand", [name, f"{name} shapes"], [f"{name} of all"])]
     graph = make.make_graph(
-        [make.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(value))
-         for name, value in values],
-        "constant", [make.make_tensor_value_info("pixels", kinds.UINT8, ["n", 128, 128, 3])],
-        [make.make_tensor_value_info(name, kinds.FLOAT, value.shape) for name, value in values])
+        nodes, "constant", [make.make_tensor_value_info("pixels", kinds.UINT8, ["n", 128, 128, 3])],
+        [make.make_tensor_value_info(name, kinds.FLOAT, shape) for name, shape in shapes])
     network = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9)
     onnx.save(network, tmp_path / "student.onnx")
     with served(tmp_path) as url:
         page = Page(browser, url).ready()
         assert page.text("crop") == "128 × 128 pixels" and page.text("parameters") == "not stated"
         page.drop(images[0])
+        page.still()
+        x, y, width, height = page.drag(0.02, 0.02, 0.98, 0.98)
         joints = page.still()
         assert len(joints) == 14 and np.allclose(joints[:, 2], 0.5)
-        side = Image.open(images[0]).width
-        assert np.allclose(joints[:, :2], [side / 4 - 0.5, 3 * side / 4 - 0.5], atol=0.01)
+        side = BOX_ENLARGEMENT * max(width, height)
+        middle = np.array([x + (width - 1) / 2, y + (height - 1) / 2])
+        assert np.allclose(joints[:, :2], middle + [-side / 4, side / 4], atol=0.01)
         assert not page.complaints()
         page.close()
 
@@ -472,8 +668,9 @@ def test_image_gives_a_skeleton(page, images, way):
             data.items.add(new File([bytes], '{path.name}', {{type: 'image/jpeg'}}));
             document.dispatchEvent(new ClipboardEvent('paste', {{clipboardData: data}})); }})()""")
     page.wait(f"message.textContent.startsWith('{path.name}')")
-    joints = page.still()
-    assert joints.shape == (16, 3) and coloured(page) > 300
+    page.still()
+    page.drag(0.02, 0.02, 0.98, 0.98)        # a network that learned from photos may not find drawn people
+    assert page.still().shape == (16, 3) and coloured(page) > 300
     page.js("threshold.value = 1, threshold.oninput()")
     page.wait("message.textContent.endsWith(': 0 of 16 joints found')")
     assert coloured(page) < 30
@@ -492,6 +689,7 @@ def test_saved_image(page, images, tmp_path):
     path = images[1]
     page.drop(path)
     page.wait(f"message.textContent.startsWith('{path.name}')")
+    page.drag(0.02, 0.02, 0.98, 0.98)
     page.browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     page.js("save.click()")
     file, end = tmp_path / f"{path.stem}-pose.jpg", time.monotonic() + 20
@@ -519,7 +717,8 @@ def test_camera_gives_frames(page):
         for _ in range(20):
             boxes.add(page.text("box"))
             time.sleep(0.2)
-        boxes = [[int(number) for number in box.split(", ")] for box in boxes - {"whole image"}]
+        boxes = [box for text in boxes - {"–"} for box in text.split("\n")]
+        boxes = [[int(number) for number in box.split(", ")] for box in boxes]
         assert len(boxes) > 5
         if STANDING:                 # the photo student loses the drawn person
             assert np.median([box[3] for box in boxes]) > 240
@@ -603,11 +802,10 @@ def test_phone(browser, address):
     left, top, width, height = page.view()
     assert width > 300 and top + height < 844
     page.js("track.click()")
-    page.wait("box.textContent === 'whole image'")
     for kind, *finger in (("Start", .2, .2), ("Move", .5, .5), ("Move", .7, .8), ("End",)):
         page.call("Input.dispatchTouchEvent", type=f"touch{kind}", touchPoints=[
             {"x": left + finger[0] * width, "y": top + finger[1] * height}] if finger else [])
-    page.wait("/^\\d/.test(box.textContent)")
+    page.wait("parseInt(box.textContent) < 110")         # not the person's
     box = [int(number) for number in page.text("box").split(", ")]
     assert np.allclose(box, [96, 96, 240, 288], atol=3)
     assert page.complaints() == []
@@ -623,8 +821,8 @@ def test_keyboard_and_names(page):
         if name != "BODY":
             names.append(name)
             assert page.js("getComputedStyle(document.activeElement).outlineStyle") == "solid", name
-    assert {"view", "choose", "camera", "sample", "pause", "whole", "save", "facing", "threshold", "mirror",
-            "track", "SUMMARY"} <= set(names)
+    assert {"view", "choose", "camera", "sample", "pause", "everybody", "save", "facing", "threshold",
+            "mirror", "track", "SUMMARY"} <= set(names)
     for node in page.call("Accessibility.getFullAXTree")["nodes"]:
         role = node.get("role", {}).get("value")
         if role in ("button", "checkbox", "slider", "combobox", "application", "table", "status"):

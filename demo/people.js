@@ -1,0 +1,143 @@
+// People in a whole image, found by a pose network alone: people.py for the browser, with its numbers.
+//
+//     person    {box, joints}: box [x, y, width, height], joints (K, 3): x, y in frame pixels, confidence
+//     request   {boxes, tight, done, all}: yielded by the generators below, which go on with the people in
+//               the boxes, tight ones with a margin; done of all boxes came before
+//
+// Nothing here draws or runs a network: demo.js answers the requests, and may draw between them.
+
+const SIDES = [1, 0.75, 0.55], STEP = 0.4, THIN = 6;
+const SUREST = 8, CANDIDATE = 0.2, PERSON = 0.45, MOST = 16;
+const SURE = 0.1, LEAST = 6, BEYOND = 0.15, ROUNDS = 2;
+const SAME = 0.55, WITHIN = 0.85, LOOK_AGAIN = 30;
+
+const portion = 4;         // boxes of a request: the page stands still while the network looks at them
+const boxSpeed = 0.4;      // of the box of somebody followed, towards the joints: it shakes less than they do
+
+// ------------------------------------------------------------------------------- people in an image
+
+/** Squares [x, y, side, side] that cover an image: the whole of it, then smaller and smaller ones. */
+export function windows(width, height) {
+  const longer = Math.max(width, height);
+  const squares = [[(width - longer) / 2, (height - longer) / 2, longer, longer]];
+  for (const fraction of SIDES) {
+    const side = fraction * Math.max(Math.min(width, height), longer / THIN);
+    const [columns, rows] = [width, height].map(size => places(size - side, STEP * side));
+    squares.push(...rows.flatMap(y => columns.map(x => [x, y, side, side])));
+  }
+  return squares;
+}
+
+/** Where windows begin: from 0 to room, at most a step apart; in the middle where the image is smaller. */
+function places(room, step) {
+  const first = Math.min(room, 0) / 2, last = Math.max(room, room / 2);
+  const gaps = Math.max(0, Math.ceil(room / step));
+  return Array.from({length: gaps + 1}, (_, n) => first + (last - first) * n / Math.max(gaps, 1));
+}
+
+const sum = values => values.reduce((total, value) => total + value, 0);
+const confidences = ({joints}) => joints.map(joint => joint[2]).sort((a, b) => b - a);     // (K,), falling
+
+/** Mean confidence of the surest joints, in [0, 1]: is a person, or half of one, there? */
+export function personScore(person) {
+  const surest = confidences(person).slice(0, SUREST);
+  return sum(surest) / surest.length;
+}
+
+/** The box of a person: around the sure joints, at least LEAST of them, and what is beyond these. */
+export function boxOfJoints(person) {
+  const least = Math.min(SURE, confidences(person)[LEAST - 1]);
+  const joints = person.joints.filter(joint => joint[2] >= least);
+  const [xs, ys] = [0, 1].map(k => joints.map(joint => joint[k]));
+  const [x, y] = [xs, ys].map(values => Math.min(...values) + 0.5);      // a box begins at a pixel's edge
+  const [width, height] = [Math.max(...xs) + 0.5 - x, Math.max(...ys) + 0.5 - y];
+  const beyond = BEYOND / 2 * Math.max(width, height, 1);
+  return [x - beyond, y - beyond, width + 2 * beyond, height + 2 * beyond];
+}
+
+/** The intersection of two boxes, over their union and over the smaller of them. */
+export function shared([ax, ay, aw, ah], [bx, by, bw, bh]) {
+  const across = Math.min(ax + aw, bx + bw) - Math.max(ax, bx);
+  const down = Math.min(ay + ah, by + bh) - Math.max(ay, by);
+  const area = Math.max(across, 0) * Math.max(down, 0);
+  return [area / (aw * ah + bw * bh - area), area / Math.min(aw * ah, bw * bh)];
+}
+
+/** Is this nobody of the others? Somebody seen again has a similar box, or one within the other. */
+export function isNew(person, others) {
+  return [...others].every(other => {
+    const [ofUnion, ofSmaller] = shared(boxOfJoints(person), boxOfJoints(other));
+    return ofUnion <= SAME && ofSmaller <= WITHIN;
+  });
+}
+
+/** The people, those with most sure joints first, without those who are one of them seen again. */
+export function suppress(people) {
+  const kept = [];
+  const sureness = person => sum(confidences(person));
+  for (const person of people.toSorted((a, b) => sureness(b) - sureness(a)))
+    if (isNew(person, kept)) kept.push(person);
+  return kept;
+}
+
+/** Asks for the people in boxes, a portion in each request, and returns them. */
+export function* ask(boxes, tight) {
+  const people = [];
+  for (let done = 0; done < boxes.length; done += portion)
+    people.push(...yield {boxes: boxes.slice(done, done + portion), tight, done, all: boxes.length});
+  return people;
+}
+
+/** Everybody in an image of this size, surest first; empty where nobody is. Without flip_test. */
+export function* findPeople(width, height) {
+  let people = yield* ask(windows(width, height), false);
+  for (let round = 0; round < ROUNDS; round++) {
+    people = suppress(people.filter(person => personScore(person) >= CANDIDATE)).slice(0, MOST);
+    people = yield* ask(people.map(boxOfJoints), true);
+  }
+  return suppress(people.filter(person => personScore(person) >= PERSON)
+    .map(person => ({...person, box: boxOfJoints(person)})));
+}
+
+// ------------------------------------------------------------------------------- people in a video
+
+/** People followed from frame to frame: each is looked for around the joints that it had in the last one.
+ *
+ *  Everybody is looked for from the first frame, every LOOK_AGAIN-th and one in which somebody is lost. In
+ *  people.py this takes one frame, here a number of requests a frame, so that the video keeps moving.
+ *  With a chosen box only one person is followed, who is looked for there. */
+export class Tracker {
+  people = new Map();
+  frames = 0;
+  ids = 0;
+  search = null;           // for everybody, or in the chosen box, while it lasts; and what it has yielded
+  step = null;
+
+  constructor(chosen = null, requests = 1, speed = boxSpeed) {
+    Object.assign(this, {chosen, requests, speed});
+  }
+
+  /** The next frame -> a Map of id to person; a person keeps its id. */
+  *next(width, height) {
+    const follow = (box, joints) => box.map((old, k) => old + this.speed * (joints[k] - old));
+    const boxes = Array.from(this.people.values(), person => follow(person.box, boxOfJoints(person)));
+    const seen = yield* ask(boxes, true), people = new Map();
+    [...this.people.keys()].forEach((id, n) => {
+      if (personScore(seen[n]) >= PERSON && isNew(seen[n], people.values())) people.set(id, seen[n]);
+    });
+    const again = this.frames % LOOK_AGAIN === 0 || people.size < this.people.size;
+    if (!this.search && (this.chosen ? !people.size : again)) {
+      this.search = this.chosen ? ask([this.chosen], true) : findPeople(width, height);
+      this.step = this.search.next();
+    }
+    for (let n = 0; this.search && n < this.requests; n++) {
+      this.step = this.search.next(yield this.step.value);
+      if (!this.step.done) continue;
+      for (const person of this.step.value)
+        if (isNew(person, people.values())) people.set(this.ids++, person);
+      this.search = null;
+    }
+    Object.assign(this, {people, frames: this.frames + 1});
+    return people;
+  }
+}
