@@ -4,6 +4,7 @@
     python studies/pictures.py filters --checkpoint GS.pt GD.pt  # frequency response of the filters
     python studies/pictures.py predictions --checkpoint FILE [--data DATA]  # best, median and worst samples
     python studies/pictures.py strip --checkpoint FILE  # good and typical predictions on drawings
+    python studies/pictures.py finding  # how people are found in an image of three drawn ones
     python studies/pictures.py samples --data DATA [--split train]  # some samples with joints
     python studies/pictures.py drawings [--count 48 --seed 0 --size 64]  # drawings, and their rate
 
@@ -30,14 +31,19 @@ from gfl import GlobalDynamicFilter, StaticFilter
 from models import FILTERS, STUDENTS
 from images import contact_sheet, draw_skeleton
 from evaluate import prediction_sheet
+from export import WEIGHTS, for_inference
+from people import (CANDIDATE, MOST, box_of_joints, find_people, person_score, poses_in_boxes, suppress,
+                    windows)
+from predict import draw_poses
 from results import result
 from sweep import SEEDS, name_of
-from synthetic import SERIES, draw_people, draw_person
+from synthetic import SERIES, draw_people, draw_person, drawn_people
 
 RATIO = 0.5                  # of two people's filters: colours end at 2 to this power
 SHOWN, SIZE = 24, 192        # samples of a data set, side of their crops
 STRIP, TILE = 8, 160         # drawings in each row of the strip, side of their tiles
 LARGER, TIGHTER = 4, 0.85    # the strip's drawings: pixels a side over the network's, shown part of the crop
+SCENE = 0, 5, 22             # drawings side by side, in which people are found
 COLUMNS = 6                  # samples in each row of the predictions: best, middling, worst
 
 
@@ -181,7 +187,39 @@ def drawings(args):
     return "drawings.png", contact_sheet(inner, (drawn.joints - margin, drawn.visible), columns=8, side=256)
 
 
-PICTURES = {make.__name__: make for make in (curves, filters, predictions, strip, samples, drawings)}
+def finding(args):
+    """Windows, refined boxes, and who is found in the end, each box as dark as its person_score is high."""
+    plt = pyplot()
+    path = args.checkpoint[0] if args.checkpoint else WEIGHTS
+    model = for_inference(checkpoint.load(path)[0])
+    drawn = drawn_people("valid", max(SCENE) + 1, 256)
+    image = Image.fromarray(np.concatenate([np.asarray(drawn.image(i)) for i in SCENE], 1))
+    seen = poses_in_boxes(model, image, windows(*image.size), tight=False)
+    boxes = [box_of_joints(person) for person in suppress(
+        [person for person in seen if person_score(person) >= CANDIDATE])[:MOST]]
+    found = find_people(model, image)
+    titles = (f"{len(seen)} windows", f"the boxes of the joints in the {len(boxes)} best of them",
+              f"two crops later: {len(found)} people")
+    figure, panels = plt.subplots(3, figsize=(7, 7.4))
+    for panel, title, people in zip(panels, titles, (seen, poses_in_boxes(model, image, boxes), found)):
+        shown = image if panel is not panels[2] else draw_poses(image.copy(), found)
+        panel.imshow(shown)
+        for person in people:
+            x, y, width, height = person.box
+            score = person_score(person)
+            panel.add_patch(plt.Rectangle((x, y), width, height, fill=False, edgecolor="tab:red",
+                                          alpha=score ** 2, linewidth=1.5))
+            if panel is not panels[0]:
+                panel.text(x, y, f"{score:.2f}", color="tab:red", fontsize=8, va="bottom")
+        panel.set_title(title, fontsize=9)
+        panel.set_axis_off()
+        panel.set_xlim(-40, image.width + 40)
+        panel.set_ylim(image.height + 20, -40)
+    return "finding.jpg", figure
+
+
+PICTURES = {make.__name__: make
+            for make in (curves, filters, predictions, strip, samples, drawings, finding)}
 
 
 def main():

@@ -56,6 +56,12 @@ def test_filters(tmp_path):
     assert done.returncode == 2 and "holds no filters to look at" in done.stderr
 
 
+def test_finding(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-extra.txt)")
+    done = call("studies/pictures.py", "finding", "--out", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "finding.jpg").stat().st_size > 5000, done.stderr
+
+
 def test_the_strip_of_the_readme(tmp_path):
     done = call("studies/pictures.py", "strip", "--checkpoint", STUDENT, "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
