@@ -32,7 +32,7 @@ from crops import MARGIN, crop_matrix, cut, transform
 from data_mpii import (BOX_ENLARGEMENT, CENTER_SHIFT, HEAD_SIZE_OF_DIAGONAL, PIXELS_PER_SCALE, load_samples)
 from evaluate import names_of
 
-SIDE, QUALITY = 208, 50      # of the JPEGs (docs/lab.md)
+SIDE, QUALITY = 256, 60      # of the JPEGs (docs/lab.md)
 HEADERS = 76                 # bytes that a zip file needs for each of its files, beside its name twice
 DEFLATED = 0.3               # size of labels in it, at most, as a fraction of their text
 SPARE = 2000                 # bytes for the headers of labels
