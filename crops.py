@@ -300,7 +300,7 @@ def store(samples, size, folder=None):
                 except OSError as error:
                     if error.errno in (errno.ENOSPC, errno.EDQUOT):        # others write, too; or a quota
                         raise full from error
-                    raise
+                    raise BadInput(f"--cache: {partial} cannot be written ({error.strerror})") from error
                 os.replace(partial, file)
     return np.memmap(file, np.uint8, "r", shape=shape)
 

@@ -14,7 +14,7 @@ is one box for many people.
 
 A keypoint of COCO is the index of a pixel: 0 is the centre of the first pixel, as everywhere here. A box is
 measured from the edge of the first pixel, half a pixel before its centre. The middle of a box is therefore at
-x + (width - 1) / 2, as in predict.py.
+x + (width - 1) / 2, as in people.py.
 """
 
 import json

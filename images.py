@@ -28,8 +28,8 @@ MOST_PIXELS = 200_000_000            # larger images are refused before they are
 LONGEST = 4096                       # JPEGs with a longer side may be decoded at 1/2, 1/4 or 1/8
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "AVIF")     # no EPS: it starts a program
 # Endings of images that few Pillows read: in a folder each is named in an error, not passed over.
-IMAGES = set(".avif .heic .heif .hif .jxl .jp2 .j2k .jpx .psd .svg .tga .ico .dib .eps .pcx .qoi .exr .hdr "
-             ".dng .cr2 .cr3 .nef .arw .orf .raf .rw2".split())
+IMAGES = set(".avif .pjpeg .heic .heif .hif .jxl .jp2 .j2k .jpx .psd .svg .tga .ico .dib .eps .pcx .qoi .exr "
+             ".hdr .dng .cr2 .cr3 .nef .arw .orf .raf .rw2".split())
 # Endings of videos, as folders hold them. A file that is named may have any.
 VIDEOS = set(".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .3gp .3g2 .ts .mts .m2ts .flv .f4v .ogv .asf "
              ".vob .mjpeg .mjpg .mxf .divx .y4m".split())

@@ -158,6 +158,8 @@ def json_file(path):
             yield lambda record: file.write(next(separators) + json.dumps(record))
             file.write("]}\n")
         os.replace(partial, path)
+    except OSError as error:                       # those of images do not get here
+        raise BadInput(f"--json {path} cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -178,8 +180,12 @@ def predict_images(args, model, listed, boxes, failed):
                 check_overlap(path, tight, image.size, scale)
                 tight = tight and [[scale * number for number in box] for box in tight]
                 people = people_in(args, model, image, tight)
-                if add:
-                    add(record(path, people, scale))
+            except BadInput as error:
+                report(error, failed)
+                continue
+            if add:
+                add(record(path, people, scale))
+            try:
                 write_image(draw_poses(image, people, args.threshold), args.out / output)
                 counts.append(len(people))
                 reduced += scale < 1
@@ -316,7 +322,7 @@ def main():
         raise SystemExit(2)
     model, metadata = checkpoint.load(args.checkpoint, args.device)
     print(f"{args.checkpoint.name}: {checkpoint.describe(model.config)}, learned from {metadata.get('data')}"
-          + (f", PCKh@0.5 {metadata['pckh@0.5']:.1f} there" if "pckh@0.5" in metadata else ""))
+          + (f", PCKh@0.5 {metadata['pckh@0.5']:.1f} on people held out" if "pckh@0.5" in metadata else ""))
     model = for_inference(model)
     for (source, _), name in zip(sources, name_outputs([name for _, name in sources], VIDEO_OUTPUT)):
         try:

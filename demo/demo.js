@@ -418,7 +418,7 @@ function sample() {
         draw: () => drawPerson(frame, moving ? performance.now() : 0)});
 }
 
-/** A person of capsules who faces us and waves, on 480 x 480 pixels. Lengths in body heights: skeleton.py. */
+/** A person of capsules who faces us and waves, on 480 x 480 pixels. Lengths in body heights: synthetic.py. */
 export function drawPerson(context, time) {
   const tall = 400, wave = Math.sin(time / 400), sway = Math.sin(time / 1500);
   const bone = ([x, y], degrees, length) => {        // where it ends; 0 degrees: hangs down, 90: to our right

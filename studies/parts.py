@@ -92,7 +92,7 @@ CELLS = {
         "photos-gd-alone": of_labels("gd", "**1 + z**"),
         "photos-gd-alone-constant": of_labels("gd", "ones: the static control", "constant")},
     "labels-photos": {
-        "small-64": of_photos("**sigma of 4 bins**"),
+        "small-64": of_photos("the preset's sigma, 4 bins then"),
         "small-64-narrow": of_photos("half as wide", "narrow-labels"),
         "small-64-wide": of_photos("twice as wide", "wide-labels")},
     "attention": {

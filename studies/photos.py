@@ -1,7 +1,7 @@
 """The paper's tables on real people: what the four terms are worth for students of preset small.
 
     python studies/photos.py --data LSPET everyday LSP --teacher weights/teacher-small-photos.pt
-    python studies/photos.py --data ... --stop-after 120        # in as many sittings as it takes
+    python studies/photos.py --data ... --stop-after 120        # the same command resumes
     python studies/photos.py --data ... --rows cc-gs-none cc-gd-none         # some rows first
 
 Fills results/photos.json. Rows are those of the paper's Tables A and B in which it has a student without a

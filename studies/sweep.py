@@ -61,7 +61,7 @@ def collect(name, flags):
 
 
 def command_line(flags):
-    """{"amp": True, "epochs": 2, "terms": ["a", "b"]} -> ["--amp", "--epochs", "2", "--terms", "a", "b"]."""
+    """{"amp": True, "epochs": 2, "data": ["a", "b"]} -> ["--amp", "--epochs", "2", "--data", "a", "b"]."""
     words = []
     for key, value in flags.items():
         values = [] if value is True else value if isinstance(value, (list, tuple)) else [value]

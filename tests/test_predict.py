@@ -363,3 +363,14 @@ def test_names_that_are_not_utf_8(tmp_path):
     assert re.search(r" in 1 of 2 images.*: d\\udce9/out/", done.stdout)
     assert "error: d\\udce9/text.jpg cannot be read" in done.stderr and "d\\udce9/clip.mp4" in done.stderr
     assert "Traceback" not in done.stderr and (tmp_path / odd / "out/a-pose.jpg").exists()
+
+
+def test_a_json_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "replace", full)
+    with pytest.raises(BadInput, match="--json .*joints.json cannot be written: No space left on device"):
+        with json_file(tmp_path / "joints.json") as add:
+            add({"file": "a.jpg"})
+    assert not list(tmp_path.iterdir())

@@ -122,7 +122,7 @@ def test_flags_behind_two_dashes_go_to_every_run(monkeypatch, tmp_path):
     given = {}
     monkeypatch.setattr(sweep, "sweep", lambda runs, jobs, stop_after: given.update(runs))
     monkeypatch.setattr(sweep.signal, "signal", lambda *_: None)
-    flags = ["--epochs", "2", "--terms", "a", "b", "--compile"]
+    flags = ["--epochs", "2", "--select", "a", "b", "--resume"]
     monkeypatch.setattr("sys.argv", ["paper.py", "--data", str(tmp_path), "--", *flags])
     sweep.main("", lambda args: paper.paper_runs(args.data), ("--data", dict(type=Path)))
     assert len(given) == 33
