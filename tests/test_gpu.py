@@ -37,7 +37,8 @@ def copy(tmp_path_factory):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         os.link(ROOT / name, root / name)
     write_set(people, 0, (("train", 36), ("valid", 12)))
-    run(root, "studies/pack.py", "--data", people, "--out", "runs/packs", "--megabytes", "0.11")
+    run(root, "studies/pack.py", "--data", people, "--out", "runs/packs", "--megabytes", "0.11",
+        "--side", "208", "--quality", "50")
     return root
 
 
