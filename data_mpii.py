@@ -50,7 +50,6 @@ LEAST_INSIDE = 0.8                   # of a set's labels, inside their crops and
 WIDEST_CROP = 10                     # most: median side of crops / span of joints (real: 1.2 to 1.8) or image
 VALIDATION_EVERY = 8                 # one in eight images of the release is for validation
 
-
 ARRAYS = "joints", "visible", "center", "side", "head_size", "empty"      # of Samples
 
 
@@ -64,7 +63,7 @@ class Samples:
     side: np.ndarray                           # (N,) float32: side of that box, pixels
     head_size: np.ndarray                      # (N,) float32: PCKh's unit of length, pixels
     image: Callable[[int], Image.Image]        # RGB image of sample i
-    files: tuple = ()                         # paths of the images, one per sample; none for synthetic people
+    files: tuple = ()                          # paths of the images, one per sample; none for synthetic
     note: str = ""                             # a caveat printed with every result
     empty: np.ndarray | None = None            # (N,) bool: crops without a person; None: there are none
     everybody: dict = field(default_factory=dict)      # {image: boxes of all its people}: x, y, width, height
@@ -125,9 +124,7 @@ def box(center, scale):
 def load_samples(root, split, images=True):
     """The Samples of one split, 'train' or 'valid', of a folder in MPII's or COCO's layout (data_coco.py).
 
-    BadInput if it cannot be used.
-
-    images=False: read the labels alone, for a folder without images.
+    BadInput if it cannot be used. images=False: read the labels alone, for a folder without images.
     """
     root, file = Path(root), find_labels(root, split)
     if file.name.startswith("person_keypoints_"):

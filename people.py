@@ -198,9 +198,9 @@ def crops_without_people(samples):
             x, y = (random.uniform(0, 1, EMPTY_TRIES) * (size - side) for size in (width, height))
             across, down = (np.minimum(low + side, people[:, [i]] + people[:, [i + 2]])
                             - np.maximum(low, people[:, [i]]) for i, low in enumerate((x, y)))
-            shared = across.clip(0) * down.clip(0)                             # (boxes, tries)
+            area = across.clip(0) * down.clip(0)                               # (boxes, tries)
             smaller = np.minimum(side ** 2, (people[:, 2] * people[:, 3])[:, None])
-            free = np.flatnonzero((shared <= EMPTY_OVERLAP * smaller).all(0))
+            free = np.flatnonzero((area <= EMPTY_OVERLAP * smaller).all(0))
             if len(free):
                 squares.append((x[free[0]], y[free[0]], side[free[0]]))
                 files.append(path)

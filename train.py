@@ -57,7 +57,7 @@ DRAWINGS = {"student": 4000, "teacher": 40000}
 TEACHERS = {("tiny", "drawn"): "teacher-tiny-drawn.pt", ("small", "photos"): "teacher-small-photos.pt"}
 SHIPPED = Path(__file__).parent / "weights"
 SHOWN = 24               # samples in predictions.png
-BEGAN = time.monotonic() # --stop-after counts from the start of the process
+BEGAN = time.monotonic()     # --stop-after counts from the start of the process
 # Arguments that must not change on --resume; neither may the network, the samples, the teacher or the number
 # of processes. --epochs may (the decay of the rate follows the new number), and --lr may be lowered.
 SETTINGS = "distill", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp"
@@ -238,7 +238,7 @@ def start(args, distributed, model, samples, valid, teacher=None):
                dict(data=samples.name, samples=len(samples), seed=args.seed))
 
 
-def train(args, distributed):
+def train_model(args, distributed):
     """Prepare a run, train, and write its results."""
     torch.manual_seed(args.seed)
     if args.device != "cpu":                             # a CPU's kernels are reproducible as they are
@@ -410,7 +410,7 @@ def main():
     if args.amp and not fast_bfloat16(args.device):
         kind = args.device.partition(":")[0].upper()
         print(f"--amp: this {kind} has no native bfloat16, computing in float32")
-    train(args, distributed)
+    train_model(args, distributed)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ where nobody is counts against annot/boxes.json, which lists everybody.
     auroc    how often a labelled person's box has a higher person_score than a square without people
 """
 
-import json
 import sys
 import time
 from collections import defaultdict
@@ -25,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
 from common import CommandLine, main_with_clear_errors
 from confidence import auroc
-from data_mpii import load_samples
+from data_coco import LIMBS
+from data_mpii import BOX_ENLARGEMENT, load_samples
 from images import open_image
 from export import WEIGHTS, for_inference
 from people import crops_without_people, find_people, person_score, poses_in_boxes, shared
 
 LARGE, HALF, NEAR = 0.35, 0.5, 0.3
-LIMBS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
 EMPTY_SIDE = 0.3             # least shorter side of a photo without people, in the photo's
 
 
@@ -73,14 +72,13 @@ def person_auroc(model, samples):
 def measure(model, data, find=find_people, limit=None):
     """The figures of the module's docstring, as a dictionary, and seconds a photo."""
     samples = load_samples(data, "valid")
-    everybody = json.loads((Path(data) / "annot" / "boxes.json").read_text())
     by_photo = defaultdict(list)
     for i, file in enumerate(samples.files):
         by_photo[file].append(i)
     large = found = joints = right = false = photos = quiet = empty = 0
     seconds = []
     for file, rows in list(by_photo.items())[:limit]:
-        image, boxes = open_image(file), everybody[file.name]
+        image, boxes = open_image(file), samples.everybody[file]
         began = time.perf_counter()
         people = find(model, image)
         seconds.append(time.perf_counter() - began)
@@ -88,7 +86,7 @@ def measure(model, data, find=find_people, limit=None):
         least = LARGE * min(image.size)
         matched = match(people, boxes)
         for i in rows:                               # labelled people: which box is theirs?
-            side = samples.side[i] / 1.25
+            side = samples.side[i] / BOX_ENLARGEMENT
             middle = np.array(samples.center[i])
             b = int(np.argmin([np.abs(middle - (np.array(box[:2]) + np.array(box[2:]) / 2)).sum()
                                + abs(max(box[2:]) - side) for box in boxes]))

@@ -16,9 +16,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import CommandLine, main_with_clear_errors
 from crops import FLIP
+from data_coco import LIMBS
 from evaluate import load_to_score, predict
 
-LIMBS = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]       # of MPII's 16 joints: all but the trunk and the head
 NECK, TOP = 8, 9
 L_SHOULDER, R_HIP = 13, 2
 WITHIN, WITHIN_TORSO = 0.5, 0.2                          # head sizes, torsos

@@ -56,7 +56,7 @@ def teacher():
 
 
 class Training:
-    """A run in this process, as train.train puts it together."""
+    """A run in this process, as train.train_model puts it together."""
 
     def __init__(self, people, out, build=lambda: build_student("cc", "gs", preset="mini"), **changes):
         out.mkdir(exist_ok=True)
