@@ -1,8 +1,8 @@
-"""The paper's size on a GPU: for a machine without a network that is at hand for half an hour.
+"""The paper's size on a GPU, in half an hour of a rented machine without a network.
 
     python studies/pack.py --data LSPET everyday LSP --out runs/packs    # before: people as files
     python studies/gpu.py --plan                                # what is done, in which order, minutes
-    python studies/gpu.py --minutes 9 --back OUT                # there; again, as long as it is at hand
+    python studies/gpu.py --minutes 9 --back OUT                # there; again, as often as there is time
     python studies/gpu.py --save h100 --out OUT                 # after: into results/speed.json
     python studies/gpu.py --rehearse --device cpu               # the same, tiny and a few steps of each
 
@@ -12,7 +12,7 @@ goes on where it stopped; where people have joined it begins anew, the teacher f
 is told, left, and tried again once it is removed from gpu.json. A call ends after --minutes; one that is
 killed loses the item, or the epoch, that was under way.
 
-What is to be taken home is copied into --back as soon as it is there: gpu.json, and networks in float16, in
+What is to be kept is copied into --back as soon as it is there: gpu.json, and networks in float16, in
 parts of 16 MB (cat NAME.pt.* > NAME.pt), as long as these are at most 8 files of 60 MB together.
 """
 
@@ -377,7 +377,7 @@ def main():
              metavar="FILE", help="of pack.py (default: those in runs/packs)")
     argument("--minutes", type=float, default=LONGEST, help="of this call (default: as many as it takes)")
     argument("--out", type=Path, default=Path("runs/gpu"), help="folder (default: runs/gpu)")
-    argument("--back", type=Path, help="folder for copies of what is to be taken home")
+    argument("--back", type=Path, help="folder for copies of what is to be kept")
     argument("--init", type=Path, help="checkpoint that the teacher starts from (default: a random start)")
     argument("--device", default=default_device(), help="cpu or cuda (default: cuda where there is one)")
     argument("--rehearse", action="store_true", help="tiny networks, a few steps of each item")

@@ -101,7 +101,7 @@ def test_the_folder_of_a_run_tells_what_it_is(parse, tmp_path):
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch, tmp_path, flags, processes, parts):
     monkeypatch.setattr("sys.argv", ["train.py", *flags, "--out", str(tmp_path / "run")])
     monkeypatch.setattr(train, "init_distributed", lambda device: Distributed(0, processes, "cpu"))
-    monkeypatch.setattr(train, "train", None)                                    # not reached
+    monkeypatch.setattr(train, "train_model", None)                                    # not reached
     with pytest.raises(BadInput, match=f"does not divide into {parts}"):
         train.main()
 
@@ -112,7 +112,7 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch, tmp_path, flags, p
 def test_one_sample_at_a_time_is_too_few_for_a_dynamic_filter(monkeypatch, tmp_path, flags, processes, least):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "init_distributed", lambda device: Distributed(0, processes, "cpu"))
-    monkeypatch.setattr(train, "train", lambda args, distributed: trained.append(args))
+    monkeypatch.setattr(train, "train_model", lambda args, distributed: trained.append(args))
     trained = []
     for words in (["--filter", "gs"], ["--train-teacher"]):                      # have no such statistics
         monkeypatch.setattr("sys.argv", ["train.py", *flags, *words])
@@ -140,7 +140,7 @@ def test_amp_needs_native_bfloat16(monkeypatch, capsys, tmp_path, native):
         data = samples, store(samples, 64)
         train.load_teacher(args, data, {"drawn": data}, 64)
 
-    monkeypatch.setattr(train, "train", prepare)
+    monkeypatch.setattr(train, "train_model", prepare)
     train.main()
     assert chosen[0].amp                                                         # the flag itself is kept
     assert seen == [torch.bfloat16 if native else torch.float32]
