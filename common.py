@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from scipy.io import loadmat
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -61,6 +62,18 @@ def check_all(file, check, count):
         raise BadInput(f"{faults[0]} ({len(faults):,} of {count:,} entries "
                        f"{'is' if len(faults) == 1 else 'are'} bad)")
     return rows
+
+
+def read_mat(file, **options):
+    """The variables of a Matlab file, as loadmat gives them. Arrays of version 7.3 are read where h5py is."""
+    try:
+        return loadmat(file, **options)
+    except NotImplementedError as error:                             # version 7.3, which is HDF5
+        with contextlib.suppress(ImportError), importlib.import_module("h5py").File(file) as mat:
+            if all(hasattr(value, "dtype") for value in mat.values()):       # arrays, without structures
+                return {name: value[()].T for name, value in mat.items()}
+        raise BadInput(f"{file} is a Matlab file of version 7.3: save it with -v7, or, where it holds arrays "
+                       f"alone, install h5py") from error
 
 
 def default_device():

@@ -22,29 +22,31 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from PIL import ImageOps
 
 from common import BadInput, check_all, refuse
-from data_mpii import BOX_ENLARGEMENT, FARTHEST, JOINTS, Samples, check_image
-from images import open_image
+from images import FARTHEST, check_image, open_safely
 
 KEYPOINTS = ["nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
              "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip",
              "left_knee", "right_knee", "left_ankle", "right_ankle"]
-# The keypoints whose mean a joint is. COCO has no upper neck and no head top: they stay unlabelled.
-SOURCES = {"r-ankle": ["right_ankle"], "r-knee": ["right_knee"], "r-hip": ["right_hip"],
-           "l-hip": ["left_hip"], "l-knee": ["left_knee"], "l-ankle": ["left_ankle"],
-           "pelvis": ["left_hip", "right_hip"], "thorax": ["left_shoulder", "right_shoulder"],
-           "r-wrist": ["right_wrist"], "r-elbow": ["right_elbow"], "r-shoulder": ["right_shoulder"],
-           "l-shoulder": ["left_shoulder"], "l-elbow": ["left_elbow"], "l-wrist": ["left_wrist"]}
-LIMBS = [JOINTS.index(joint) for joint, names in SOURCES.items() if len(names) == 1]     # 12 of the 16 joints
+# The keypoints whose mean each of MPII's joints is, in its order (data_mpii.JOINTS). COCO has no upper neck
+# and no head top: they stay unlabelled.
+SOURCES = (["right_ankle"], ["right_knee"], ["right_hip"], ["left_hip"], ["left_knee"], ["left_ankle"],
+           ["left_hip", "right_hip"], ["left_shoulder", "right_shoulder"], [], [],
+           ["right_wrist"], ["right_elbow"], ["right_shoulder"],
+           ["left_shoulder"], ["left_elbow"], ["left_wrist"])
+LIMB_JOINTS = [joint for joint, names in enumerate(SOURCES) if len(names) == 1]          # 12 of the 16 joints
 FACE = 5                             # the first five keypoints are no joints here
 UNITS_PER_SIDE = 6                   # of PCKh, see `unit_of`
 SMALLEST_UNIT = 4                    # pixels
 SMALLEST_BOX = 1                     # pixels; people with a shorter side, such as 0, are left out
+EMPTY_PER_PHOTO, EMPTY_TRIES = 1, 50          # squares without people, attempts at one
+EMPTY_SIDES, EMPTY_OVERLAP = (0.2, 1.0), 0.1  # of the photo's shorter side; of a square or box
 SPLITS = {"train": "train2017", "valid": "val2017"}
 
 
-def find_labels(root, split):
+def find_annotations(root, split):
     """COCO's json file with a split, 'train' or 'valid'; None in a folder that is not COCO's.
 
     BadInput where the folder has COCO's labels, but not those with the keypoints of this split.
@@ -68,19 +70,20 @@ def find_images(root, year):
     return images
 
 
-def load_coco(root, file, split, images=True):
-    """The Samples of one split. file: what `find_labels` returns. images: as in data_mpii.load_samples.
+def load_people(root, file, split, images=True):
+    """The people of one split, by the names of data_mpii.Samples; side: of a person's own box.
 
-    BadInput if it cannot be used.
+    file: what `find_annotations` returns. images: as in data_mpii.load_samples. BadInput if it cannot be
+    used.
     """
     folder = find_images(root, SPLITS[split])
-    names, annotations = read_json(file)
+    names, annotations = read_annotations(file)
     before, present, everybody = {}, set(), defaultdict(list)
 
     def check(index):
         """-> image, box, keypoints; None for an entry that is left out."""
         entry = annotations[index]
-        name, box, keypoints = read_person(entry, names)
+        name, box, keypoints = check_annotation(entry, names)
         if (number := before.setdefault(str(entry["id"]), index)) != index:
             raise BadInput(f"has the id of entry {number}")
         if images and name not in present:                 # many images show several people
@@ -95,17 +98,15 @@ def load_coco(root, file, split, images=True):
     if not people:
         raise BadInput(f"{file} has nobody with a labelled limb joint: take COCO's own file")
     image, box, keypoints = zip(*people)
-    files = tuple(folder / name for name in image)
     corner, size = np.split(np.array(box), 2, axis=1)                          # (N, 2) each
     joints, visible = to_mpii(np.reshape(keypoints, (-1, len(KEYPOINTS), 3)))  # (N, 16, 2), (N, 16)
     side = size.max(1)                                                         # (N,)
     note = (f"no head boxes: PCKh's unit is 1/{UNITS_PER_SIDE} of the longer side of the limb joints' box, "
             f"at least {SMALLEST_UNIT} pixels; left out: {len(checked) - len(people):,} crowds and people "
             f"without a labelled limb joint")
-    joints, center, square, unit = (array.astype(np.float32) for array in (
-        joints, corner + (size - 1) / 2, BOX_ENLARGEMENT * side, unit_of(joints, visible, side)))
-    return Samples(f"{root.resolve().name}/{split}", joints, visible, center, square, unit,
-                   lambda i: open_image(files[i]), files, note, everybody=dict(everybody))
+    return dict(joints=joints, visible=visible, center=corner + (size - 1) / 2, side=side,
+                head_size=unit_of(joints, visible, side), files=tuple(folder / name for name in image),
+                note=note, everybody=dict(everybody))
 
 
 def to_mpii(keypoints):
@@ -115,10 +116,11 @@ def to_mpii(keypoints):
     keypoints are, with 1 or 2. Other joints are at 0, 0.
     """
     joints, visible = np.zeros((len(keypoints), 16, 2)), np.zeros((len(keypoints), 16), bool)
-    for joint, names in SOURCES.items():
-        k, sources = JOINTS.index(joint), [KEYPOINTS.index(name) for name in names]
-        joints[:, k] = keypoints[:, sources, :2].mean(1)
-        visible[:, k] = (keypoints[:, sources, 2] > 0).all(1)
+    for joint, names in enumerate(SOURCES):
+        if names:
+            sources = [KEYPOINTS.index(name) for name in names]
+            joints[:, joint] = keypoints[:, sources, :2].mean(1)
+            visible[:, joint] = (keypoints[:, sources, 2] > 0).all(1)
     return joints * visible[..., None], visible
 
 
@@ -130,7 +132,7 @@ def unit_of(joints, visible, side):
     In the Leeds Sports Poses a head segment is 0.167 of that side, the median of whole people. For half
     bodies the unit is smaller and the score stricter. With one labelled limb joint that side is `side`.
     """
-    limbs, seen = joints[:, LIMBS], visible[:, LIMBS, None]                    # (N, 12, 2), (N, 12, 1)
+    limbs, seen = joints[:, LIMB_JOINTS], visible[:, LIMB_JOINTS, None]        # (N, 12, 2), (N, 12, 1)
     low, high = limbs.min(1, where=seen, initial=np.inf), limbs.max(1, where=seen, initial=-np.inf)  # (N, 2)
     length = np.where(seen.sum((1, 2)) > 1, (high - low).max(1), side)
     return np.maximum(SMALLEST_UNIT, length / UNITS_PER_SIDE)
@@ -138,7 +140,7 @@ def unit_of(joints, visible, side):
 
 # ------------------------------------------------------------------------------- the json file
 
-def read_json(file):
+def read_annotations(file):
     """COCO's json file -> names of its images by id (as text), and its annotations, unchecked."""
     def without_outline(entry):                    # outlines are most of the file
         entry.pop("segmentation", None)
@@ -166,8 +168,8 @@ def read_json(file):
     return names, annotations
 
 
-def read_person(entry, names):
-    """An annotation -> (image, box, keypoints). BadInput says what is wrong with it. names: see `read_json`.
+def check_annotation(entry, names):
+    """An annotation -> (image, box, keypoints). BadInput says what is wrong. names: see `read_annotations`.
 
     box: x, y, width, height. keypoints: 51 numbers, x, y and visibility of each.
     """
@@ -187,3 +189,50 @@ def read_person(entry, names):
             "visibility, every third number of keypoints, must be 0, 1 or 2"),
            (entry.get("iscrowd", 0) not in (0, 1), "iscrowd must be 0 or 1"))
     return name, box, keypoints
+
+
+# ------------------------------------------------------------------------------- crops without people
+
+def read_everybody(root):
+    """annot/boxes.json, where it is: {image: [[x, y, width, height] of everybody in it]} -> the same by path.
+
+    In pixels from 0. It gives a set in MPII's layout what COCO's has. BadInput for anything else.
+    """
+    file = root / "annot" / "boxes.json"
+    try:
+        return {root / "images" / name: np.reshape(np.array(boxes, np.float32), (-1, 4))
+                for name, boxes in json.loads(file.read_bytes()).items()} if file.is_file() else {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise BadInput(f"{file} must be json such as {{\"photo.jpg\": [[x, y, width, height]]}}, boxes of "
+                       f"everybody in a photo ({' '.join(str(error).split())[:160]}): correct or remove it"
+                       ) from error
+
+
+def squares_without_people(files, everybody):
+    """Random squares that show nobody, from those files of which everybody's box is known.
+
+    By the names of data_mpii.Samples, or None. A square is taken where it shares at most EMPTY_OVERLAP of
+    itself, or of a box, with each of them. They teach the confidence to be low (distill.py).
+    """
+    squares, shown, random = [], [], np.random.default_rng(0)
+    for path in dict.fromkeys(file for file in files if file in everybody):
+        width, height = open_safely(path, lambda image: ImageOps.exif_transpose(image).size)
+        people = np.reshape(everybody[path], (-1, 4))
+        for _ in range(EMPTY_PER_PHOTO):
+            side = min(width, height) * np.exp(random.uniform(*np.log(EMPTY_SIDES), size=EMPTY_TRIES))
+            x, y = (random.uniform(0, 1, EMPTY_TRIES) * (size - side) for size in (width, height))
+            across, down = (np.minimum(low + side, people[:, [i]] + people[:, [i + 2]])
+                            - np.maximum(low, people[:, [i]]) for i, low in enumerate((x, y)))
+            area = across.clip(0) * down.clip(0)                               # (boxes, tries)
+            smaller = np.minimum(side ** 2, (people[:, 2] * people[:, 3])[:, None])
+            free = np.flatnonzero((area <= EMPTY_OVERLAP * smaller).all(0))
+            if len(free):
+                squares.append((x[free[0]], y[free[0]], side[free[0]]))
+                shown.append(path)
+    if not squares:
+        return None
+    squares = np.array(squares, np.float32)
+    center, side = squares[:, :2] + (squares[:, 2:] - 1) / 2, squares[:, 2]    # (M, 2), (M,)
+    joints = np.repeat(center[:, None], len(SOURCES), 1)                       # (M, 16, 2), none is there
+    return dict(joints=joints, visible=np.zeros(joints.shape[:2], bool), center=center, side=side,
+                head_size=side / 10, files=tuple(shown), empty=np.ones(len(side), bool))

@@ -16,22 +16,20 @@ Label files count pixels from 1, as Matlab does, in the image as it is seen: tur
 loading, the centre of the top left pixel is (0, 0), and a joint without a label has visible = False.
 """
 
-import importlib
 import json
 import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from os.path import isfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.io import loadmat
 
-from common import BadInput, check_all, refuse
-from images import open_image, open_safely
+import data_coco
+from common import BadInput, check_all, read_mat, refuse
+from images import FARTHEST, check_image, open_image, open_safely
 
 JOINTS = ("r-ankle", "r-knee", "r-hip", "l-hip", "l-knee", "l-ankle", "pelvis", "thorax",
           "upper neck", "head top", "r-wrist", "r-elbow", "r-shoulder", "l-shoulder", "l-elbow", "l-wrist")
@@ -43,7 +41,6 @@ BOX_ENLARGEMENT = 1.25
 CENTER_SHIFT = 15                    # pixels per unit of scale, before the enlargement
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # that unit / scale, for nearly everyone in MPII; used without a head box
-FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
 SMALL_PERSON = 10                    # pixels; smaller people are warned of
 LOOKED_AT = 64                       # images with whose sizes labels are compared
 LEAST_INSIDE = 0.8                   # of a set's labels, inside their crops and images; in real sets 0.99
@@ -99,19 +96,24 @@ def join(sets):
                    note="; ".join(samples.note for samples in sets if samples.note))
 
 
-def read_boxes(root):
-    """annot/boxes.json, where it is: {image: [[x, y, width, height] of everybody in it]} -> the same by path.
+def of_files(name, files, **fields):
+    """Samples whose images are files, one a person. fields: those of Samples, by name."""
+    numbers = {field: fields[field].astype(np.float32) for field in ("joints", "center", "side", "head_size")}
+    return Samples(name, **fields | numbers, files=files, image=lambda i: open_image(files[i]))
 
-    In pixels from 0. BadInput for anything else.
-    """
-    file = root / "annot" / "boxes.json"
-    try:
-        return {root / "images" / name: np.reshape(np.array(boxes, np.float32), (-1, 4))
-                for name, boxes in json.loads(file.read_bytes()).items()} if file.is_file() else {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise BadInput(f"{file} must be json such as {{\"photo.jpg\": [[x, y, width, height]]}}, boxes of "
-                       f"everybody in a photo ({' '.join(str(error).split())[:160]}): correct or remove it"
-                       ) from error
+
+def load_joined(folders):
+    """The Samples to train on of one or more folders, and crops without people where these can be found."""
+    sets = [load_samples(folder, "train") for folder in folders]
+    people = join(sets)
+    without = [samples for samples in map(crops_without_people, sets) if samples]
+    return replace(join([people, *without]), name=people.name)
+
+
+def crops_without_people(samples):
+    """Samples of squares that show nobody, from photos of which everybody's box is known; or None."""
+    fields = data_coco.squares_without_people(samples.files, samples.everybody)
+    return fields and of_files(f"nobody of {samples.name}", **fields)
 
 
 def box(center, scale):
@@ -127,9 +129,10 @@ def load_samples(root, split, images=True):
     BadInput if it cannot be used. images=False: read the labels alone, for a folder without images.
     """
     root, file = Path(root), find_labels(root, split)
-    if file.name.startswith("person_keypoints_"):
-        from data_coco import load_coco              # here, as that file imports this one
-        return load_coco(root, file, split, images)
+    if file.parent.name == "annotations":
+        fields = data_coco.load_people(root, file, split, images)
+        fields["side"] = BOX_ENLARGEMENT * fields["side"]
+        return of_files(f"{root.resolve().name}/{split}", **fields)
     released, truth, note = file.suffix == ".mat", root / "annot" / "gt_valid.mat", ""
     entries = read_release(file, split) if released else read_json(file)
     rows = check_entries(file, entries, root / "images" if images else None)
@@ -153,9 +156,9 @@ def load_samples(root, split, images=True):
                            f"people in different orders")
     elif split == "valid":
         note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
-    samples = Samples(f"{root.resolve().name}/{split}{' by image' if released else ''}", joints, visible,
-                      middle, side, head_size.astype(np.float32), lambda i: open_image(files[i]), files, note,
-                      everybody=read_boxes(root))
+    samples = of_files(f"{root.resolve().name}/{split}{' by image' if released else ''}", joints=joints,
+                       visible=visible, center=middle, side=side, head_size=head_size, files=files, note=note,
+                       everybody=data_coco.read_everybody(root))
     check_units(file, samples, images)
     if (small := PIXELS_PER_SCALE * scale < SMALL_PERSON).any():
         warnings.warn(f"{file}: {small.sum()} people are less than {SMALL_PERSON} pixels tall by their "
@@ -169,14 +172,13 @@ def find_labels(root, split):
 
     BadInput without any of these, and where a folder has both MPII's and COCO's.
     """
-    from data_coco import find_labels as find_coco   # here, as that file imports this one
     root = Path(root)
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, "
                        f"annot/valid.json")
     json_file = root / "annot" / f"{split}.json"
     releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
-    if coco := find_coco(root, split):
+    if coco := data_coco.find_annotations(root, split):
         if releases or any((root / "annot" / f"{name}.json").is_file() for name in ("train", "valid")):
             raise BadInput(f"{root} has labels of MPII's layout and of COCO's: move annotations/ and its "
                            f"images into a folder of their own")
@@ -282,14 +284,6 @@ def numbers(field, value):
         raise BadInput(f"{field} must be numbers") from error
 
 
-def check_image(path, images):
-    """BadInput where an image is missing, or lies outside the folder `images`."""
-    if not isfile(path):                                   # False for a name that is too long, too
-        raise BadInput(f"there is no image {str(path)[:200]!r} (are they unpacked into {images}?)")
-    if not path.resolve().is_relative_to(images.resolve()):
-        raise BadInput(f"{path} is a link to something outside {images}")
-
-
 def check_entries(file, entries, images):
     """-> what `check_entry` gives for each. images: the folder that must hold each image, or None."""
     before = set()
@@ -303,18 +297,6 @@ def check_entries(file, entries, images):
         return row
 
     return check_all(file, check, len(entries))
-
-
-def read_mat(file, **options):
-    """The variables of a Matlab file, as loadmat gives them. Arrays of version 7.3 are read where h5py is."""
-    try:
-        return loadmat(file, **options)
-    except NotImplementedError as error:                             # version 7.3, which is HDF5
-        with suppress(ImportError), importlib.import_module("h5py").File(file) as mat:
-            if all(hasattr(value, "dtype") for value in mat.values()):       # arrays, without structures
-                return {name: value[()].T for name, value in mat.items()}
-        raise BadInput(f"{file} is a Matlab file of version 7.3: save it with -v7, or, where it holds arrays "
-                       f"alone, install h5py") from error
 
 
 def read_truth(file):
@@ -356,7 +338,7 @@ def read_release(file, split):
                    for n, (entry, train) in enumerate(zip(annolist, training))
                    if train and held_out(entry.image.name) == (split == "valid")
                    for k, rect in enumerate(np.atleast_1d(getattr(entry, "annorect", [])))
-                   if (person := read_person(rect))]
+                   if (person := read_annorect(rect))]
     except BadInput:
         raise
     except Exception as error:          # scipy raises a dozen kinds on damaged files
@@ -367,7 +349,7 @@ def read_release(file, split):
     return entries
 
 
-def read_person(rect):
+def read_annorect(rect):
     """One annorect -> its joints, joints_vis, center, scale and head_size; None if its labels are incomplete.
 
     A value that the release does not have is a missing field or an empty array. loadmat unwraps arrays of

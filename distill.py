@@ -63,7 +63,7 @@ def gaussian(position, sigma, size):
     return torch.exp(-0.5 * ((cells - size * position[..., None]) / sigma) ** 2)
 
 
-def heatmaps(xy, sigma, size):
+def gaussian_heatmaps(xy, sigma, size):
     """Heatmaps (B, K, size, size) of joints (B, K, 2), height 1. sigma: cells, a number or (B, K, 2)."""
     sigma = torch.as_tensor(sigma, device=xy.device).expand_as(xy)
     along_x, along_y = gaussian(xy, sigma, size).unbind(2)                     # (B, K, size) each
@@ -126,7 +126,7 @@ def coordinate_task(prediction, xy, visible, empty, sigma):
 
 def heatmap_task(logits, xy, visible, empty, sigma):
     """L_task of the teacher: KL(Gaussian label || softmax(logits)) over positions. logits (B, K, S, S)."""
-    label = normalise(heatmaps(xy, sigma, logits.shape[-1]).flatten(-2))                   # (B, K, S * S)
+    label = normalise(gaussian_heatmaps(xy, sigma, logits.shape[-1]).flatten(-2))         # (B, K, S * S)
     return masked_mean(kl_divergence(flat_where_empty(label, empty), logits.flatten(-2)),
                        visible | empty[:, None])
 
@@ -164,7 +164,7 @@ def heatmap_loss_regression(prediction, teacher, visible):
 
     Its width is the predicted sigma (at least 0.5 cells, along each axis), which no other term trains.
     """
-    simulated = heatmaps(prediction.xy, prediction.sigma, teacher.shape[-1])               # (B, K, S, S)
+    simulated = gaussian_heatmaps(prediction.xy, prediction.sigma, teacher.shape[-1])      # (B, K, S, S)
     return masked_mean((simulated - teacher).square().mean((-2, -1)), visible)
 
 

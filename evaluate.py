@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 import checkpoint
 from common import (BadInput, CommandLine, check_device, check_folder, default_device, main_with_clear_errors,
-                    refuse)
+                    read_mat, refuse)
 from costs import COST_SECONDS, cost_table, measure_costs, protocol
 from crops import CROPS, invert, make_batch, store, transform
-from data_mpii import JOINTS, load_samples, read_mat, read_truth
+from data_mpii import JOINTS, load_samples, read_truth
 from images import WHITE, contact_sheet
 from synthetic import drawn_people
 

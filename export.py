@@ -36,7 +36,7 @@ from costs import count_parameters, take_turns
 from evaluate import validation_samples
 
 COMPILE = {"cpu": {}, "cuda": dict(mode="reduce-overhead")}
-WEIGHTS = Path(__file__).parent / "weights" / "student-small-photos.pt"
+SHIPPED_STUDENT = Path(__file__).parent / "weights" / "student-small-photos.pt"
 OPSET = 18
 CHECKED = 64                 # samples on which both are compared
 SECONDS = 20                 # for comparing their speed
@@ -143,8 +143,8 @@ def runner(path):
 def main():
     parser = CommandLine(__doc__)
     parser.add_argument("out", type=Path, help="file to write: .onnx or .pt2")
-    parser.add_argument("--checkpoint", type=Path, default=WEIGHTS,
-                        help=f"network (default: {WEIGHTS.parent.name}/{WEIGHTS.name})")
+    parser.add_argument("--checkpoint", type=Path, default=SHIPPED_STUDENT,
+                        help=f"network (default: {SHIPPED_STUDENT.parent.name}/{SHIPPED_STUDENT.name})")
     parser.add_argument("--data", default="drawn", help="folder in MPII's layout to compare on")
     args = parser.parse_args()
     if args.out.suffix not in (".onnx", ".pt2"):

@@ -17,6 +17,7 @@ import warnings
 from collections import defaultdict
 from contextlib import suppress
 from itertools import chain, count
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from PIL import Image, ImageDraw, ImageOps
 from common import BadInput, optional
 
 MOST_PIXELS = 200_000_000            # larger images are refused before they are decoded
+FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
 LONGEST = 4096                       # JPEGs with a longer side may be decoded at 1/2, 1/4 or 1/8
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "AVIF")     # no EPS: it starts a program
 # Endings of images that few Pillows read: in a folder each is named in an error, not passed over.
@@ -109,6 +111,14 @@ def name_outputs(names, ending):
 
 
 # ------------------------------------------------------------------------------- images
+
+def check_image(path, images):
+    """BadInput where an image is missing, or lies outside the folder `images`."""
+    if not isfile(path):                                   # False for a name that is too long, too
+        raise BadInput(f"there is no image {str(path)[:200]!r} (are they unpacked into {images}?)")
+    if not path.resolve().is_relative_to(images.resolve()):
+        raise BadInput(f"{path} is a link to something outside {images}")
+
 
 OPENING = threading.Lock()
 

@@ -14,19 +14,18 @@ crops without people, too. That is enough to find people, without a detector:
 Boxes are x, y, width, height in pixels, joints (16, 2) in pixels, confidences (16,) in [0, 1].
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ImageOps
 
 from crops import crop_matrix, cut, invert, transform
-from data_mpii import BOX_ENLARGEMENT, JOINTS, Samples, join, load_samples
+from data_mpii import BOX_ENLARGEMENT
 from evaluate import predict_crops
-from images import open_image, open_safely, rgb
+from images import rgb
 
-SIDES, STEP = (1.0, 0.75, 0.55), 0.4     # of windows, in the image's shorter side; between them, in sides
+WINDOW_SIDES = 1.0, 0.75, 0.55     # of windows, in the image's shorter side
+STEP = 0.4                  # most between two windows, in their sides
 THIN = 6                    # a longer strip is taken for one that is this many times as long as wide
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
 CANDIDATE, PERSON = 0.2, 0.45     # least scores of a window that is refined, of a person in the end
@@ -36,8 +35,6 @@ BEYOND = 0.15               # by how much a person is larger than the box of the
 ROUNDS = 2                  # refinements
 SAME, WITHIN = 0.55, 0.85   # shared parts of two boxes, of their union and of the smaller: beyond, one person
 BATCH = 32                  # crops in the network at once
-EMPTY_PER_PHOTO, EMPTY_TRIES = 1, 50          # squares without people, attempts at one
-EMPTY_SIDES, EMPTY_OVERLAP = (0.2, 1.0), 0.1  # of the photo's shorter side; of a square or box
 LOOK_AGAIN = 30             # frames of a video after which newcomers are looked for
 
 
@@ -77,7 +74,7 @@ def windows(width, height):
     """Squares [x, y, side, side] that cover an image: the whole of it, then smaller and smaller ones."""
     longer = max(width, height)
     squares = [[(width - longer) / 2, (height - longer) / 2, longer, longer]]
-    for fraction in SIDES:
+    for fraction in WINDOW_SIDES:
         side = fraction * max(min(width, height), longer / THIN)
         columns, rows = (places(size - side, STEP * side) for size in (width, height))
         squares += [[x, y, side, side] for y in rows for x in columns]
@@ -171,44 +168,3 @@ class Tracker:
                     self.ids += 1
         self.people, self.frames = people, self.frames + 1
         return dict(people)
-
-
-# ------------------------------------------------------------------------------- crops without people
-
-def load_joined(folders):
-    """The Samples to train on of one or more folders, and crops without people where these can be found."""
-    sets = [load_samples(folder, "train") for folder in folders]
-    people = join(sets)
-    without = [samples for samples in map(crops_without_people, sets) if samples]
-    return replace(join([people, *without]), name=people.name)
-
-
-def crops_without_people(samples):
-    """Samples of random squares that show nobody, from photos of which everybody's box is known; or None.
-
-    A square is taken where it shares at most EMPTY_OVERLAP of itself, or of a box, with each of them. They
-    teach the confidence to be low (distill.py).
-    """
-    squares, files, random = [], [], np.random.default_rng(0)
-    for path in dict.fromkeys(file for file in samples.files if file in samples.everybody):
-        width, height = open_safely(path, lambda image: ImageOps.exif_transpose(image).size)
-        people = np.reshape(samples.everybody[path], (-1, 4))
-        for _ in range(EMPTY_PER_PHOTO):
-            side = min(width, height) * np.exp(random.uniform(*np.log(EMPTY_SIDES), size=EMPTY_TRIES))
-            x, y = (random.uniform(0, 1, EMPTY_TRIES) * (size - side) for size in (width, height))
-            across, down = (np.minimum(low + side, people[:, [i]] + people[:, [i + 2]])
-                            - np.maximum(low, people[:, [i]]) for i, low in enumerate((x, y)))
-            area = across.clip(0) * down.clip(0)                               # (boxes, tries)
-            smaller = np.minimum(side ** 2, (people[:, 2] * people[:, 3])[:, None])
-            free = np.flatnonzero((area <= EMPTY_OVERLAP * smaller).all(0))
-            if len(free):
-                squares.append((x[free[0]], y[free[0]], side[free[0]]))
-                files.append(path)
-    if not squares:
-        return None
-    squares, files = np.array(squares, np.float32), tuple(files)
-    center, side = squares[:, :2] + (squares[:, 2:] - 1) / 2, squares[:, 2]
-    nobody = np.zeros((len(side), len(JOINTS)), bool)
-    joints = np.repeat(center[:, None], len(JOINTS), 1)
-    return Samples(f"nobody of {samples.name}", joints, nobody, center, side, side / 10,
-                   lambda i: open_image(files[i]), files, empty=np.ones(len(side), bool))

@@ -26,10 +26,11 @@ from tqdm import tqdm
 import checkpoint
 from common import (BadInput, CommandLine, check_device, check_folder, check_writable, default_device,
                     main_with_clear_errors, optional, refuse)
-from data_mpii import FARTHEST, JOINTS
-from export import WEIGHTS, for_inference
-from images import (LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, WHOLE, draw_skeleton, frame_rate, list_files,
-                    name_outputs, open_video, read_image, report, system_error, utf8, write_image)
+from data_mpii import JOINTS
+from export import SHIPPED_STUDENT, for_inference
+from images import (FARTHEST, LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, WHOLE, draw_skeleton, frame_rate,
+                    list_files, name_outputs, open_video, read_image, report, system_error, utf8,
+                    write_image)
 from people import Tracker, find_people, poses_in_boxes
 
 THINNEST = 2                         # pixels of a line
@@ -275,8 +276,8 @@ def parse_arguments():
     add("images", nargs="*", type=Path,
         help=f"images, videos, or folders of them (our own *{OUTPUT} and *{VIDEO_OUTPUT} are left out)")
     add("--camera", type=int, metavar="N", help="number of a camera")
-    add("--checkpoint", type=Path, default=WEIGHTS,
-        help=f"network (default: {WEIGHTS.parent.name}/{WEIGHTS.name})")
+    add("--checkpoint", type=Path, default=SHIPPED_STUDENT,
+        help=f"network (default: {SHIPPED_STUDENT.parent.name}/{SHIPPED_STUDENT.name})")
     add("--box", type=float, nargs=4, action="append", metavar=("X", "Y", "WIDTH", "HEIGHT"),
         help="tight box around a person, in pixels; once for each person (default: people are found)")
     add("--boxes", type=Path,

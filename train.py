@@ -33,13 +33,12 @@ import checkpoint
 from common import (BadInput, CommandLine, check_device, check_writable, default_device, fast_bfloat16,
                     init_distributed, lock, main_with_clear_errors, refuse)
 from crops import AUGMENTATIONS, CROPS, make_batch, on_device, store
-from data_mpii import find_labels
+from data_mpii import find_labels, load_joined
 from distill import WEIGHTS, load_teacher, loss_terms
 from evaluate import (THRESHOLDS, evaluate, names_of, predict, prediction_sheet,
                       print_score, validation_samples, write_json)
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
 from optim import build_optimisers, rate_factor, update_ema
-from people import load_joined
 from synthetic import drawn_people
 
 # What a preset trains with, where no flag says otherwise. photos: augmentation of photos; drawings are

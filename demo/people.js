@@ -6,7 +6,7 @@
 //
 // Nothing here draws or runs a network: demo.js answers the requests, and may draw between them.
 
-const SIDES = [1, 0.75, 0.55], STEP = 0.4, THIN = 6;
+const WINDOW_SIDES = [1, 0.75, 0.55], STEP = 0.4, THIN = 6;
 const SUREST = 8, CANDIDATE = 0.2, PERSON = 0.45, MOST = 16;
 const SURE = 0.1, LEAST = 6, BEYOND = 0.15, ROUNDS = 2;
 const SAME = 0.55, WITHIN = 0.85, LOOK_AGAIN = 30;
@@ -20,7 +20,7 @@ const boxSpeed = 0.4;      // of the box of somebody followed, towards the joint
 export function windows(width, height) {
   const longer = Math.max(width, height);
   const squares = [[(width - longer) / 2, (height - longer) / 2, longer, longer]];
-  for (const fraction of SIDES) {
+  for (const fraction of WINDOW_SIDES) {
     const side = fraction * Math.max(Math.min(width, height), longer / THIN);
     const [columns, rows] = [width, height].map(size => places(size - side, STEP * side));
     squares.push(...rows.flatMap(y => columns.map(x => [x, y, side, side])));

@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
 from common import CommandLine, main_with_clear_errors
 from confidence import auroc
-from data_coco import LIMBS
-from data_mpii import BOX_ENLARGEMENT, load_samples
+from data_coco import LIMB_JOINTS
+from data_mpii import BOX_ENLARGEMENT, crops_without_people, load_samples
 from images import open_image
-from export import WEIGHTS, for_inference
-from people import crops_without_people, find_people, person_score, poses_in_boxes, shared
+from export import SHIPPED_STUDENT, for_inference
+from people import find_people, person_score, poses_in_boxes, shared
 
 LARGE, HALF, NEAR = 0.35, 0.5, 0.3
 EMPTY_SIDE = 0.3             # least shorter side of a photo without people, in the photo's
@@ -93,10 +93,10 @@ def measure(model, data, find=find_people, limit=None):
             if max(boxes[b][2:]) < least:
                 continue
             large, found = large + 1, found + (b in matched)
-            seen = samples.visible[i, LIMBS]
+            seen = samples.visible[i, LIMB_JOINTS]
             joints += seen.sum()
             if b in matched:
-                error = np.linalg.norm(people[matched[b]].joints - samples.joints[i], axis=1)[LIMBS]
+                error = np.linalg.norm(people[matched[b]].joints - samples.joints[i], axis=1)[LIMB_JOINTS]
                 right += (error[seen] <= 0.5 * samples.head_size[i]).sum()
         for person in people:
             false += max((shared(person.box, box)[0] for box in boxes), default=0) < NEAR
@@ -112,7 +112,8 @@ def measure(model, data, find=find_people, limit=None):
 def main():
     parser = CommandLine(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with annot/boxes.json")
-    parser.add_argument("--checkpoint", type=Path, default=WEIGHTS, help="student (default: the shipped one)")
+    parser.add_argument("--checkpoint", type=Path, default=SHIPPED_STUDENT,
+                        help="student (default: the shipped one)")
     args = parser.parse_args()
     model, _ = checkpoint.load(args.checkpoint)
     model = for_inference(model)

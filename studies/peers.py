@@ -16,7 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import CommandLine, main_with_clear_errors
 from crops import FLIP
-from data_coco import LIMBS
+from data_coco import LIMB_JOINTS
 from evaluate import load_to_score, predict
 
 NECK, TOP = 8, 9
@@ -37,14 +37,15 @@ def shared_scores(joints, samples):
         return np.linalg.norm(joints - samples.joints, axis=-1) <= within * unit[:, None]
 
     truth, labelled = samples.joints, samples.visible
-    limbs, plain = labelled[:, LIMBS], near(joints, samples.head_size, WITHIN)[:, LIMBS]      # (N, 12)
-    swapped = near(joints[:, FLIP], samples.head_size, WITHIN)[:, LIMBS]
+    limbs = labelled[:, LIMB_JOINTS]                                                          # (N, 12)
+    plain = near(joints, samples.head_size, WITHIN)[:, LIMB_JOINTS]
+    swapped = near(joints[:, FLIP], samples.head_size, WITHIN)[:, LIMB_JOINTS]
     better = np.where(((swapped & limbs).sum(1) > (plain & limbs).sum(1))[:, None], swapped, plain)
     x, y = (truth[:, TOP] - truth[:, NECK]).T                                                 # (N,) each
     has_head, upright = labelled[:, [TOP, NECK]].all(1), np.degrees(np.arctan2(np.abs(x), -y)) <= UP
     torso = np.linalg.norm(truth[:, L_SHOULDER] - truth[:, R_HIP], axis=-1)                   # (N,)
     known = labelled & labelled[:, [L_SHOULDER, R_HIP]].all(1)[:, None]
-    parts = [*LIMBS, NECK, TOP]
+    parts = [*LIMB_JOINTS, NECK, TOP]
     return {"12 joints": percent(plain, limbs), "either side": percent(better, limbs),
             "upright": percent(plain, limbs, has_head & upright),
             "others": percent(plain, limbs, has_head & ~upright),

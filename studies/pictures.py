@@ -31,7 +31,7 @@ from gfl import GlobalDynamicFilter, StaticFilter
 from models import FILTERS, STUDENTS
 from images import contact_sheet, draw_skeleton
 from evaluate import prediction_sheet
-from export import WEIGHTS, for_inference
+from export import SHIPPED_STUDENT, for_inference
 from people import (CANDIDATE, MOST, box_of_joints, find_people, person_score, poses_in_boxes, suppress,
                     windows)
 from predict import draw_poses
@@ -190,7 +190,7 @@ def drawings(args):
 def finding(args):
     """Windows, refined boxes, and who is found in the end, each box as dark as its person_score is high."""
     plt = pyplot()
-    path = args.checkpoint[0] if args.checkpoint else WEIGHTS
+    path = args.checkpoint[0] if args.checkpoint else SHIPPED_STUDENT
     model = for_inference(checkpoint.load(path)[0])
     drawn = drawn_people("valid", max(SCENE) + 1, 256)
     image = Image.fromarray(np.concatenate([np.asarray(drawn.image(i)) for i in SCENE], 1))

@@ -36,7 +36,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import CommandLine, check_device, default_device, main_with_clear_errors
 from crops import TOKENPOSE, crop_keypoints, invert, make_batch, store
-from distill import heatmaps
+from distill import gaussian_heatmaps
 from data_mpii import load_samples
 from costs import describe_device, take_turns
 from export import COMPILE
@@ -175,7 +175,7 @@ def whole_batches(samples, crops, params):
         batch = make_batch(samples, crops, rows, SIZE, params=params)
         mean, std = (torch.from_numpy(values).view(3, 1, 1) for values in (MEAN, STD))
         images = batch.images.sub_(mean).div_(std)
-        return images, heatmaps(batch.xy, SIGMA, CELLS).mul_(batch.visible[..., None, None])
+        return images, gaussian_heatmaps(batch.xy, SIGMA, CELLS).mul_(batch.visible[..., None, None])
 
     return make
 

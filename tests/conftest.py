@@ -44,4 +44,4 @@ def real_data():
     folder = os.environ.get("POSE_DATA")
     if not folder:
         pytest.skip("POSE_DATA is not set: it names a folder with real photos and labels (docs/faq.md)")
-    return Path(folder)
+    return Path(folder).resolve()

@@ -14,7 +14,7 @@ from common import BadInput
 from crops import (AUGMENTATIONS, FLIP, HIDDEN, LOOSE_OFFSET, LOOSE_ZOOM, TOKENPOSE, Augmentation, compose,
                    crop_keypoints, crop_matrix, cut, cut_people, end_pictures, hide, invert, make_batch,
                    on_device, store, stored_size, transform, warp)
-from distill import coordinate_labels, gaussian, heatmaps
+from distill import coordinate_labels, gaussian, gaussian_heatmaps
 from data_mpii import Samples
 from synthetic import drawn_people
 
@@ -159,13 +159,13 @@ def test_gaussian_by_hand():
 
 
 def test_heatmap_has_rows_for_y():
-    heatmap = heatmaps(torch.tensor([[[0.25 + 1 / 128, 0.75 + 1 / 128]]]), 2.0, 64)
+    heatmap = gaussian_heatmaps(torch.tensor([[[0.25 + 1 / 128, 0.75 + 1 / 128]]]), 2.0, 64)
     assert heatmap.shape == (1, 1, 64, 64)
     assert heatmap.flatten().argmax() == 48 * 64 + 16 and heatmap.max() == 1
 
 
 def test_sigma_may_differ_by_axis():
-    wide_x = heatmaps(torch.full((1, 1, 2), 0.5), torch.tensor([[[4.0, 1.0]]]), 64)[0, 0]
+    wide_x = gaussian_heatmaps(torch.full((1, 1, 2), 0.5), torch.tensor([[[4.0, 1.0]]]), 64)[0, 0]
     assert wide_x[31, 40] > 0.05 > wide_x[40, 31]
 
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from common import BadInput
-from data_mpii import box, join, load_samples, read_mat, read_person
+from common import BadInput, read_mat
+from data_mpii import box, join, load_samples, read_annorect
 from synthetic import SERIES, draw_people, drawn_people
 
 
@@ -419,10 +419,10 @@ def test_a_joint_without_a_place_counts_as_missing():
     from types import SimpleNamespace as struct
     point = [struct(id=3, x=np.array([]), y=5.0), struct(id=4, x=7.0, y=8.0)]
     rect = struct(annopoints=struct(point=point), objpos=struct(x=1, y=2), scale=1, x1=0, y1=0, x2=3, y2=4)
-    found = read_person(rect)
+    found = read_annorect(rect)
     assert found["joints_vis"] == [k == 4 for k in range(16)]
     assert np.isfinite(found["joints"]).all() and found["head_size"] == pytest.approx(3)
-    assert read_person(struct(**{**vars(rect), "x2": 0, "y2": 0})) is None
+    assert read_annorect(struct(**{**vars(rect), "x2": 0, "y2": 0})) is None
 
 
 def test_something_else_called_release(tmp_path):

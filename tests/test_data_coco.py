@@ -16,7 +16,7 @@ from test_data import ENTRY
 from test_data import folder as mpii_folder
 
 from common import BadInput
-from data_coco import KEYPOINTS, read_json, to_mpii, unit_of
+from data_coco import KEYPOINTS, read_annotations, to_mpii, unit_of
 from data_mpii import JOINTS, join, load_samples
 
 # A person whose keypoint k is at (10 + 3 k, 20 + 5 k); odd ones are occluded.
@@ -120,7 +120,8 @@ def test_where_the_images_may_be(tmp_path, folder):
 
 def test_outlines_take_no_memory(tmp_path):
     crowd = changed(segmentation=dict(counts=[3, 4], size=[2, 3]))
-    _, annotations = read_json(coco(tmp_path, PERSON, crowd) / "annotations/person_keypoints_val2017.json")
+    root = coco(tmp_path, PERSON, crowd)
+    _, annotations = read_annotations(root / "annotations/person_keypoints_val2017.json")
     assert [set(PERSON) - set(entry) for entry in annotations] == [{"segmentation"}] * 2
 
 

@@ -29,7 +29,7 @@ import checkpoint
 import people
 from crops import cut
 from data_mpii import BOX_ENLARGEMENT
-from export import WEIGHTS, export_onnx
+from export import SHIPPED_STUDENT, export_onnx
 from images import LEFT, RIGHT, read_image
 from people import (LOOK_AGAIN, Found, Tracker, box_matrix, box_of_joints, find_people, is_new, person_score,
                     poses_in_boxes, shared, suppress, windows)
@@ -37,7 +37,8 @@ from synthetic import draw_person
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 # a photo of a person who stands upright
-STANDING = os.environ.get("POSE_DATA") and Path(os.environ["POSE_DATA"]) / "lspet" / "images" / "im05307.jpg"
+DATA = os.environ.get("POSE_DATA")
+STANDING = DATA and Path(DATA).resolve() / "lspet" / "images" / "im05307.jpg"
 PARTS = "index.html", "demo.js", "people.js", "demo.css"
 SERVE = DEMO / "serve.py"
 PACKAGE = DEMO / "node_modules" / "onnxruntime-web"
@@ -372,7 +373,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def model():
-    return checkpoint.load(WEIGHTS)[0]
+    return checkpoint.load(SHIPPED_STUDENT)[0]
 
 
 @pytest.fixture(scope="module")

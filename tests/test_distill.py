@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from distill import (WEIGHTS, TeacherTargets, backbone_task, confidence_loss, coordinate_labels,
-                     coordinate_task, heatmap_loss_coordinates, heatmap_loss_regression, heatmap_task,
-                     heatmaps, keypoint_token_loss, kl_divergence, loss_terms, marginals, regression_task,
+                     coordinate_task, gaussian_heatmaps, heatmap_loss_coordinates,
+                     heatmap_loss_regression, heatmap_task, keypoint_token_loss,
+                     kl_divergence, loss_terms, marginals, regression_task,
                      teacher_targets, visual_token_loss)
 from models import Regression, build_student, build_teacher
 
@@ -63,7 +64,7 @@ def test_loss_does_not_depend_on_the_number_of_bins(bins):
     sigma, off = bins / 64, XY + torch.tensor([2 / 64, 0.0])
     narrow, wide = (logits(coordinate_labels(off, width, bins)) for width in (sigma, 2 * sigma))
     assert coordinate_task(narrow, XY, ALL, SOMEBODY, sigma).item() == pytest.approx(1, rel=2e-3)
-    cost = heatmap_loss_coordinates(wide, heatmaps(XY, 2.0, 64), ALL)
+    cost = heatmap_loss_coordinates(wide, gaussian_heatmaps(XY, 2.0, 64), ALL)
     assert cost.item() == pytest.approx(0.25, rel=0.02)    # d = sigma: 1/2, halved; resampling widens a bit
 
 
@@ -76,13 +77,13 @@ def test_kl_ignores_bins_that_the_target_excludes():
 
 def test_heatmap_task_is_zero_at_the_label():
     cost = lambda logits: heatmap_task(logits, XY, ALL, SOMEBODY, 2.0).item()
-    assert cost(logits([heatmaps(XY, 2.0, 64)])[0]) == pytest.approx(0, abs=1e-5)
+    assert cost(logits([gaussian_heatmaps(XY, 2.0, 64)])[0]) == pytest.approx(0, abs=1e-5)
     entropy = math.log(2 * math.pi * 4 * math.e)                                 # of the label
     assert cost(torch.zeros(1, 2, 64, 64)) == pytest.approx(math.log(4096) - entropy, rel=1e-2)
 
 
 def test_heatmap_of_the_regression_student_by_hand():
-    teacher = heatmaps(XY, 2.0, 64)
+    teacher = gaussian_heatmaps(XY, 2.0, 64)
     assert heatmap_loss_regression(regression(XY), teacher, ALL).item() == 0
     empty = heatmap_loss_regression(regression(XY), torch.zeros_like(teacher), ALL).item()
     assert empty == pytest.approx(math.pi * 2**2 / 64**2,
@@ -94,7 +95,7 @@ def test_heatmap_of_the_regression_student_by_hand():
 
 
 def test_marginals_are_distributions_in_the_right_place():
-    x, y = marginals(heatmaps(XY, 2.0, 64), 512)
+    x, y = marginals(gaussian_heatmaps(XY, 2.0, 64), 512)
     torch.testing.assert_close(x.sum(-1), torch.ones(1, 2))
     centres = (torch.arange(512) + 0.5) / 512
     torch.testing.assert_close((x * centres).sum(-1), XY[..., 0], atol=1e-4, rtol=0)
@@ -104,7 +105,7 @@ def test_marginals_are_distributions_in_the_right_place():
 def test_confidence_by_hand():
     """The teacher's peak lies one deviation (2 cells of 64) from the student's answer: e^-1/2 there."""
     cell_centres = torch.tensor([[[32.5 / 64, 20.5 / 64], [10.5 / 64, 40.5 / 64]]])
-    teacher = heatmaps(cell_centres, 2.0, 64)
+    teacher = gaussian_heatmaps(cell_centres, 2.0, 64)
     off, confidence = cell_centres + torch.tensor([2 / 64, 0.0]), torch.tensor([[0.0, 1.0]])
     cost = lambda confidence, xy, visible: confidence_loss(confidence, xy, teacher, visible, SOMEBODY).item()
     assert cost(confidence, off, ALL) == pytest.approx((math.exp(-0.5) + 1 - math.exp(-0.5)) / 2, rel=1e-5)
@@ -137,7 +138,7 @@ def test_where_nobody_is_the_label_is_flat():
 
 def test_where_nobody_is_the_confidence_should_be_none():
     """Whatever the teacher sees there. In a batch with somebody, the mean over both crops."""
-    teacher, nothing = heatmaps(XY, 2.0, 64), torch.zeros(1, 2, dtype=torch.bool)
+    teacher, nothing = gaussian_heatmaps(XY, 2.0, 64), torch.zeros(1, 2, dtype=torch.bool)
     confidence = torch.tensor([[0.2, 0.6]])
     assert confidence_loss(confidence, XY, teacher, nothing, NOBODY).item() == pytest.approx(0.4)
     assert confidence_loss(0 * confidence, XY, teacher, nothing, NOBODY).item() == 0

@@ -9,7 +9,7 @@ from commands import call
 
 import costs
 from crops import FLIP, make_batch, store
-from distill import coordinate_labels, heatmaps
+from distill import coordinate_labels, gaussian_heatmaps
 from costs import count_multiply_adds
 from evaluate import GROUPS, evaluate, mean_pose_score, newest_checkpoint, pckh, predict, score
 from models import CoordinateHead, HeatmapHead, Output, PoseNet, Regression, RegressionHead, build_student
@@ -116,7 +116,7 @@ class Oracle(torch.nn.Module):
         elif isinstance(self.head, CoordinateHead):
             prediction = tuple(label.log() for label in coordinate_labels(xy, self.head.sigma, 128))
         else:
-            label = heatmaps(xy, self.head.sigma, 64)
+            label = gaussian_heatmaps(xy, self.head.sigma, 64)
             prediction = label if self.head.values else label.log()
         return Output(None, None, prediction)
 

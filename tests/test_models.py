@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from common import fast_bfloat16
-from distill import coordinate_labels, heatmaps
+from distill import coordinate_labels, gaussian_heatmaps
 from costs import PAPER, count_multiply_adds, count_parameters
 from hrnet import HRNet
 from models import (BACKBONES, FILTERS, STUDENTS, Attention, CoordinateHead, Encoder, HeatmapHead, Regression,
@@ -182,7 +182,7 @@ PLACES = torch.tensor([[[0.25, 0.75], [0.5, 0.5], [0.031, 0.96], [0.9, 0.2]]])  
 
 
 def test_decoding_undoes_the_heatmap_label():
-    found, peak = decode_heatmaps(heatmaps(PLACES, 2.0, 64))
+    found, peak = decode_heatmaps(gaussian_heatmaps(PLACES, 2.0, 64))
     assert (found - PLACES).abs().max() <= 0.3 / 64           # a quarter of a cell and rounding
     assert (peak > 0.85).all()
 
@@ -192,7 +192,7 @@ def test_teachers_heatmap_of_a_perfect_answer_is_the_label():
     """
     head = HeatmapHead(8, 64, sigma=2.0)
     inner = torch.tensor([[[0.5, 0.4], [0.3, 0.6]]])
-    label = heatmaps(inner, 2.0, 64)
+    label = gaussian_heatmaps(inner, 2.0, 64)
     torch.testing.assert_close(head.heatmaps(label.log().clamp(min=-60)), label, atol=2e-3, rtol=0)
 
 
@@ -203,7 +203,7 @@ def test_a_teacher_sharper_than_its_label_is_decoded_as_well(sigma):
     """
     head = HeatmapHead(8, 64, sigma=2.0)
     places = torch.rand(1, 200, 2, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
-    found, confidence = head.decode(heatmaps(places, sigma, 64).clamp(min=1e-30).log())
+    found, confidence = head.decode(gaussian_heatmaps(places, sigma, 64).clamp(min=1e-30).log())
     off = 64 * (found - places)
     assert off.abs().max() <= 0.26 and off.mean().abs() < 0.03 and confidence.max() <= 1
 

@@ -11,9 +11,8 @@ from scipy.io import savemat
 
 import evaluate
 from crops import crop_keypoints, store
-from data_mpii import load_samples
+from data_mpii import load_joined, load_samples
 from pack import DEFLATED, HEADERS, SPARE, pack, text
-from people import load_joined
 from synthetic import drawn_people
 
 SIZE = 64

@@ -18,13 +18,14 @@ from test_data_coco import PERSON as COCO_PERSON
 from test_data_coco import changed, coco
 
 import checkpoint
+import data_coco
 import people as module
 from crops import FLIP
-from data_mpii import load_samples
-from export import WEIGHTS, for_inference
+from data_mpii import crops_without_people, load_samples
+from export import SHIPPED_STUDENT, for_inference
 from images import open_image
 from models import build_student
-from people import (LOOK_AGAIN, Found, Tracker, box_matrix, box_of_joints, crops_without_people, find_people,
+from people import (LOOK_AGAIN, Found, Tracker, box_matrix, box_of_joints, find_people,
                     is_new, person_score, poses_in_boxes, shared, suppress, windows)
 from train import load_data
 
@@ -163,7 +164,7 @@ def test_flip_test_gives_an_image_and_its_mirror_image_mirrored_joints(tiny):
 
 def test_windows_by_hand(monkeypatch):
     """200 x 100: the whole, three of 100, and seven by three of 50; turned, the same the other way round."""
-    monkeypatch.setattr(module, "SIDES", (1.0, 0.5))
+    monkeypatch.setattr(module, "WINDOW_SIDES", (1.0, 0.5))
     monkeypatch.setattr(module, "STEP", 0.5)
     expected = [[0, -50, 200, 200], [0, 0, 100, 100], [50, 0, 100, 100], [100, 0, 100, 100],
                 *([x, y, 50, 50] for y in (0, 25, 50) for x in range(0, 175, 25))]
@@ -386,7 +387,7 @@ def shows_nobody(square, boxes):
 
 def test_squares_that_show_nobody(tmp_path, monkeypatch):
     """Photos with rows of large and of small people, with nobody, full of one person, and without a list."""
-    monkeypatch.setattr(module, "EMPTY_PER_PHOTO", 200)
+    monkeypatch.setattr(data_coco, "EMPTY_PER_PHOTO", 200)
     names = *BOXES, "unknown.png"
     root = folder(tmp_path, *(dict(ENTRY, image=f"sub/{name}") for name in names))
     (root / "images/sub").mkdir()
@@ -407,7 +408,7 @@ def test_squares_that_show_nobody(tmp_path, monkeypatch):
 
 def test_upright_photos_have_squares_in_upright_pixels(tmp_path, monkeypatch):
     """Stored lying, seen 100 x 400: squares reach further down than the file is high."""
-    monkeypatch.setattr(module, "EMPTY_PER_PHOTO", 50)
+    monkeypatch.setattr(data_coco, "EMPTY_PER_PHOTO", 50)
     root, exif = folder(tmp_path, dict(ENTRY, image="turned.jpg")), Image.Exif()
     exif[274] = 6
     Image.new("RGB", (400, 100)).save(root / "images/turned.jpg", exif=exif)
@@ -420,7 +421,7 @@ def test_upright_photos_have_squares_in_upright_pixels(tmp_path, monkeypatch):
 
 def test_squares_of_cocos_folder_avoid_crowds_too(tmp_path, monkeypatch):
     """A crowd, and people without keypoints, are nobody's sample, and yet no square may show them."""
-    monkeypatch.setattr(module, "EMPTY_PER_PHOTO", 300)
+    monkeypatch.setattr(data_coco, "EMPTY_PER_PHOTO", 300)
     boxes = [COCO_PERSON["bbox"], [0, 200, 320, 120], [200, 0, 120, 60]]
     crowd = changed(1, iscrowd=1, bbox=boxes[1], segmentation=dict(counts=[3, 4], size=[2, 3]))
     unlabelled = changed(2, keypoints=[0] * 51, num_keypoints=0, bbox=boxes[2])
@@ -448,7 +449,7 @@ def test_training_gets_people_and_then_nobody(tmp_path, capsys):
         Image.new("RGB", (320, 200)).save(both / year / "000012.jpg")
     args = SimpleNamespace(data=[str(mpii), str(both)], batch_size=2, cache=tmp_path / "crops")
     (train, crops), valid = load_data(args, 64)
-    nobody, said = module.EMPTY_PER_PHOTO, capsys.readouterr().out
+    nobody, said = data_coco.EMPTY_PER_PHOTO, capsys.readouterr().out
     assert train.name == "M+C/train" and train.empty.tolist() == [False] * 2 + [True] * nobody
     assert f"M+C/train: {2 + nobody} samples to train on ({nobody} of them show nobody)" in said
     assert len(crops) == 2 + nobody and train.image(2).size == (320, 200)
@@ -459,7 +460,7 @@ def test_training_gets_people_and_then_nobody(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def student():
-    return for_inference(checkpoint.load(WEIGHTS)[0])
+    return for_inference(checkpoint.load(SHIPPED_STUDENT)[0])
 
 
 @pytest.mark.parametrize("colour", ["black", (110, 160, 220)])
