@@ -1,6 +1,7 @@
 """Pictures of results, filters, samples and predictions; matplotlib is needed (requirements-extra.txt).
 
     python studies/pictures.py curves                           # PCKh by epoch, with and without the teacher
+    python studies/pictures.py photo-curves                     # the same on photos, without a backbone
     python studies/pictures.py filters --checkpoint GS.pt GD.pt  # frequency response of the filters
     python studies/pictures.py predictions --checkpoint FILE [--data DATA]  # best, median and worst samples
     python studies/pictures.py strip --checkpoint FILE  # good and typical predictions on drawings
@@ -14,6 +15,7 @@ ignores, because of the photos' licences).
 
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -54,23 +56,40 @@ def pyplot():
 
 
 def curves(args):
-    """PCKh@0.5 by epoch: a thin line a seed, with the teacher and without, a panel for each student."""
+    """PCKh@0.5 by epoch on drawings, with the teacher and without."""
+    return "curves.png", curves_of(
+        {"distilled": lambda student, filter, seed: f"drawn-{name_of(student, filter, True, seed)}",
+         "labels alone": lambda student, filter, seed: f"drawn-{name_of(student, filter, False, seed)}"},
+        "1,000 held-out drawings")
+
+
+def photo_curves(args):
+    """PCKh@0.5 by epoch of students without a backbone on photos, by labels and by the four terms, too."""
+    return "photo-curves.png", curves_of(
+        {"labels, terms": lambda student, filter, seed: f"photos-{student}-{filter}-none-terms-{seed}",
+         "labels alone": lambda student, filter, seed: f"photos-{student}-{filter}-none-alone-{seed}"},
+        "validation people of three sets, mean")
+
+
+def curves_of(names, scored_on):
+    """A figure with a panel for each student and filter, a thin line for each run that there is.
+
+    names: {label: function of student, filter and seed that gives a run's name}, two of them.
+    """
     plt = pyplot()
     figure, panels = plt.subplots(len(STUDENTS), len(FILTERS), figsize=(10, 5.5), sharex=True, sharey=True)
-    for student, row in zip(STUDENTS, panels):
-        for filter, panel in zip(FILTERS, row):
-            for distill, colour in ((True, "tab:blue"), (False, "tab:orange")):
-                names = [f"drawn-{name_of(student, filter, distill, seed)}" for seed in SEEDS]
-                for log in (run["log"] for run in map(result, names) if run):
-                    panel.plot(log["epoch"], log["pckh@0.5"], colour, lw=1,
-                               label="distilled" if distill else "labels alone")
-            panel.set_title(f"{student} {filter}", fontsize=10)
-            panel.grid(alpha=0.3)
-    labels = dict(zip(*reversed(panels[0][0].get_legend_handles_labels())))
-    panels[0][0].legend(labels.values(), labels.keys(), fontsize=8)
+    labels = {}
+    for (student, filter), panel in zip(product(STUDENTS, FILTERS), panels.flat):
+        for (label, name), colour in zip(names.items(), ("tab:blue", "tab:orange")):
+            runs = [result(name(student, filter, seed)) for seed in SEEDS]
+            for log in (run["log"] for run in runs if run):
+                labels[label], = panel.plot(log["epoch"], log["pckh@0.5"], colour, lw=1)
+        panel.set_title(f"{student} {filter}" + ("" if panel.lines else ": not run"), fontsize=10)
+        panel.grid(alpha=0.3)
+    panels[0, 0].legend(labels.values(), labels.keys(), fontsize=8)
     figure.supxlabel("epoch")
-    figure.supylabel("PCKh@0.5 on 1,000 held-out drawings")
-    return "curves.png", figure
+    figure.supylabel(f"PCKh@0.5 on {scored_on}")
+    return figure
 
 
 def response(real, imag):
@@ -218,8 +237,8 @@ def finding(args):
     return "finding.jpg", figure
 
 
-PICTURES = {make.__name__: make
-            for make in (curves, filters, predictions, strip, samples, drawings, finding)}
+PICTURES = {make.__name__.replace("_", "-"): make for make in (
+    curves, photo_curves, filters, predictions, strip, samples, drawings, finding)}
 
 
 def main():

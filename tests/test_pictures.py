@@ -9,7 +9,8 @@ import torch
 from commands import call, run
 from PIL import Image
 
-from pictures import response
+from pictures import PICTURES, response
+from results import read
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDENT = ROOT / "weights/student-cc-gd-drawn.pt"
@@ -54,6 +55,16 @@ def test_filters(tmp_path):
     teacher = ROOT / "weights/teacher-tiny-drawn.pt"
     done = call("studies/pictures.py", "filters", "--checkpoint", teacher, "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and "holds no filters to look at" in done.stderr
+
+
+@pytest.mark.parametrize("what, runs", [("curves", "drawn-cc-gs-"), ("photo-curves", "photos-cc-gs-none-")])
+def test_curves_are_those_of_results(what, runs):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-extra.txt)")
+    _, figure = PICTURES[what](None)
+    logs = [run["log"] for name, run in read(runs.partition("-")[0]).items() if name.startswith(runs)]
+    panel = next(panel for panel in figure.axes if panel.get_title() == "cc gs")
+    drawn = [[*line.get_xdata(), *line.get_ydata()] for line in panel.lines]
+    assert sorted(drawn) == sorted([*log["epoch"], *log["pckh@0.5"]] for log in logs)
 
 
 def test_finding(tmp_path):
