@@ -90,8 +90,6 @@ def fit(args, distributed, run, train, valid, teacher=None):
     weights = WEIGHTS[args.student] if teacher else {}
     autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16,
                        enabled=args.amp and fast_bfloat16(device))
-
-    deadline = BEGAN + 60 * (args.stop_after or math.inf)
     for epoch in range(run.epoch, args.epochs):
         view = epoch % args.views if args.views else epoch
         params = AUGMENTATIONS[args.augmentation].draw(samples, generator(args.seed, 1, view))
@@ -133,13 +131,11 @@ def fit(args, distributed, run, train, valid, teacher=None):
                 "images_per_second": round(steps * args.batch_size / (time.monotonic() - began), 2)}
         if (epoch + 1) % SCORE_EVERY == 0 or epoch + 1 == args.epochs:
             line |= score_average(args, distributed, run, valid, epoch + 1)
-        run.epoch = epoch + 1
-        run.log.append(line)
-        print("  ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}"
-                        for name, value in line.items()), flush=True)
+        add_line(run, line)
         if distributed.is_main:
             checkpoint.save_run(args.out, run, args)
-        if distributed.any(time.monotonic() > deadline) and run.epoch < args.epochs:
+        late = time.monotonic() > BEGAN + 60 * (args.stop_after or math.inf)
+        if distributed.any(late) and run.epoch < args.epochs:
             return False
     return True
 
@@ -167,6 +163,14 @@ def refuse_non_finite(run, step, rows, means):
         raise BadInput(f"not finite at epoch {run.epoch + 1}, step {step + 1}: {', '.join(wrong)}. The "
                        f"weights were not changed: look at samples {str(rows.tolist())[1:-1]}, or lower --lr"
                        + (" and continue with --resume" if run.epoch else ""))
+
+
+def add_line(run, line):
+    """Log and print an epoch that is finished."""
+    run.epoch = line["epoch"]
+    run.log.append(line)
+    print("  ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}"
+                    for name, value in line.items()), flush=True)
 
 
 def score_average(args, distributed, run, valid, epoch):
