@@ -8,8 +8,8 @@
     warp          a batch of stored crops to the network's input, through another such map, at every step
 
 A pixel's coordinate is that of its centre: the crop's first pixel has its centre at 0 and its left edge at
--0.5. Outside the image, and beyond a stored crop's margin, everything is black (colour augmentation then
-shifts it, too). An augmented crop is interpolated twice, a plain one once.
+-0.5. Outside the image, and beyond a stored crop's margin, everything is black, or grey where augmentation
+raises the brightness. An augmented crop is interpolated twice, a plain one once.
 """
 
 import errno
@@ -35,16 +35,17 @@ MARGIN = 1.5                # stored crops are this many times as wide as the ne
                             # and zoom out; what lies outside is black
 SLICE, CHUNK = 256, 1024    # crops handed to the threads, and copied to a GPU, at a time
 # pixels that a CPU warps at once: they fit its cache (84 instead of 226 ms for 64 crops of 256)
-CACHED = 384 * 384
+WARPED_AT_ONCE = 384 * 384
 ROUNDED = 2 ** 20           # maps of shrunk images are rounded to multiples of 1 / this
 CROPS = Path("runs/crops")  # folder of the stored crops, where --cache names no other
 HIDDEN = 0.15, 0.4          # shortest, longest side of the occluding rectangle, fractions of the crop
-# Where a person is cut off: outward normal of the line (image axes, y down) and how often it is drawn. Most
+# Where a person is cut off: outward normals of the line (image axes, y down), and their probabilities. Most
 # people who are not whole in a photo lack their legs.
 CUTS = ((0, 1), (0, -1), (1, 0), (-1, 0)), (0.55, 0.15, 0.15, 0.15)
 CUT_AT = 0.4, 0.85          # least and largest fraction of the person, along that normal, that is kept
 BLACK = 0.5                 # fraction of cut people with everything beyond the line black
-LOOSE_ZOOM, LOOSE_OFFSET = (0.9, 1.6), 0.25      # of boxes that do not fit: sides of the plain box
+# Boxes that do not fit: range of the side, and how far the middle moves at most, in sides of the plain box
+LOOSE_ZOOM, LOOSE_OFFSET = (0.9, 1.6), 0.25
 LEAST_JOINTS, SMALLEST = 4, 0.4     # of a part: visible joints; side of its box / side of the person's box
 # Joint k of a mirrored person is joint FLIP[k] of the original: left and right are swapped.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
@@ -107,7 +108,7 @@ def cut(image, matrix, size):
     half = torch.full((2,), 0.5, dtype=torch.float64)
     back = invert(matrix)
     back[:, 2] += half - back[:, :2] @ half
-    if shrink > 1:      # points often lie exactly on pixels or the edge: noise must not tip these
+    if shrink > 1:      # points often lie exactly between pixels: rounding errors must not move them across
         back = back.mul(ROUNDED).round().div(ROUNDED)
     return np.asarray(image.transform((size, size), Image.Transform.AFFINE, back.flatten().tolist(),
                                         Image.Resampling.BILINEAR))
@@ -157,7 +158,7 @@ class Augmentation(NamedTuple):
     colour: float = 0          # gain of each colour 1 ± this at most, shift of the brightness ± half of it
     hidden_chance: float = 0   # fraction of the crops that get an occluding rectangle
     part_chance: float = 0     # fraction of the crops that show a part of the person (`cut_people`)
-    loose_chance: float = 0    # fraction of the crops whose box does not fit: larger, and beside the person
+    loose_chance: float = 0    # fraction of the crops whose box does not fit: another size, off the middle
 
     def draw(self, samples, random):
         """The AugmentationParams of all N samples, from a torch.Generator."""
@@ -201,17 +202,17 @@ def cut_people(samples, chance, random):
     least, most = CUT_AT
     count = len(samples)
     normal = normals[torch.multinomial(often, count, replacement=True, generator=random)]          # (N, 2)
-    fraction, happens, black = torch.rand(3, count, generator=random)
+    fraction, drawn, black = torch.rand(3, count, generator=random)
     along = (joints * normal[:, None]).sum(-1)                                                 # (N, 16) n . x
     first, last = along.where(visible, math.inf).amin(1), along.where(visible, -math.inf).amax(1)
     line = first + (least + (most - least) * fraction) * (last - first)                        # (N,)
     kept = visible & (along <= line[:, None])                                                  # (N, 16)
     low = joints.where(kept[..., None], math.inf).amin(1)                                      # (N, 2)
     high = joints.where(kept[..., None], -math.inf).amax(1)
-    low = torch.where(normal == -1, -line[:, None], low)                  # n = -1: n x = line at x = -line
+    low = torch.where(normal == -1, -line[:, None], low)                  # of normal -1: the cut is at -line
     high = torch.where(normal == 1, line[:, None], high)
     part = BOX_ENLARGEMENT * (high - low).amax(1) / side                                       # (N,)
-    happens = (happens < chance) & (kept.sum(1) >= LEAST_JOINTS) & (part >= SMALLEST)
+    happens = (drawn < chance) & (kept.sum(1) >= LEAST_JOINTS) & (part >= SMALLEST)
     return (part.where(happens, 1), ((low + high) / 2 - center).where(happens[:, None], 0),
             torch.cat([normal, line.where(happens & (black < BLACK), math.inf)[:, None]], 1))
 
@@ -272,7 +273,8 @@ def store(samples, size, folder=None):
     matrix = stored_matrix(samples.center, samples.side, size)
     shape = (len(samples), wide, wide, 3)
     if folder is None:
-        return np.fromiter(cut_all(samples, matrix, wide), np.dtype((np.uint8, shape[1:])), len(samples))
+        crop = np.dtype((np.uint8, shape[1:]))                                 # an element is a whole crop
+        return np.fromiter(cut_all(samples, matrix, wide), crop, len(samples))
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in samples.files]
     digest = hashlib.sha256(repr((READER, stats, shape)).encode() + matrix.numpy().tobytes()).hexdigest()[:16]
     file = Path(folder) / f"crops-{samples.name.replace('/', '-').replace(' ', '-')}-{wide}-{digest}.bin"
@@ -338,7 +340,7 @@ class Batch(NamedTuple):
     """Input and labels of one step."""
     images: torch.Tensor       # (B, 3, size, size) RGB in [0, 1]
     xy: torch.Tensor           # (B, K, 2) joints as fractions of the crop
-    visible: torch.Tensor      # (B, K) bool: labelled and inside the crop
+    visible: torch.Tensor      # (B, K) bool: labelled, inside the crop, and not beyond a border
     matrix: torch.Tensor       # (B, 2, 3) image -> crop, float64 on the CPU
     empty: torch.Tensor        # (B,) bool: nobody is there
 
@@ -350,7 +352,7 @@ def crop_keypoints(samples, rows, size, params=None):
         for array in (samples.center, samples.side, samples.joints, samples.visible))
     rotation, zoom, flip = 0.0, 1.0, torch.zeros(len(rows), dtype=torch.bool)
     if params:
-        rotation, zoom, flip = (param[rows] for param in params[:3])
+        rotation, zoom, flip = (param[rows] for param in (params.rotation, params.zoom, params.flip))
         center, border = center + params.offset[rows], params.border[rows]
         visible = visible & ((joints * border[:, None, :2]).sum(-1) <= border[:, 2:])
     matrix = crop_matrix(center, side * zoom, size, rotation, flip)
@@ -373,9 +375,10 @@ def make_batch(samples, stored, rows, size, device="cpu", params=None):
     else:
         pixels = torch.from_numpy(stored[rows.numpy()]).to(device)
     pixels = pixels.permute(0, 3, 1, 2)                                                   # (B, 3, wide, wide)
-    part = max(1, CACHED // pixels[0, 0].numel()) if pixels.device.type == "cpu" else len(rows)
-    images = torch.cat([warp(some.float(), maps, size) for some, maps in zip(
-        pixels.split(part), compose(matrix, invert(plain)).split(part))]).div_(255)
+    again = compose(matrix, invert(plain))                                     # stored crop -> input
+    count = max(1, WARPED_AT_ONCE // pixels[0, 0].numel()) if pixels.device.type == "cpu" else len(rows)
+    images = torch.cat([warp(some.float(), maps, size)
+                        for some, maps in zip(pixels.split(count), again.split(count))]).div_(255)
     if params and not (params.gain == 1).all():
         gain, shift = (param[rows, :, None, None].to(device) for param in (params.gain, params.shift))
         images.mul_(gain).add_(shift).clamp_(0, 1)

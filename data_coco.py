@@ -103,7 +103,7 @@ def load_people(root, file, split, images=True):
     side = size.max(1)                                                         # (N,)
     note = (f"no head boxes: PCKh's unit is 1/{UNITS_PER_SIDE} of the longer side of the limb joints' box, "
             f"at least {SMALLEST_UNIT} pixels; left out: {len(checked) - len(people):,} crowds and people "
-            f"without a labelled limb joint")
+            f"without a box or a labelled limb joint")
     return dict(joints=joints, visible=visible, center=corner + (size - 1) / 2, side=side,
                 head_size=unit_of(joints, visible, side), files=tuple(folder / name for name in image),
                 note=note, everybody=dict(everybody))

@@ -38,13 +38,13 @@ JOINTS = ("r-ankle", "r-knee", "r-hip", "l-hip", "l-knee", "l-ankle", "pelvis", 
 # by a quarter and move it down, as MPII's centre lies on the chest.
 PIXELS_PER_SCALE = 200
 BOX_ENLARGEMENT = 1.25
-CENTER_SHIFT = 15                    # pixels per unit of scale, before the enlargement
+CENTER_SHIFT = 15                    # pixels per unit of `scale` as it is labelled, by which it moves down
 HEAD_SIZE_OF_DIAGONAL = 0.6          # PCKh's unit of length is 0.6 x the diagonal of the head box
 HEAD_SIZE_PER_SCALE = 25             # that unit / scale, for nearly everyone in MPII; used without a head box
 SMALL_PERSON = 10                    # pixels; smaller people are warned of
-LOOKED_AT = 64                       # images with whose sizes labels are compared
-LEAST_INSIDE = 0.8                   # of a set's labels, inside their crops and images; in real sets 0.99
-WIDEST_CROP = 10                     # most: median side of crops / span of joints (real: 1.2 to 1.8) or image
+# Of check_units: how many images are opened; least fraction of labels inside the crops, and inside the images
+# (real sets: 0.99); largest median of side / span of the joints (real: 1.2 to 1.8), and of side / image
+LOOKED_AT, LEAST_INSIDE, WIDEST_CROP = 64, 0.8, 10
 VALIDATION_EVERY = 8                 # one in eight images of the release is for validation
 
 ARRAYS = "joints", "visible", "center", "side", "head_size", "empty"      # of Samples
@@ -52,8 +52,8 @@ ARRAYS = "joints", "visible", "center", "side", "head_size", "empty"      # of S
 
 @dataclass
 class Samples:
-    """N labelled people, one per crop: everything that training and scoring need of a data set."""
-    name: str                                  # printed with every result
+    """N people, one per crop, or crops of nobody: everything that training and scoring need of a data set."""
+    name: str                                  # SET/SPLIT, printed with every result
     joints: np.ndarray                         # (N, 16, 2) float32: x, y in pixels of the image
     visible: np.ndarray                        # (N, 16) bool: labelled (occluded joints included)
     center: np.ndarray                         # (N, 2) float32: middle of the square box, pixels
@@ -129,7 +129,7 @@ def load_samples(root, split, images=True):
     BadInput if it cannot be used. images=False: read the labels alone, for a folder without images.
     """
     root, file = Path(root), find_labels(root, split)
-    if file.parent.name == "annotations":
+    if file.parent.name == "annotations":                                      # COCO's layout
         fields = data_coco.load_people(root, file, split, images)
         fields["side"] = BOX_ENLARGEMENT * fields["side"]
         return of_files(f"{root.resolve().name}/{split}", **fields)
@@ -146,7 +146,8 @@ def load_samples(root, split, images=True):
         head_size = np.array([entry["head_size"] for entry in entries])
         note = "split by image from MPII's release: not the standard validation set"
     elif split == "valid" and truth.is_file():              # it replaces the labels of the json file
-        labels, (joints, visible, head_size) = joints, read_truth(truth)
+        labels = joints
+        joints, visible, head_size = read_truth(truth)
         if len(joints) != len(labels):
             raise BadInput(f"{truth} has {len(joints)} people and {file} {len(labels)}: they do not "
                            f"belong together")
@@ -191,15 +192,15 @@ def find_labels(root, split):
 
 
 def check_units(file, samples, images):
-    """BadInput where the labels of a whole set are in other units, which each entry alone may hide.
+    """BadInput where the labels of a whole set are in other units, which no single entry shows.
 
     images: whether there are any; the sizes of LOOKED_AT are compared with the labels.
     """
     joints, visible, side = samples.joints, samples.visible, samples.side
     if not visible.any():
         return
-    sizes = []
-    for row in np.unique(np.linspace(0, len(side) - 1, LOOKED_AT).astype(int)) if images else ():
+    sizes, some = [], np.unique(np.linspace(0, len(side) - 1, LOOKED_AT).astype(int))
+    for row in some if images else ():
         with suppress(BadInput):         # reported where it is decoded
             sizes.append((row, open_safely(samples.files[row], lambda image: max(image.size))))
     rows, longest = np.array(sizes, int).reshape(-1, 2).T
@@ -210,7 +211,7 @@ def check_units(file, samples, images):
     in_spans, in_images = side[span > 0] / span[span > 0], side[rows] / longest
     head = np.median(samples.head_size / side)
     fault = ""
-    if np.abs(joints[visible] + 1).max() <= 2:
+    if np.abs(joints[visible] + 1).max() <= 2:                                 # from 1, as in the file
         fault = "no joint is beyond 2, as if they were fractions"
     elif np.abs(samples.center[:, 0] + 1).max() <= 2:
         fault = "no center is beyond 2, as if they were fractions"
@@ -265,15 +266,15 @@ def check_entry(entry):
            (not near[visible].all(), f"joints must be finite, within {FARTHEST:,} pixels"),
            (not (np.abs(center) < FARTHEST).all(), f"center must be finite, within {FARTHEST:,} pixels"),
            (not 1 <= PIXELS_PER_SCALE * scale < FARTHEST,
-            f"scale {scale} must be above 0: it is the person's height in pixels / {PIXELS_PER_SCALE}, of at "
-            f"least 1 and below {FARTHEST:,} pixels"),
+            f"scale {scale} is a person of {PIXELS_PER_SCALE * scale:,.6g} pixels: scale is the height in "
+            f"pixels / {PIXELS_PER_SCALE}, and the height must be 1 to {FARTHEST:,} pixels"),
            (not visible.any(), "has no labelled joint"))
     joints[~near] = -1
     return image, joints, visible, center, scale
 
 
 def numbers(field, value):
-    """A number, or nested lists of numbers, as an array; null is NaN. BadInput for anything else: "12"."""
+    """A number, or nested lists of numbers, as an array; null is NaN. BadInput for others, also "12"."""
     try:
         array = np.array(value)
         if array.dtype.kind not in ("iufb" if field == "joints_vis" else "iuf"):
@@ -334,6 +335,7 @@ def read_release(file, split):
     try:
         release = read_mat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
         annolist, training = np.atleast_1d(release.annolist), np.atleast_1d(release.img_train)
+        # annorect: so that no two entries are the same
         entries = [dict(image=entry.image.name, annorect=(n, k), **person)
                    for n, (entry, train) in enumerate(zip(annolist, training))
                    if train and held_out(entry.image.name) == (split == "valid")

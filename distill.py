@@ -16,12 +16,13 @@
              its features, KL to a Gaussian label
 
 Tokens are those after the last block. The teacher's are standardised (TokenScale), the student's compared as
-they are. They agree in number and width (train.py refuses a teacher of another preset): none is projected.
+they are. They agree in number and width (a teacher of another preset is refused): none is projected.
 
 The terms are those of the BMVC 2024 paper's poster. For the regression student they are DistilPose's
 ("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification
 the heatmap is compared through its marginals. `visible` is False for joints that are unlabelled or outside
-the crop: they are masked in every term but L_vt, which is not per joint. (PCKh, in evaluate.py, counts
+the crop: they are masked in every term but L_vt, which is not per joint. Crops that show nobody have no
+visible joint, but teach L_task and L_bb (flat labels) and L_cs (0). (PCKh, in evaluate.py, counts
 labelled joints that are occluded or outside the crop, too, but not pelvis and thorax.)
 
 Shapes: B images, K = 16 joints, D channels, N visual tokens, S x S heatmap cells, `bins` SimCC bins per axis.

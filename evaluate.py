@@ -1,19 +1,21 @@
 """PCKh: the accuracy of predictions.
 
-    python evaluate.py                                  # cost table, and PCKh of the newest checkpoint
+    python evaluate.py                                  # cost table, and PCKh of the newest tiny network
     python evaluate.py --checkpoint weights/teacher-tiny-drawn.pt  # PCKh on drawings
     python evaluate.py --checkpoint best.pt --data MPII  # PCKh on MPII; --flip-test averages mirror images
     python evaluate.py --predictions preds.mat --data MPII  # PCKh of a file of predictions
     python evaluate.py --costs                          # the paper's Tables A and B, measured here
 
-PCKh@t is the fraction of joints whose error is at most t head sizes, each 0.6 x the diagonal of a head box:
+PCKh@t is the fraction of joints whose error is at most t head sizes. A head size is 0.6 x the diagonal of the
+person's head box.
 
     PCKh@t = 100 * mean over labelled joints of [ ||prediction - label|| / head size <= t ]
 
 Sets without head boxes have another unit: 25 x MPII's `scale` pixels, or in COCO's layout a sixth of the
-limbs' box. Pelvis and thorax are left out of every mean, as in the literature on MPII. Two means are in use
-and both are printed: HRNet's, weighted by how often a joint is labelled (`mean`), and the plain mean of 14
-joints (`mean_unweighted`). @0.1 is threshold 0.10; HRNet's "Mean@0.1" uses 0.11.
+longer side of the box around the limb joints. Pelvis and thorax are left out of every mean, as in the
+literature on MPII. Two means are in use and both are printed: HRNet's, weighted by how often a joint is
+labelled (`mean`), and the plain mean of 14 joints (`mean_unweighted`). @0.1 is threshold 0.10; HRNet's
+"Mean@0.1" uses 0.11.
 """
 
 import json
@@ -83,7 +85,7 @@ def predict(model, samples, stored, device="cpu", flip_test=False):
     flip_test: average each prediction with that of the mirrored crop (with_mirror of models.py).
     """
     model.eval()
-    # Allocated at once: small results among the network's large tensors would keep those from being freed.
+    # Allocated before the loop: small arrays made between large temporary ones would fragment the memory.
     joints, confidences = np.empty((len(samples), 16, 2)), np.empty((len(samples), 16), np.float32)
     parts = np.split(np.arange(len(samples)), range(BATCH, len(samples), BATCH))
     for rows in tqdm(parts, desc="evaluating", leave=False, disable=None):
@@ -95,7 +97,7 @@ def predict(model, samples, stored, device="cpu", flip_test=False):
 
 
 def predict_crops(model, images, flip_test=False):
-    """Joints (B, 16, 2) in pixels and confidences (B, 16) of crops (B, 3, size, size) in [0, 1]."""
+    """Crops (B, 3, size, size) in [0, 1] -> joints (B, 16, 2) in pixels of the crop, confidences (B, 16)."""
     output = model(images)
     if flip_test:
         mirrored = model(images.flip(-1))
@@ -122,7 +124,7 @@ def prediction_sheet(samples, stored, rows, joints, size, **layout):
 
 
 def mean_pose_score(train, valid):
-    """Scores of a guess that ignores the image: the mean joint of the training samples within their boxes."""
+    """Scores of a guess that ignores the image: joints at their mean places in the training set's boxes."""
     inside = (train.joints - train.center[:, None]) / train.side[:, None, None]  # (N, 16, 2), -0.5 .. 0.5
     mean = (inside * train.visible[..., None]).sum(0) / np.maximum(train.visible.sum(0), 1)[:, None]
     guess = valid.center[:, None] + valid.side[:, None, None] * mean
@@ -181,7 +183,7 @@ def load_to_score(path, data, cache=CROPS, device="cpu"):
 
 
 def newest_checkpoint():
-    """The latest tiny network of drawings, by the names in runs/, else a shipped one: scored in seconds."""
+    """The newest best.pt in runs/*-tiny-drawn*, else a shipped network as small: scored in seconds."""
     newest = sorted(Path("runs").glob("*-tiny-drawn*/best.pt"), key=lambda path: path.stat().st_mtime)
     for path in reversed(newest):
         try:
@@ -211,6 +213,7 @@ def score_checkpoint(args, path):
     print(f"{path} ({checkpoint.describe(model.config)}): PCKh on {len(samples):,} samples of {samples.name}"
           + (", flip test" if args.flip_test else "") + (f"; {samples.note}" if samples.note else ""))
     learned = str(metadata.get("data")).partition("/")[0]
+    # sets that it learned from; "None": not stated, "as published": not by us, and no reason to warn
     if {"None", "as published", samples.name.partition("/")[0]}.isdisjoint(learned.split("+")):
         print(f"it was trained on {learned} and is scored on other data"
               + (": --data names the folder of photos" if args.data == "drawn" else ""))
@@ -229,7 +232,7 @@ def main():
     add("--checkpoint", type=Path, help="network to score (default, without other arguments: the newest of "
                                         "runs/*-tiny-drawn*/best.pt, or a shipped one)")
     add("--predictions", type=Path, help="a .mat file of predictions to score, in MPII's 1-based pixels")
-    add("--data", default="drawn", help="folder in MPII's layout, or 'drawn' for drawings (default: drawn)")
+    add("--data", default="drawn", help="folder in MPII's or COCO's layout (default: drawn, for drawings)")
     add("--flip-test", action="store_true", help="average over each crop and its mirror image")
     add("--costs", action="store_true", help="parameters, GFLOPs, frames a second of all 16 students")
     add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")

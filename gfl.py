@@ -16,7 +16,7 @@ is as large as the token grid. There are two filters:
                           mixes basis filters with weights that depend on the input        (K^: DFFormer's)
 
 Equations: the paper's poster. A token grid is (B, H, W, D): batch, rows, columns, channels. Its spectrum is
-(B, H, W // 2 + 1, D); the other half of a real input's is its complex conjugate. Transforms are orthonormal.
+(B, H, W // 2 + 1, D), without the complex conjugates in its other half. Transforms are orthonormal.
 At the paper's size: a grid of 16 x 17, keypoint tokens beside 16 x 16 visual ones, and K of 16 x 9 x D.
 """
 
@@ -55,10 +55,10 @@ def dft_matrices(H, W):
         over h: e^(-i 2 pi u h / H) / sqrt(H)          of pairs: the real part is (cos, sin) . (real, imag),
                                                        the imaginary part (-sin, cos) . (real, imag)
 
-    Returns float64 tensors over_w (2 F, W), over_h (2 H, 2 H), back_w (W, 2 F), with F = W // 2 + 1. Columns
-    of over_h are pairs (h, part), its rows (part, u). The inverse over h is the transpose of over_h. The
-    inverse over w, back_w, is the transpose of over_w with all frequencies but 0 and W / 2 doubled: they
-    stand for their dropped conjugates, too.
+    Returns float64 tensors over_w (2 F, W), over_h (2 H, 2 H), back_w (W, 2 F), with F = W // 2 + 1. over_h
+    maps a vector with entries (h, part) to one with entries (part, u), part being real or imaginary. The
+    inverse over h is the transpose of over_h. The inverse over w, back_w, is the transpose of over_w with all
+    frequencies but 0 and W / 2 doubled: they stand for their dropped conjugates, too.
     """
     F = W // 2 + 1
     w_angle = 2 * math.pi * torch.arange(F, dtype=torch.float64)[:, None] * torch.arange(W) / W  # (F, W)
@@ -73,8 +73,8 @@ def dft_matrices(H, W):
 class GlobalFilter(nn.Module):
     """X' = T^-1(K (.) T(X)) in real numbers. grid: (H, W). No parameters.
 
-    On so small a grid, products with DFT matrices are faster than FFTs; they exist in bfloat16, compile and
-    export, too (docs/speed.md).
+    On so small a grid, products with DFT matrices are faster than FFTs. Unlike FFTs they also run in bfloat16
+    and can be compiled and exported (docs/speed.md).
     """
 
     def __init__(self, grid):
@@ -91,7 +91,7 @@ class GlobalFilter(nn.Module):
             raise ValueError(f"the filter has {K_real.shape[-3]} x {K_real.shape[-2]} frequencies of a grid "
                              f"{self.grid}, a token grid of {H} rows x {W} columns has {H} x {F}: build the "
                              f"layer with grid=({H}, {W})")
-        K_real, K_imag = K_real.unsqueeze(-4), K_imag.unsqueeze(-4)            # (1 or B, 1, H, F, D)
+        K_real, K_imag = K_real.unsqueeze(-4), K_imag.unsqueeze(-4)         # (1, H, F, D), or (B, 1, H, F, D)
         along_w = self.over_w @ x                                              # (B, H, 2 F, D)
         spectrum = (self.over_h @ along_w.view(B, 2 * H, F * D)).view(B, 2, H, F, D)          # T(X)
         real, imag = spectrum.unbind(1)                                        # (B, H, F, D) each
@@ -149,8 +149,8 @@ class DynamicFilter(nn.Module):
     grid: (H, W) of the token grids, dim: channels D. Input and output (B, H, W, D). Parameters: 6.25 D^2 +
     8 H (W // 2 + 1) + 2 (D a multiple of 4).
 
-    In DFFormer, M sees the mean token itself. It hardly differs between images here, and M became constant.
-    Standardised over images, by a batch norm without parameters, it keeps M alive (docs/lab.md).
+    In DFFormer, M sees the mean token itself (untrained, 1 + z is that). It hardly differs between images
+    here: M became constant. A batch norm without parameters keeps M alive (docs/lab.md).
     """
 
     def __init__(self, grid, dim):

@@ -41,8 +41,8 @@ from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_t
 from optim import build_optimisers, rate_factor, update_ema
 from synthetic import drawn_people
 
-# What a preset trains with, where no flag says otherwise. photos: augmentation of photos; drawings are
-# 'upright'. views: fixed augmentations of each sample that students see in turn (0, or a teacher: new ones).
+# A preset's defaults. photos: augmentation of photos; drawings are 'upright'. views: number of fixed
+# augmentations, of which epoch e has number e % views; with 0, and for a teacher, every epoch has a new one.
 # 'paper' is DistilPose's schedule and TokenPose's batch and augmentation, as the paper states none.
 RECIPES = {
     "paper": dict(epochs=300, batch_size=64, optimiser="adam", backbone="none", views=0, photos="tokenpose"),
@@ -50,7 +50,7 @@ RECIPES = {
     "small-64": dict(epochs=100, batch_size=32, optimiser="muon", backbone="w24", views=0, photos="upright"),
     "tiny": dict(epochs=16, batch_size=32, optimiser="muon", backbone="none", views=2, photos="upright"),
 }
-RATE, LOW_RATE = 1e-3, 5e-4      # highest learning rate; with Muon and attention or a backbone (docs/lab.md)
+RATE, LOW_RATE = 1e-3, 5e-4      # highest of Adam; where Muon learns attention or a backbone (docs/lab.md)
 SCORE_EVERY = 4          # epochs; the last epoch is always scored
 DRAWINGS = {"student": 4000, "teacher": 40000}
 TEACHERS = {("tiny", "drawn"): "teacher-tiny-drawn.pt", ("small", "photos"): "teacher-small-photos.pt"}
@@ -59,7 +59,7 @@ SHOWN = 24               # samples in predictions.png
 BEGAN = time.monotonic()     # --stop-after counts from the start of the process
 # Arguments that must not change on --resume; neither may the network, the samples, the teacher or the number
 # of processes. --epochs may (the decay of the rate follows the new number), and --lr may be lowered.
-SETTINGS = "distill", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp"
+SETTINGS = "distill augmentation views batch_size accumulate optimiser seed amp select".split()
 
 
 # ------------------------------------------------------------------------------- the training loop
@@ -85,7 +85,7 @@ def fit(args, distributed, run, train, valid, teacher=None):
     draws no other random number: what Run holds is the whole state.
     """
     (samples, crops), model, device = train, run.model, distributed.device
-    crops, network = on_device(crops, device), distributed.wrap(model)
+    crops, network = on_device(crops, device), distributed.wrap(model)       # network: averages gradients
     steps = len(samples) // args.batch_size      # per epoch; samples that are left over come in another epoch
     weights = WEIGHTS[args.student] if teacher else {}
     autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16,
@@ -101,12 +101,12 @@ def fit(args, distributed, run, train, valid, teacher=None):
         began, sums = time.monotonic(), Counter()
         for step in tqdm(range(steps), f"epoch {epoch + 1}/{args.epochs}", leave=False,
                          disable=None if distributed.is_main else True):
-            number, means = epoch * steps + step, Counter()
+            done, means = epoch * steps + step, Counter()        # steps before; a Counter adds
             for optimiser in run.optimisers:
-                lr = optimiser.defaults["lr"] * rate_factor(number, args.epochs * steps)
+                lr = optimiser.defaults["lr"] * rate_factor(done, args.epochs * steps)
                 optimiser.param_groups[0]["lr"] = lr
                 optimiser.zero_grad()
-            rows = order[step * args.batch_size:(step + 1) * args.batch_size].sort().values    # in file order
+            rows = order[step * args.batch_size:(step + 1) * args.batch_size].sort().values    # read in order
             for part in parts_of(rows, args.accumulate, distributed):
                 # ---- batch: images (B, 3, S, S), xy (B, 16, 2), visible (B, 16), empty (B,)
                 batch = batch_of(part)
@@ -123,7 +123,7 @@ def fit(args, distributed, run, train, valid, teacher=None):
             refuse_non_finite(run, step, rows, means)                          # before the weights change
             for optimiser in run.optimisers:
                 optimiser.step()
-            update_ema(run.ema, model, number, args.epochs * steps)
+            update_ema(run.ema, model, done, args.epochs * steps)
             sums.update(means)
 
         # ---- log and save
@@ -176,7 +176,8 @@ def add_line(run, line):
 def score_average(args, distributed, run, valid, epoch):
     """Score the weight average and keep it if it is the best -> {'pckh@0.5': mean, 'pckh@0.1': mean}.
 
-    Of several validation sets these are the means over those named by --select, and 'NAME@0.5' is each set's.
+    With several validation sets these are means over those in --select, and each set's own score is added as
+    'NAME@0.5'.
     Results are reported on the same samples: there is no third split. The main process scores; others wait
     for it at their next step.
     """
@@ -202,6 +203,7 @@ def build_model(args):
     else:
         model = build_student(args.student, args.filter, args.backbone, args.preset)
         if args.student == "reg":
+            # only the confidence term trains the score (models.RegressionHead)
             model.head.scored = args.distill and WEIGHTS["reg"]["confidence"] > 0
     if args.init:
         print(checkpoint.start_from(model, args.init))
@@ -247,7 +249,7 @@ def train_model(args, distributed):
     if args.device != "cpu":                             # a CPU's kernels are reproducible as they are
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")       # cuBLAS: sums in one order
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False       # filling with NaN only takes time
     model = build_model(args)
     train, valid = load_data(args, model.size)
     teacher = load_teacher(args, train, valid, model.size) if args.distill else None
@@ -268,7 +270,7 @@ def train_model(args, distributed):
     if not fit(args, distributed, run, train, valid, teacher):
         print(f"stopped after epoch {run.epoch}: the same command with --resume continues it")
     elif distributed.is_main:
-        checkpoint.save_log(args.out, run.log)               # where a kill came just after last.pt
+        checkpoint.save_log(args.out, run.log)               # a kill after last.pt leaves it a line short
         if not (args.out / "best.pt").exists():              # resumed with no epoch left and no best.pt
             score_average(args, distributed, run, valid, run.epoch)
         write_result(args, valid, run.log)
@@ -286,7 +288,7 @@ def write_result(args, valid, log):
         flipped[name] = evaluate(model, samples, crops, args.device, flip_test=True)
         print("flip test: " + ", ".join(f"{t} {values['mean']:.2f}" for t, values in flipped[name].items()))
     if len(valid) == 1:
-        scores, flipped = scores[name], flipped[name]
+        (scores,), (flipped,) = scores.values(), flipped.values()
     write_json(args.out / "result.json", dict(
         arguments=vars(args), network=checkpoint.describe(model.config), metadata=metadata, scores=scores,
         flip_test=flipped, torch=torch.__version__, log=log))
@@ -313,8 +315,8 @@ def parse_arguments():
     add("--backbone", choices=tuple(BACKBONES), help="HRNet's width (default: the preset's)")
     add("--preset", choices=tuple(PRESETS), default="tiny",
         help="sizes for crops of 64 x 64 pixels (tiny, small-64), 128 (small), 256 (paper) (default: tiny)")
-    add("--init", type=Path, help="weights to start from: a checkpoint of the same network; for a student a "
-                                  "teacher (all but mixers and head); HRNet's published ones (the backbone)")
+    add("--init", type=Path, help="weights to start from: the same network's; a teacher's with the student's "
+                                  "backbone (all but mixers and head); HRNet's published ones")
     add("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
     add("--teacher", type=Path, help="the teacher's checkpoint (default: one shipped for preset and data)")
     add("--no-distill", action="store_true", help="learn from labels alone")
@@ -330,7 +332,7 @@ def parse_arguments():
     add("--epochs", type=int, help="passes over the samples (default: the preset's)")
     add("--batch-size", type=int, help="samples of a step, all processes and parts (default: the preset's)")
     add("--accumulate", type=int, default=1, metavar="N",
-        help="compute each step in N parts, with the same gradients but for batch norms: less memory")
+        help="compute each step in N parts, to save memory; only batch norms notice")
     add("--lr", type=float, help=f"highest rate of Adam; Muon's is 20 times that (default: {RATE:g}, or "
                                  f"{LOW_RATE:g} with muon and attention or a backbone)")
     add("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
@@ -344,10 +346,9 @@ def parse_arguments():
 
 def check_arguments(args):
     """Fill in defaults that depend on other arguments. BadInput where arguments contradict each other."""
-    drawn = args.data == ["drawn"]
-    kind, names = "drawn" if drawn else "photos", names_of(args.data)
+    drawn, names = args.data == ["drawn"], names_of(args.data)
     args.select = args.select or names
-    shipped = TEACHERS.get((args.preset, kind))
+    shipped = TEACHERS.get((args.preset, "drawn" if drawn else "photos"))
     args.distill = not (args.train_teacher or args.no_distill)
     refuse(
         (args.train_teacher
@@ -355,7 +356,7 @@ def check_arguments(args):
          "--train-teacher takes no --student, --filter, --backbone, --teacher or --no-distill"),
         (args.no_distill and args.teacher, "--no-distill and --teacher contradict each other: leave one out"),
         *((not drawn and not Path(data).is_dir(),
-           f"--data {data} is not a folder: name one in MPII's layout, or leave it out for drawings")
+           f"--data {data} is not a folder: name one in MPII's or COCO's layout, or leave it out")
           for data in args.data),
         *((name not in names, f"--select {name} is not one of the sets {', '.join(names)}: name folders of "
                               f"--data, without their path") for name in args.select),
@@ -370,7 +371,7 @@ def check_arguments(args):
     check_device(args.device)
     recipe = dict(RECIPES[args.preset])
     photos = recipe.pop("photos")
-    defaults = dict(
+    defaults = dict(                                 # student and filter mean nothing with --train-teacher
         student="cc", filter="gd", teacher=SHIPPED / shipped if args.distill and shipped else None,
         drawings=DRAWINGS["teacher" if args.train_teacher else "student"], **recipe)
     for name, value in defaults.items():
@@ -403,16 +404,15 @@ def main():
     args = parse_arguments()
     distributed = init_distributed(args.device)
     args.device = distributed.device
-    parts = distributed.world_size * args.accumulate
-    if args.batch_size % parts:
-        raise BadInput(f"--batch-size {args.batch_size} does not divide into {distributed.world_size} "
-                       f"processes x {args.accumulate} accumulated parts: make it a multiple of {parts}")
-    if args.filter == "gd" and not args.train_teacher and args.batch_size == parts:
-        raise BadInput(f"--batch-size {args.batch_size} gives a dynamic filter one sample at a time, which "
-                       f"has no statistics: make it at least {2 * parts}")
+    pieces = distributed.world_size * args.accumulate
+    refuse((args.batch_size % pieces,
+            f"--batch-size {args.batch_size} does not divide into {distributed.world_size} processes x "
+            f"{args.accumulate} accumulated parts: make it a multiple of {pieces}"),
+           (args.filter == "gd" and not args.train_teacher and args.batch_size == pieces,
+            f"--batch-size {args.batch_size} gives a dynamic filter one sample at a time, which has no "
+            f"statistics: make it at least {2 * pieces}"))
     if args.amp and not fast_bfloat16(args.device):
-        kind = args.device.partition(":")[0].upper()
-        print(f"--amp: this {kind} has no native bfloat16, computing in float32")
+        print(f"--amp: {args.device} has no native bfloat16, computing in float32")
     train_model(args, distributed)
 
 

@@ -344,7 +344,7 @@ def test_parts_and_tensors_give_the_same_batch(monkeypatch):
     whole = make_batch(people, stored, range(7), 64, params=params).images
     assert torch.equal(make_batch(people, torch.from_numpy(stored), range(7), 64, params=params).images,
                        whole)
-    monkeypatch.setattr(crops_module, "CACHED", 1)                             # one at a time
+    monkeypatch.setattr(crops_module, "WARPED_AT_ONCE", 1)                             # one at a time
     assert torch.equal(make_batch(people, stored, range(7), 64, params=params).images, whole)
 
 

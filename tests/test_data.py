@@ -106,9 +106,9 @@ FAULTS = {
     "joints must be finite": dict(ENTRY, joints=[[None, 2.0]] * 16),
     "center must be finite, within": dict(ENTRY, center=[3.0, 1e6]),
     r"has center \(3,\), must be \(2,\)": dict(ENTRY, center=[3.0, 4.0, 5.0]),
-    "scale 600.0 must be above 0: it is the person's height in pixels / 200": dict(ENTRY, scale=600),
-    "scale -1.0 must be above 0": dict(ENTRY, scale=-1.0),
-    "scale 1e[+]30 must be above 0": dict(ENTRY, scale=1e30),
+    "scale 600.0 is a person of 120,000 pixels: scale is the height in pixels / 200": dict(ENTRY, scale=600),
+    "scale -1.0 is a person of -200 pixels": dict(ENTRY, scale=-1.0),
+    "scale 1e[+]30 is a person of 2e[+]32 pixels": dict(ENTRY, scale=1e30),
     "within 100,000 pixels": dict(ENTRY, joints=[[1e300, 2.0]] * 16),
     "does not name a file inside": dict(ENTRY, image="../../secret.jpg"),
     "there is no image": dict(ENTRY, image="b.jpg"),
@@ -131,8 +131,8 @@ def test_the_first_bad_entry_is_named_and_all_are_counted(tmp_path):
     with pytest.raises(BadInput) as caught:
         load_samples(root, "train")
     assert str(caught.value) == (
-        f"{root}/annot/train.json, entry 40: scale 0.0 must be above 0: it is the person's height in "
-        f"pixels / 200, of at least 1 and below 100,000 pixels: correct or remove this entry "
+        f"{root}/annot/train.json, entry 40: scale 0.0 is a person of 0 pixels: scale is the height in "
+        f"pixels / 200, and the height must be 1 to 100,000 pixels: correct or remove this entry "
         f"(3 of 1,200 entries are bad)")
     entries[40] = dict(ENTRY, scale=0.3)
     with pytest.raises(BadInput, match=r"entry 700: there is no image .*b\.jpg.* \(2 of 1,200 entries"):

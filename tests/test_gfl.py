@@ -217,7 +217,7 @@ def test_the_layer_in_the_readme_is_the_static_filter():
     names = {"torch": torch, "nn": nn}
     exec(text.partition("```python\n")[2].partition("```")[0], names)
     torch.manual_seed(0)
-    ours, theirs = StaticFilter((16, 17), 8), names["GlobalFilter"](16, 17, 8)
+    ours, theirs = StaticFilter((16, 17), 8), names["StaticFilter"](16, 17, 8)
     theirs.K.data = torch.stack([ours.K_real, ours.K_imag], -1)
     x = torch.randn(2, 16, 17, 8)
     torch.testing.assert_close(theirs(x), ours(x))

@@ -144,7 +144,7 @@ def test_amp_needs_native_bfloat16(monkeypatch, capsys, tmp_path, native):
     train.main()
     assert chosen[0].amp                                                         # the flag itself is kept
     assert seen == [torch.bfloat16 if native else torch.float32]
-    line = "--amp: this CPU has no native bfloat16, computing in float32\n"
+    line = "--amp: cpu has no native bfloat16, computing in float32\n"
     assert (line in capsys.readouterr().out) != native
 
 
