@@ -1,6 +1,7 @@
 """Checkpoints: our own files, and published weights of HRNet, TokenPose and DistilPose.
 
     python checkpoint.py half runs/teacher-tiny-drawn/best.pt small.pt      # a copy in float16, for inference
+    python checkpoint.py half A/best.pt B/best.pt small.pt                  # the mean of two runs' weights
 
 A checkpoint is a dictionary saved by torch.save: 'config' (the arguments of build_student or build_teacher),
 'metadata' (data set, epoch, seed, PCKh), 'model' (the weights), in a run's last.pt 'training' (what train.py
@@ -326,11 +327,24 @@ def describe(config):
     return " ".join(config.values())
 
 
-def half(source, target):
-    """A copy with weights in float16 and without the state of training."""
+def half(sources, target):
+    """A copy with weights in float16 and without the state of training.
+
+    Of several files, the mean of their weights, with what their metadata have in common. They must have begun
+    from the same weights (Wortsman et al., "Model soups", ICML 2022).
+    """
     if target.exists():
         raise BadInput(f"{target} is there already: name another file")
-    model, metadata = load(source)
+    model, metadata = load(sources[0])
+    for count, source in enumerate(sources[1:], 2):
+        other, facts = load(source)
+        if other.config != model.config:
+            raise BadInput(f"{source} is {describe(other.config)}, {sources[0]} {describe(model.config)}: "
+                           f"only networks that are alike have a mean")
+        for mean, weight in zip(model.state_dict().values(), other.state_dict().values()):
+            if mean.is_floating_point():
+                mean.lerp_(weight, 1 / count)
+        metadata = {name: value for name, value in metadata.items() if facts.get(name) == value}
     save(target, model, metadata, half=True)
     print(f"{target}: {describe(model.config)}, {target.stat().st_size / 1e6:.1f} MB, "
           f"sha256 {hashlib.sha256(target.read_bytes()).hexdigest()}\n{metadata}")
@@ -339,10 +353,10 @@ def half(source, target):
 def main():
     parser = CommandLine(__doc__)
     parser.add_argument("what", choices=("half",))
-    parser.add_argument("source", type=Path, help="checkpoint")
+    parser.add_argument("sources", type=Path, nargs="+", help="checkpoint, or several of one kind of network")
     parser.add_argument("target", type=Path, help="file to write")
     args = parser.parse_args()
-    half(args.source, args.target)
+    half(args.sources, args.target)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,13 @@ WINDOW_SIDES = 1.0, 0.75, 0.55     # of windows, in the image's shorter side
 STEP = 0.4                  # most between two windows, in their sides
 THIN = 6                    # a longer strip is taken for one that is this many times as long as wide
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
-CANDIDATE, PERSON = 0.2, 0.45     # least scores of a window that is refined, of a person in the end
-MOST = 16                   # windows that are refined
+CANDIDATE, PERSON = 0.2, 0.52     # least scores of a window that is refined, of a person in the end
+MOST = 24                   # windows that are refined
 SURE, LEAST = 0.1, 6        # confidence of joints that a box is drawn around, and their least number
 BEYOND = 0.15               # by how much a person is larger than the box of the joints, in its longer side
 ROUNDS = 2                  # refinements
-SAME, WITHIN = 0.55, 0.85   # shared parts of two boxes, of their union and of the smaller: beyond, one person
+# Shared parts of two boxes, of their union and of the smaller: beyond, they are one person; and one candidate
+SAME, SAME_CANDIDATE = (0.5, 0.8), (0.75, 0.95)
 BATCH = 32                  # crops in the network at once
 LOOK_AGAIN = 30             # frames of a video after which newcomers are looked for
 
@@ -108,22 +109,27 @@ def shared(one, other):
     return area / (aw * ah + bw * bh - area), area / min(aw * ah, bw * bh)
 
 
-def is_new(person, others):
+def is_new(person, others, same=SAME):
     """Is this nobody of the others? Somebody seen again has a similar box, or one within the other."""
     for other in others:
         of_union, of_smaller = shared(box_of_joints(person), box_of_joints(other))
-        if of_union > SAME or of_smaller > WITHIN:
+        if of_union > same[0] or of_smaller > same[1]:
             return False
     return True
 
 
-def suppress(people):
+def suppress(people, same=SAME):
     """The people, those with most sure joints first, without those who are one of them seen again."""
     kept = []
     for person in sorted(people, key=lambda person: person.confidence.sum(), reverse=True):
-        if is_new(person, kept):
+        if is_new(person, kept, same):
             kept.append(person)
     return kept
+
+
+def candidates(people):
+    """Those who may become people when they are looked at again: not too unsure, too alike or too many."""
+    return suppress([person for person in people if person_score(person) >= CANDIDATE], SAME_CANDIDATE)[:MOST]
 
 
 def find_people(model, image, device="cpu", flip_test=True):
@@ -134,9 +140,8 @@ def find_people(model, image, device="cpu", flip_test=True):
     image = rgb(image)
     people = poses_in_boxes(model, image, windows(*image.size), device, tight=False)
     for number in range(ROUNDS):
-        people = suppress([person for person in people if person_score(person) >= CANDIDATE])[:MOST]
-        last = number + 1 == ROUNDS
-        people = poses_in_boxes(model, image, list(map(box_of_joints, people)), device, flip_test and last)
+        boxes, last = list(map(box_of_joints, candidates(people))), number + 1 == ROUNDS
+        people = poses_in_boxes(model, image, boxes, device, flip_test and last)
     return suppress([person._replace(box=box_of_joints(person)) for person in people
                      if person_score(person) >= PERSON])
 

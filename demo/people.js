@@ -7,9 +7,9 @@
 // Nothing here draws or runs a network: demo.js answers the requests, and may draw between them.
 
 const WINDOW_SIDES = [1, 0.75, 0.55], STEP = 0.4, THIN = 6;
-const SUREST = 8, CANDIDATE = 0.2, PERSON = 0.45, MOST = 16;
+const SUREST = 8, CANDIDATE = 0.2, PERSON = 0.52, MOST = 24;
 const SURE = 0.1, LEAST = 6, BEYOND = 0.15, ROUNDS = 2;
-const SAME = 0.55, WITHIN = 0.85, LOOK_AGAIN = 30;
+const SAME = [0.5, 0.8], SAME_CANDIDATE = [0.75, 0.95], LOOK_AGAIN = 30;
 
 const portion = 4;         // boxes of a request: the page stands still while the network looks at them
 const boxSpeed = 0.4;      // of the box of somebody followed, towards the joints: it shakes less than they do
@@ -64,20 +64,25 @@ export function shared([ax, ay, aw, ah], [bx, by, bw, bh]) {
 }
 
 /** Is this nobody of the others? Somebody seen again has a similar box, or one within the other. */
-export function isNew(person, others) {
+export function isNew(person, others, same = SAME) {
   return [...others].every(other => {
     const [ofUnion, ofSmaller] = shared(boxOfJoints(person), boxOfJoints(other));
-    return ofUnion <= SAME && ofSmaller <= WITHIN;
+    return ofUnion <= same[0] && ofSmaller <= same[1];
   });
 }
 
 /** The people, those with most sure joints first, without those who are one of them seen again. */
-export function suppress(people) {
+export function suppress(people, same = SAME) {
   const kept = [];
   const sureness = person => sum(confidences(person));
   for (const person of people.toSorted((a, b) => sureness(b) - sureness(a)))
-    if (isNew(person, kept)) kept.push(person);
+    if (isNew(person, kept, same)) kept.push(person);
   return kept;
+}
+
+/** Those who may become people when they are looked at again: not too unsure, too alike or too many. */
+function candidates(people) {
+  return suppress(people.filter(person => personScore(person) >= CANDIDATE), SAME_CANDIDATE).slice(0, MOST);
 }
 
 /** Asks for the people in boxes, a portion in each request, and returns them. */
@@ -92,8 +97,7 @@ export function* ask(boxes, tight) {
 export function* findPeople(width, height) {
   let people = yield* ask(windows(width, height), false);
   for (let round = 0; round < ROUNDS; round++) {
-    people = suppress(people.filter(person => personScore(person) >= CANDIDATE)).slice(0, MOST);
-    people = yield* ask(people.map(boxOfJoints), true);
+    people = yield* ask(candidates(people).map(boxOfJoints), true);
   }
   return suppress(people.filter(person => personScore(person) >= PERSON)
     .map(person => ({...person, box: boxOfJoints(person)})));

@@ -34,8 +34,7 @@ from models import FILTERS, STUDENTS
 from images import contact_sheet, draw_skeleton
 from evaluate import prediction_sheet
 from export import SHIPPED_STUDENT, for_inference
-from people import (CANDIDATE, MOST, box_of_joints, find_people, person_score, poses_in_boxes, suppress,
-                    windows)
+from people import box_of_joints, candidates, find_people, person_score, poses_in_boxes, windows
 from predict import draw_poses
 from results import result
 from sweep import SEEDS, name_of
@@ -214,8 +213,7 @@ def finding(args):
     drawn = drawn_people("valid", max(SCENE) + 1, 256)
     image = Image.fromarray(np.concatenate([np.asarray(drawn.image(i)) for i in SCENE], 1))
     seen = poses_in_boxes(model, image, windows(*image.size), tight=False)
-    boxes = [box_of_joints(person) for person in suppress(
-        [person for person in seen if person_score(person) >= CANDIDATE])[:MOST]]
+    boxes = list(map(box_of_joints, candidates(seen)))
     found = find_people(model, image)
     titles = (f"{len(seen)} windows", f"the boxes of the joints in the {len(boxes)} best of them",
               f"two crops later: {len(found)} people")

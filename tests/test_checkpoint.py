@@ -21,17 +21,36 @@ def saved(tmp_path):
 
 
 def test_half_is_for_use(saved, tmp_path):
-    checkpoint.half(saved, tmp_path / "half.pt")
+    checkpoint.half([saved], tmp_path / "half.pt")
     content = checkpoint.read(tmp_path / "half.pt")
     assert content["training"] is None and (tmp_path / "half.pt").stat().st_size < 0.7 * saved.stat().st_size
     assert content["model"]["head.layers.1.weight"].dtype == torch.float16
     with pytest.raises(BadInput, match="last.pt is there already"):
-        checkpoint.half(saved, saved)
+        checkpoint.half([saved], saved)
     whole, _ = checkpoint.load(saved)
     model, metadata = checkpoint.load(tmp_path / "half.pt")
     assert metadata["epoch"] == 3
     assert all(torch.allclose(a, b, atol=1e-3, rtol=1e-3) for a, b in zip(model.state_dict().values(),
                                                                          whole.state_dict().values()))
+
+
+def test_the_mean_of_three_networks(tmp_path):
+    files, models = [tmp_path / f"{n}.pt" for n in range(3)], []
+    for n, file in enumerate(files):
+        torch.manual_seed(n)
+        models.append(build_student("cc", "gd", preset="tiny"))
+        checkpoint.save(file, models[n], {"data": "drawn/train", "seed": n})
+    checkpoint.half(files, tmp_path / "mean.pt")
+    mean, metadata = checkpoint.load(tmp_path / "mean.pt")
+    assert metadata == {"data": "drawn/train"}
+    for name, weight in mean.state_dict().items():
+        expected = torch.stack([model.state_dict()[name].double() for model in models]).mean(0)
+        torch.testing.assert_close(weight.double(), expected, atol=1e-3, rtol=1e-3)
+    checkpoint.save(tmp_path / "other.pt", build_student("cc", "gs", preset="tiny"), {})
+    with pytest.raises(BadInput, match="other.pt is cc gs none tiny, .*0.pt cc gd none tiny: only"):
+        checkpoint.half([files[0], tmp_path / "other.pt"], tmp_path / "no.pt")
+    assert not (tmp_path / "no.pt").exists()
+
 
 
 def test_the_shipped_weights_have_the_checksums_that_are_stated():
