@@ -27,9 +27,10 @@ from PIL import ImageOps
 from common import BadInput, check_all, refuse
 from images import FARTHEST, check_image, open_safely
 
-KEYPOINTS = ["nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
-             "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip",
-             "left_knee", "right_knee", "left_ankle", "right_ankle"]
+COCO_KEYPOINTS = ["nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder",
+                  "right_shoulder", "left_elbow", "right_elbow", "left_wrist",
+                  "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee",
+                  "left_ankle", "right_ankle"]
 # The keypoints whose mean each of MPII's joints is, in its order (data_mpii.JOINTS). COCO has no upper neck
 # and no head top: they stay unlabelled.
 SOURCES = (["right_ankle"], ["right_knee"], ["right_hip"], ["left_hip"], ["left_knee"], ["left_ankle"],
@@ -99,7 +100,7 @@ def load_people(root, file, split, images=True):
         raise BadInput(f"{file} has nobody with a labelled limb joint: take COCO's own file")
     image, box, keypoints = zip(*people)
     corner, size = np.split(np.array(box), 2, axis=1)                          # (N, 2) each
-    joints, visible = to_mpii(np.reshape(keypoints, (-1, len(KEYPOINTS), 3)))  # (N, 16, 2), (N, 16)
+    joints, visible = to_mpii(np.reshape(keypoints, (-1, len(COCO_KEYPOINTS), 3)))  # (N, 16, 2), (N, 16)
     side = size.max(1)                                                         # (N,)
     note = (f"no head boxes: PCKh's unit is 1/{UNITS_PER_SIDE} of the longer side of the limb joints' box, "
             f"at least {SMALLEST_UNIT} pixels; left out: {len(checked) - len(people):,} crowds and people "
@@ -118,7 +119,7 @@ def to_mpii(keypoints):
     joints, visible = np.zeros((len(keypoints), 16, 2)), np.zeros((len(keypoints), 16), bool)
     for joint, names in enumerate(SOURCES):
         if names:
-            sources = [KEYPOINTS.index(name) for name in names]
+            sources = [COCO_KEYPOINTS.index(name) for name in names]
             joints[:, joint] = keypoints[:, sources, :2].mean(1)
             visible[:, joint] = (keypoints[:, sources, 2] > 0).all(1)
     return joints * visible[..., None], visible
@@ -158,9 +159,9 @@ def read_annotations(file):
         raise BadInput(f"{file} has no annotations with keypoints: take person_keypoints_*2017.json of "
                        f"annotations_trainval2017.zip from cocodataset.org")
     for category in categories if isinstance(categories, list) else []:
-        if isinstance(category, dict) and category.get("keypoints", KEYPOINTS) != KEYPOINTS:
+        if isinstance(category, dict) and category.get("keypoints", COCO_KEYPOINTS) != COCO_KEYPOINTS:
             raise BadInput(f"{file} has other keypoints than COCO, or in another order: they must be "
-                           f"{', '.join(KEYPOINTS)}")
+                           f"{', '.join(COCO_KEYPOINTS)}")
     names = {str(image.get("id")): image.get("file_name") for image in images if isinstance(image, dict)}
     if len(names) < len(images):
         raise BadInput(f"{file}: {len(images) - len(names):,} of its images have the id of another one: "
@@ -178,8 +179,8 @@ def check_annotation(entry, names):
     name, box, keypoints = names.get(str(entry["image_id"])), entry["bbox"], entry["keypoints"]
     refuse((not isinstance(name, str), f"image_id {entry['image_id']!r:.80} is of no image with a file_name"),
            (not isinstance(box, list) or len(box) != 4, "bbox must be four numbers: x, y, width, height"),
-           (not isinstance(keypoints, list) or len(keypoints) != 3 * len(KEYPOINTS),
-            f"keypoints must be {3 * len(KEYPOINTS)} numbers: x, y, visibility of each"))
+           (not isinstance(keypoints, list) or len(keypoints) != 3 * len(COCO_KEYPOINTS),
+            f"keypoints must be {3 * len(COCO_KEYPOINTS)} numbers: x, y, visibility of each"))
     numbers = all(type(number) in (int, float) and abs(number) < FARTHEST for number in (*box, *keypoints))
     refuse((Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name,
             f"image {name!r:.200} does not name a file inside the folder of images"),

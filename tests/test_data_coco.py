@@ -16,7 +16,7 @@ from test_data import ENTRY
 from test_data import folder as mpii_folder
 
 from common import BadInput
-from data_coco import KEYPOINTS, read_annotations, to_mpii, unit_of
+from data_coco import COCO_KEYPOINTS, read_annotations, to_mpii, unit_of
 from data_mpii import JOINTS, join, load_samples
 
 # A person whose keypoint k is at (10 + 3 k, 20 + 5 k); odd ones are occluded.
@@ -31,7 +31,7 @@ def changed(id=8, **values):
 
 def labels(*keypoints):
     """51 numbers: the named keypoints labelled as in KEYPOINTS_17, the others not."""
-    return [number if KEYPOINTS[k // 3] in keypoints else 0 for k, number in enumerate(KEYPOINTS_17)]
+    return [number if COCO_KEYPOINTS[k // 3] in keypoints else 0 for k, number in enumerate(KEYPOINTS_17)]
 
 
 def coco(root, *people, year="val2017", folder=None, **content):
@@ -75,8 +75,8 @@ def test_box_and_unit(tmp_path):
 
 def test_a_mean_needs_both_of_its_keypoints():
     keypoints = np.ones((2, 17, 3))
-    keypoints[0, KEYPOINTS.index("left_hip"), 2] = 0
-    keypoints[1, KEYPOINTS.index("right_shoulder"), 2] = 0
+    keypoints[0, COCO_KEYPOINTS.index("left_hip"), 2] = 0
+    keypoints[1, COCO_KEYPOINTS.index("right_shoulder"), 2] = 0
     joints, visible = to_mpii(keypoints)
     missing = [{JOINTS[k] for k in np.flatnonzero(~seen)} - {"upper neck", "head top"} for seen in visible]
     assert missing == [{"l-hip", "pelvis"}, {"r-shoulder", "thorax"}]
@@ -173,7 +173,7 @@ def test_everyday_people(real_data, tmp_path, split, year):
               for name, (x, y), seen in zip(JOINTS, entry["joints"], entry["joints_vis"]) if seen}
         annotations.append(dict(
             id=10 ** 6 - index, image_id=ids.setdefault(entry["image"], len(ids)), bbox=box,
-            keypoints=[number for name in KEYPOINTS for number in of.get(name, (0, 0, 0))]))
+            keypoints=[number for name in COCO_KEYPOINTS for number in of.get(name, (0, 0, 0))]))
     (tmp_path / "annotations").mkdir()
     (tmp_path / "images").symlink_to(real_data / "everyday/images")
     (tmp_path / f"annotations/person_keypoints_{year}.json").write_text(json.dumps(dict(
@@ -255,7 +255,7 @@ BAD_FILES = {
     "2 of its images have the id of another": json.dumps(dict(
         images=[dict(id=1, file_name="a"), dict(id=1, file_name="b"), 7], annotations=[PERSON])),
     "has other keypoints than COCO, or in another order": json.dumps(dict(
-        images=[], annotations=[PERSON], categories=[dict(id=1, keypoints=KEYPOINTS[::-1])])),
+        images=[], annotations=[PERSON], categories=[dict(id=1, keypoints=COCO_KEYPOINTS[::-1])])),
 }
 
 

@@ -283,7 +283,7 @@ def test_boxes_converge(monkeypatch):
     found, = find_people(StandIn(), image)
     assert near(box_of_joints(found), box) and person_score(found) == pytest.approx(1, abs=0.05)
     monkeypatch.setattr(module, "ROUNDS", 0)
-    monkeypatch.setattr(module, "PERSON", 0.4)                                            # half of one is enough
+    monkeypatch.setattr(module, "PERSON", 0.4)          # half of one is enough
     first, = find_people(StandIn(), image)
     assert near(box_of_joints(first), [130, 20, 30, 60], 0.05) and person_score(first) == 0.5
 
