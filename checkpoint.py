@@ -180,7 +180,7 @@ def resume(folder, run, args):
     for name, value in training["settings"].items():
         if (now := run.settings.get(name)) != value:
             # "1,000 of set/train, CHECKSUM": where only the checksum differs, so do the files
-            alike = str(value).rpartition(", ")[0] == str(now).rpartition(", ")[0] != ""
+            alike = isinstance(value, str) and value.rpartition(", ")[0] == str(now).rpartition(", ")[0] != ""
             raise BadInput(f"{file} was trained with {name} {value}, now it is {now}: "
                            + (f"the {name} have changed: bring the old ones back, or start anew with another "
                               f"--out" if alike else "give the flags of the run to be resumed"))
@@ -330,15 +330,17 @@ def describe(config):
 def half(sources, target):
     """A copy with weights in float16 and without the state of training.
 
-    Of several files, the mean of their weights, with what their metadata have in common. They must have begun
-    from the same weights (Wortsman et al., "Model soups", ICML 2022).
+    Of several files, the mean of their weights and of the statistics of batch norms, with what their metadata
+    have in common: of runs of which one began from the other, or both from the same weights (Wortsman et al.,
+    "Model soups", ICML 2022).
     """
     if target.exists():
         raise BadInput(f"{target} is there already: name another file")
     model, metadata = load(sources[0])
     for count, source in enumerate(sources[1:], 2):
         other, facts = load(source)
-        if other.config != model.config:
+        kinds = [(net.config, getattr(net.head, "scored", None)) for net in (model, other)]
+        if kinds[0] != kinds[1]:
             raise BadInput(f"{source} is {describe(other.config)}, {sources[0]} {describe(model.config)}: "
                            f"only networks that are alike have a mean")
         for mean, weight in zip(model.state_dict().values(), other.state_dict().values()):

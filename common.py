@@ -1,4 +1,4 @@
-"""What commands share: errors in one line, devices, locks, distributed training."""
+"""What commands share: errors in one line, Matlab files, devices, locks, distributed training."""
 
 import argparse
 import contextlib
@@ -15,7 +15,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from scipy.io import loadmat
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -66,6 +65,7 @@ def check_all(file, check, count):
 
 def read_mat(file, **options):
     """The variables of a Matlab file, as loadmat gives them. Arrays of version 7.3 are read where h5py is."""
+    from scipy.io import loadmat         # here, as few commands need it and it takes a fifth of a second
     try:
         return loadmat(file, **options)
     except NotImplementedError as error:                             # version 7.3, which is HDF5

@@ -1,4 +1,4 @@
-"""COCO's people as the same samples as MPII's.
+"""COCO's people as the same samples as MPII's, and crops without people, between the boxes of everybody.
 
     python train.py --train-teacher --preset small --data COCO
     python evaluate.py --checkpoint best.pt --data COCO
@@ -213,7 +213,7 @@ def squares_without_people(files, everybody):
     """Random squares that show nobody, from those files of which everybody's box is known.
 
     By the names of data_mpii.Samples, or None. A square is taken where it shares at most EMPTY_OVERLAP of
-    itself, or of a box, with each of them. They teach the confidence to be low (distill.py).
+    itself, or of a box, with each of them. Such squares teach the confidence to be low (distill.py).
     """
     squares, shown, random = [], [], np.random.default_rng(0)
     for path in dict.fromkeys(file for file in files if file in everybody):

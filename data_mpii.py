@@ -1,5 +1,7 @@
 """MPII Human Pose: labels and images, from HRNet's json layout or from MPII's own release.
 
+Folders in COCO's layout are told apart and read here, too, by data_coco.py; several folders are joined.
+
     python studies/pictures.py samples --data DATA      # number of samples, and some crops with their joints
 
 Put the data like this (the layout that HRNet's authors publish and most pose code reads):
@@ -97,8 +99,8 @@ def join(sets):
 
 
 def of_files(name, files, **fields):
-    """Samples whose images are files, one a person. fields: those of Samples, by name."""
-    numbers = {field: fields[field].astype(np.float32) for field in ("joints", "center", "side", "head_size")}
+    """Samples whose images are files, one for each crop. fields: those of Samples, by name."""
+    numbers = {part: fields[part].astype(np.float32) for part in ("joints", "center", "side", "head_size")}
     return Samples(name, **fields | numbers, files=files, image=lambda i: open_image(files[i]))
 
 
@@ -129,7 +131,7 @@ def load_samples(root, split, images=True):
     BadInput if it cannot be used. images=False: read the labels alone, for a folder without images.
     """
     root, file = Path(root), find_labels(root, split)
-    if file.parent.name == "annotations":                                      # COCO's layout
+    if file.name.startswith("person_keypoints_"):                              # COCO's layout
         fields = data_coco.load_people(root, file, split, images)
         fields["side"] = BOX_ENLARGEMENT * fields["side"]
         return of_files(f"{root.resolve().name}/{split}", **fields)

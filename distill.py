@@ -22,8 +22,8 @@ The terms are those of the BMVC 2024 paper's poster. For the regression student 
 ("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification
 the heatmap is compared through its marginals. `visible` is False for joints that are unlabelled or outside
 the crop: they are masked in every term but L_vt, which is not per joint. Crops that show nobody have no
-visible joint, but teach L_task and L_bb (flat labels) and L_cs (0). (PCKh, in evaluate.py, counts
-labelled joints that are occluded or outside the crop, too, but not pelvis and thorax.)
+visible joint, but teach L_task (not regression's) and L_bb by flat labels, L_cs by 0, and L_vt. (PCKh, in
+evaluate.py, counts labelled joints that are occluded or outside the crop, too, but not pelvis and thorax.)
 
 Shapes: B images, K = 16 joints, D channels, N visual tokens, S x S heatmap cells, `bins` SimCC bins per axis.
 Coordinates xy are fractions of the crop, visible is bool. Each loss is a tensor of shape ().

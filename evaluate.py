@@ -168,7 +168,7 @@ def names_of(folders):
 
 
 def validation_samples(data, size):
-    """The samples to score on: the valid split of an MPII folder, or the held-out drawings.
+    """The samples to score on: the valid split of a folder, or the held-out drawings.
 
     size: side of the crops in pixels.
     """

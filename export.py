@@ -1,7 +1,7 @@
 """A student as one file for other machines: ONNX, or a program of torch.export.
 
     python export.py student.onnx              # the shipped student for photos, checked, with its speed
-    python export.py student.onnx --data DATA  # checked on photos in MPII's layout, not on drawings
+    python export.py student.onnx --data DATA  # checked on photos, not on drawings
     python export.py student.onnx --checkpoint runs/cc-gd-none-tiny-drawn/best.pt
     python export.py student.pt2               # torch.export.load(...).module() runs it
 
@@ -145,7 +145,7 @@ def main():
     parser.add_argument("out", type=Path, help="file to write: .onnx or .pt2")
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED_STUDENT,
                         help=f"network (default: {SHIPPED_STUDENT.parent.name}/{SHIPPED_STUDENT.name})")
-    parser.add_argument("--data", default="drawn", help="folder in MPII's layout to compare on")
+    parser.add_argument("--data", default="drawn", help="folder of photos to compare on")
     args = parser.parse_args()
     if args.out.suffix not in (".onnx", ".pt2"):
         raise BadInput(f"{args.out}: name a file that ends in .onnx or .pt2")

@@ -73,8 +73,8 @@ def dft_matrices(H, W):
 class GlobalFilter(nn.Module):
     """X' = T^-1(K (.) T(X)) in real numbers. grid: (H, W). No parameters.
 
-    On so small a grid, products with DFT matrices are faster than FFTs. Unlike FFTs they also run in bfloat16
-    and can be compiled and exported (docs/speed.md).
+    On so small a grid, products with DFT matrices are faster than FFTs. They also run in bfloat16, and need
+    no complex numbers, which compilers and ONNX handle badly (docs/speed.md).
     """
 
     def __init__(self, grid):

@@ -9,6 +9,7 @@ crops without people, too. That is enough to find people, without a detector:
     windows        squares of a few sizes, less than half a side apart, all over the image; 16 joints in each
     person_score   how sure the network is of the joints: the best windows are kept
     box_of_joints  the box of a person, by the sure joints, is the next crop, which fits better; twice
+    candidates     windows that are sure enough and not too alike
     suppress       of people whose boxes overlap the surest stays
 
 Boxes are x, y, width, height in pixels, joints (16, 2) in pixels, confidences (16,) in [0, 1].
@@ -28,13 +29,14 @@ WINDOW_SIDES = 1.0, 0.75, 0.55     # of windows, in the image's shorter side
 STEP = 0.4                  # most between two windows, in their sides
 THIN = 6                    # a longer strip is taken for one that is this many times as long as wide
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
-CANDIDATE, PERSON = 0.2, 0.52     # least scores of a window that is refined, of a person in the end
+# Least scores: of a window that is refined, of a person in the end, of somebody who was in the last frame
+CANDIDATE, PERSON, STILL = 0.2, 0.52, 0.45
 MOST = 24                   # windows that are refined
 SURE, LEAST = 0.1, 6        # confidence of joints that a box is drawn around, and their least number
 BEYOND = 0.15               # by how much a person is larger than the box of the joints, in its longer side
 ROUNDS = 2                  # refinements
-# Shared parts of two boxes, of their union and of the smaller: beyond, they are one person; and one candidate
-SAME, SAME_CANDIDATE = (0.5, 0.8), (0.75, 0.95)
+SAME = 0.5, 0.8             # of their union, of the smaller: two boxes that share more are one person,
+SAME_CANDIDATE = 0.75, 0.95 # or, before they are refined, one candidate
 BATCH = 32                  # crops in the network at once
 LOOK_AGAIN = 30             # frames of a video after which newcomers are looked for
 
@@ -164,7 +166,7 @@ class Tracker:
         before = zip(self.people, poses_in_boxes(self.model, image, boxes, *self.options))
         people = {}
         for number, person in before:
-            if person_score(person) >= PERSON and is_new(person, people.values()):
+            if person_score(person) >= STILL and is_new(person, people.values()):
                 people[number] = person
         if self.frames % LOOK_AGAIN == 0 or len(people) < len(self.people):
             for person in find_people(self.model, image, self.options[0]):

@@ -50,16 +50,16 @@ RECIPES = {
     "small-64": dict(epochs=100, batch_size=32, optimiser="muon", backbone="w24", views=0, photos="upright"),
     "tiny": dict(epochs=16, batch_size=32, optimiser="muon", backbone="none", views=2, photos="upright"),
 }
-RATE, LOW_RATE = 1e-3, 5e-4      # highest of Adam; where Muon learns attention or a backbone (docs/lab.md)
+RATE, LOW_RATE = 1e-3, 5e-4      # Adam's highest; with Muon and attention or a backbone (docs/lab.md)
 SCORE_EVERY = 4          # epochs; the last epoch is always scored
 DRAWINGS = {"student": 4000, "teacher": 40000}
 TEACHERS = {("tiny", "drawn"): "teacher-tiny-drawn.pt", ("small", "photos"): "teacher-small-photos.pt"}
 SHIPPED = Path(__file__).parent / "weights"
 SHOWN = 24               # samples in predictions.png
 BEGAN = time.monotonic()     # --stop-after counts from the start of the process
-# Arguments that must not change on --resume; neither may the network, the samples, the teacher or the number
-# of processes. --epochs may (the decay of the rate follows the new number), and --lr may be lowered.
-SETTINGS = "distill augmentation views batch_size accumulate optimiser seed amp select".split()
+# Arguments that must not change on --resume; nor may --select, the network, the samples, the teacher and the
+# number of processes. --epochs may (the decay of the rate follows the new number), and --lr may be lowered.
+SETTINGS = "distill", "augmentation", "views", "batch_size", "accumulate", "optimiser", "seed", "amp"
 
 
 # ------------------------------------------------------------------------------- the training loop
@@ -233,8 +233,8 @@ def load_data(args, size):
 
 def start(args, distributed, model, samples, valid, teacher=None):
     """The Run before its first step. samples: to train on; valid: as in `fit`."""
-    settings = {name: getattr(args, name) for name in SETTINGS} | {
-        "processes": distributed.world_size, "teacher": teacher and teacher.source}
+    settings = {name: getattr(args, name) for name in SETTINGS} | dict(
+        select=sorted(args.select), processes=distributed.world_size, teacher=teacher and teacher.source)
     settings |= checkpoint.fingerprints("training", samples)
     for name, (scored, _) in valid.items():
         settings |= checkpoint.fingerprints(f"validation ({name})", scored)
@@ -356,7 +356,7 @@ def check_arguments(args):
          "--train-teacher takes no --student, --filter, --backbone, --teacher or --no-distill"),
         (args.no_distill and args.teacher, "--no-distill and --teacher contradict each other: leave one out"),
         *((not drawn and not Path(data).is_dir(),
-           f"--data {data} is not a folder: name one in MPII's or COCO's layout, or leave it out")
+           f"--data {data} is not a folder: name one of photos, or leave it out for drawings")
           for data in args.data),
         *((name not in names, f"--select {name} is not one of the sets {', '.join(names)}: name folders of "
                               f"--data, without their path") for name in args.select),

@@ -7,7 +7,7 @@
 // Nothing here draws or runs a network: demo.js answers the requests, and may draw between them.
 
 const WINDOW_SIDES = [1, 0.75, 0.55], STEP = 0.4, THIN = 6;
-const SUREST = 8, CANDIDATE = 0.2, PERSON = 0.52, MOST = 24;
+const SUREST = 8, CANDIDATE = 0.2, PERSON = 0.52, STILL = 0.45, MOST = 24;
 const SURE = 0.1, LEAST = 6, BEYOND = 0.15, ROUNDS = 2;
 const SAME = [0.5, 0.8], SAME_CANDIDATE = [0.75, 0.95], LOOK_AGAIN = 30;
 
@@ -81,7 +81,7 @@ export function suppress(people, same = SAME) {
 }
 
 /** Those who may become people when they are looked at again: not too unsure, too alike or too many. */
-function candidates(people) {
+export function candidates(people) {
   return suppress(people.filter(person => personScore(person) >= CANDIDATE), SAME_CANDIDATE).slice(0, MOST);
 }
 
@@ -127,7 +127,7 @@ export class Tracker {
     const boxes = Array.from(this.people.values(), person => follow(person.box, boxOfJoints(person)));
     const seen = yield* ask(boxes, true), people = new Map();
     [...this.people.keys()].forEach((id, n) => {
-      if (personScore(seen[n]) >= PERSON && isNew(seen[n], people.values())) people.set(id, seen[n]);
+      if (personScore(seen[n]) >= STILL && isNew(seen[n], people.values())) people.set(id, seen[n]);
     });
     const again = this.frames % LOOK_AGAIN === 0 || people.size < this.people.size;
     if (!this.search && (this.chosen ? !people.size : again)) {

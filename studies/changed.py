@@ -148,7 +148,7 @@ def mirrored_heatmaps(teacher, images, original=distill.teacher_targets):
 def teacher_loss(of_cells):
     """heatmap_task as a mean of of_cells(logits, heatmaps of labels), all (B, K, S, S)."""
     def heatmap_task(logits, xy, visible, empty, sigma):
-        values = of_cells(logits, distill.heatmaps(xy, sigma, logits.shape[-1]))
+        values = of_cells(logits, distill.gaussian_heatmaps(xy, sigma, logits.shape[-1]))
         return distill.masked_mean(values.mean((-2, -1)), visible)
     return distill, "heatmap_task", heatmap_task
 

@@ -117,7 +117,7 @@ def print_training():
 def main():
     parser = CommandLine(__doc__)
     parser.add_argument("checkpoint", type=Path, nargs="*", help="gd students (default: training, watched)")
-    parser.add_argument("--data", default="drawn", help="folder in MPII's layout (default: synthetic people)")
+    parser.add_argument("--data", default="drawn", help="folder of photos (default: synthetic people)")
     args = parser.parse_args()
     if not args.checkpoint:
         print_training()

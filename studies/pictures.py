@@ -82,7 +82,7 @@ def curves_of(names, scored_on):
         for (label, name), colour in zip(names.items(), ("tab:blue", "tab:orange")):
             runs = [result(name(student, filter, seed)) for seed in SEEDS]
             for log in (run["log"] for run in runs if run):
-                labels[label], = panel.plot(log["epoch"], log["pckh@0.5"], colour, lw=1)
+                labels[label], = panel.plot(log["epoch"], log["pckh@0.5"], color=colour, lw=1)
         panel.set_title(f"{student} {filter}" + ("" if panel.lines else ": not run"), fontsize=10)
         panel.grid(alpha=0.3)
     panels[0, 0].legend(labels.values(), labels.keys(), fontsize=8)
@@ -181,7 +181,7 @@ def predictions(args):
 
 
 def samples(args):
-    """Some crops of a split in MPII's layout, with their joints."""
+    """Some crops of a split, with their joints."""
     people = load_samples(args.data, args.split)
     print(f"{people.name}: {len(people):,} samples of {len(set(people.files)):,} images, "
           f"{people.visible.mean():.1%} of the joints labelled" + (f"; {people.note}" if people.note else ""))
@@ -243,7 +243,7 @@ def main():
     parser = CommandLine(__doc__)
     parser.add_argument("what", choices=tuple(PICTURES))
     parser.add_argument("--checkpoint", type=Path, nargs="+", help="networks to look at")
-    parser.add_argument("--data", type=Path, help="folder in MPII's layout (default: drawn people)")
+    parser.add_argument("--data", type=Path, help="folder of photos (default: drawn people)")
     parser.add_argument("--split", choices=("train", "valid"), default="valid", help="(default: valid)")
     parser.add_argument("--count", type=int, default=48, help="how many drawings (default: 48)")
     parser.add_argument("--seed", type=int, default=0, help="which series of drawings (default: 0)")
@@ -252,7 +252,7 @@ def main():
     args = parser.parse_args()
     private = args.data or args.what == "drawings"
     args.out = args.out or (Path("predictions") if private else Path(__file__).resolve().parents[1] / "docs")
-    refuse((args.what == "samples" and not args.data, "samples need --data: a folder in MPII's layout"),
+    refuse((args.what == "samples" and not args.data, "samples need --data: a folder of photos"),
            (args.what in ("filters", "predictions", "strip") and not args.checkpoint,
             f"{args.what} need --checkpoint: which network to look at"))
     check_writable(args.out, "--out ")

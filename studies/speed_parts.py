@@ -11,7 +11,7 @@
     input     on one core: crops turned, zoomed and mirrored at random, normalised, and heatmaps of 16 joints.
               Sample by sample, HRNet's published way, reimplemented here: the image is decoded, one affine
               warp cuts the crop, a loop draws the Gaussian of each joint. Whole batches: crops.make_batch
-              from a warm cache of crops, and distill.heatmaps
+              from a warm cache of crops, and distill.gaussian_heatmaps
 
 Only precisions that the device computes natively are measured.
 """

@@ -52,7 +52,6 @@ def test_the_mean_of_three_networks(tmp_path):
     assert not (tmp_path / "no.pt").exists()
 
 
-
 def test_the_shipped_weights_have_the_checksums_that_are_stated():
     lines = (WEIGHTS / "README.md").read_text().partition("sha256:")[2].split("\n")
     stated = dict(reversed(line.split()) for line in lines if line)

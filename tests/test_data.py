@@ -400,6 +400,8 @@ def test_mpiis_release(tmp_path):
     assert train.head_size[0] == pytest.approx(0.6 * 5) and train.side[0] == 125
     assert train.center[0].tolist() == [19, 36.5]
     assert load_samples(root, "valid").files == valid.files                  # the split is for good
+    moved = root.rename(root.with_name("annotations"))                       # a name of COCO's layout
+    assert len(load_samples(moved, "valid")) == len(valid)
 
 
 @pytest.mark.parametrize(

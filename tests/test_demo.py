@@ -31,8 +31,8 @@ from crops import cut
 from data_mpii import BOX_ENLARGEMENT
 from export import SHIPPED_STUDENT, export_onnx
 from images import LEFT, RIGHT, read_image
-from people import (LOOK_AGAIN, Found, Tracker, box_matrix, box_of_joints, find_people, is_new, person_score,
-                    poses_in_boxes, shared, suppress, windows)
+from people import (LOOK_AGAIN, Found, Tracker, box_matrix, box_of_joints, candidates, find_people, is_new,
+                    person_score, poses_in_boxes, shared, suppress, windows)
 from synthetic import draw_person
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
@@ -185,6 +185,8 @@ def test_people_are_told_apart_in_the_same_way(js):
         assert js("crowd.map(one => isNew(one, crowd.slice(0, 2)))") == new
         kept = [next(n for n, one in enumerate(crowd) if one is person) for person in suppress(crowd)]
         assert js("suppress(crowd).map(person => crowd.indexOf(person))") == kept
+        kept = [next(n for n, one in enumerate(crowd) if one is person) for person in candidates(crowd)]
+        assert js("candidates(crowd).map(person => crowd.indexOf(person))") == kept
 
 
 @pytest.mark.parametrize("who, sure", [(PEOPLE, 1), (PEOPLE, 0.6), (PEOPLE, 0.2), (crossing(9), 1), ((), 1)])

@@ -262,6 +262,8 @@ def test_what_else_must_stay_is_named(people, tmp_path):
     for name, value in dict(batch_size=8, accumulate=2, augmentation="occlusion", seed=1, amp=True).items():
         with pytest.raises(BadInput, match=f"trained with {name} .*, now it is {value}: give the flags of"):
             Training(people, tmp_path, **{name: value}).resume()
+    with pytest.raises(BadInput, match=r"with select \['drawn'\], now it is \['b', 'drawn'\]: give"):
+        Training(people, tmp_path, select=["drawn", "b"]).resume()
     with pytest.raises(BadInput, match="is cc gs none mini, not reg gs none mini: give the flags of"):
         Training(people, tmp_path, lambda: build_student("reg", "gs", preset="mini")).resume()
 

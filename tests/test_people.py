@@ -25,7 +25,7 @@ from data_mpii import crops_without_people, load_samples
 from export import SHIPPED_STUDENT, for_inference
 from images import open_image
 from models import build_student
-from people import (LOOK_AGAIN, Found, Tracker, box_matrix, box_of_joints, find_people,
+from people import (LOOK_AGAIN, Found, Tracker, box_matrix, box_of_joints, candidates, find_people,
                     is_new, person_score, poses_in_boxes, shared, suppress, windows)
 from train import load_data
 
@@ -253,6 +253,19 @@ def test_the_surest_stays():
         kept = suppress(people)
         assert len(kept) == 2 and kept[0] is sure and kept[1] is beside
     assert suppress([]) == []
+
+
+def test_candidates_may_be_more_alike_than_people(monkeypatch):
+    """Two boxes that share 0.6 of their union are one person, and two candidates."""
+    monkeypatch.setattr(module, "BEYOND", 0)
+    corners = np.array([[0, 0], [40, 80]] * 8, float)
+    two = [Found([], corners, np.full(16, 0.9)), Found([], corners + (10, 0), np.full(16, 0.8))]
+    assert shared(*map(box_of_joints, two))[0] == pytest.approx(0.6)
+    assert suppress(two) == two[:1] and candidates(two) == two
+    assert candidates([*two, Found([], corners + 300, np.full(16, 0.1))]) == two             # too unsure
+    assert candidates([two[0], Found([], corners + (2, 0), np.full(16, 0.8))]) == two[:1]    # too alike
+    monkeypatch.setattr(module, "MOST", 1)
+    assert candidates(two) == two[:1]
 
 
 # ------------------------------------------------------------------------------- people in an image

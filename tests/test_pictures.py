@@ -61,10 +61,15 @@ def test_filters(tmp_path):
 def test_curves_are_those_of_results(what, runs):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-extra.txt)")
     _, figure = PICTURES[what](None)
-    logs = [run["log"] for name, run in read(runs.partition("-")[0]).items() if name.startswith(runs)]
+    logs = {name: run["log"] for name, run in read(runs.partition("-")[0]).items() if name.startswith(runs)}
     panel = next(panel for panel in figure.axes if panel.get_title() == "cc gs")
-    drawn = [[*line.get_xdata(), *line.get_ydata()] for line in panel.lines]
-    assert sorted(drawn) == sorted([*log["epoch"], *log["pckh@0.5"]] for log in logs)
+    drawn = [[line.get_color(), *line.get_xdata(), *line.get_ydata()] for line in panel.lines]
+    assert logs and sorted(drawn) == sorted(
+        ["tab:orange" if "-alone-" in name else "tab:blue", *log["epoch"], *log["pckh@0.5"]]
+        for name, log in logs.items())
+    key = figure.axes[0].get_legend()
+    assert {text.get_text(): line.get_color() for text, line in zip(key.get_texts(), key.get_lines())} == {
+        "labels alone": "tab:orange", ("distilled" if what == "curves" else "labels, terms"): "tab:blue"}
 
 
 def test_finding(tmp_path):
