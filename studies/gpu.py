@@ -137,7 +137,7 @@ class Visit:
             return
         for old in [half, *back.glob(f"{name}.pt*")]:
             old.unlink(missing_ok=True)
-        checkpoint.half(path, half)
+        checkpoint.half([path], half)
         content, there = half.read_bytes(), [file.stat().st_size for file in back.iterdir()]
         parts = [content[start:start + FILE_BYTES] for start in range(0, len(content), FILE_BYTES)]
         if len(there) + len(parts) > FILES or sum(there) + len(content) > BYTES:
