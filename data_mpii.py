@@ -104,20 +104,6 @@ def of_files(name, files, **fields):
     return Samples(name, **fields | numbers, files=files, image=lambda i: open_image(files[i]))
 
 
-def load_joined(folders):
-    """The Samples to train on of one or more folders, and crops without people where these can be found."""
-    sets = [load_samples(folder, "train") for folder in folders]
-    people = join(sets)
-    without = [samples for samples in map(crops_without_people, sets) if samples]
-    return replace(join([people, *without]), name=people.name)
-
-
-def crops_without_people(samples):
-    """Samples of squares that show nobody, from photos of which everybody's box is known; or None."""
-    fields = data_coco.squares_without_people(samples.files, samples.everybody)
-    return fields and of_files(f"nobody of {samples.name}", **fields)
-
-
 def box(center, scale):
     """MPII's center (N, 2) and scale (N,) -> middle (N, 2) and side (N,) of the square to crop, in pixels."""
     center, scale = np.array(center, np.float32), np.array(scale, np.float32)
@@ -168,6 +154,20 @@ def load_samples(root, split, images=True):
                       f"scale, first in {names[small.argmax()]}: their crops show next to nothing",
                       stacklevel=2)
     return samples
+
+
+def load_joined(folders):
+    """The Samples to train on of one or more folders, and crops without people where these can be found."""
+    sets = [load_samples(folder, "train") for folder in folders]
+    people = join(sets)
+    without = [samples for samples in map(crops_without_people, sets) if samples]
+    return replace(join([people, *without]), name=people.name)
+
+
+def crops_without_people(samples):
+    """Samples of squares that show nobody, from photos of which everybody's box is known; or None."""
+    fields = data_coco.squares_without_people(samples.files, samples.everybody)
+    return fields and of_files(f"nobody of {samples.name}", **fields)
 
 
 def find_labels(root, split):

@@ -35,8 +35,8 @@ MOST = 24                   # windows that are refined
 SURE, LEAST = 0.1, 6        # confidence of joints that a box is drawn around, and their least number
 BEYOND = 0.15               # by how much a person is larger than the box of the joints, in its longer side
 ROUNDS = 2                  # refinements
-SAME = 0.5, 0.8             # of their union, of the smaller: two boxes that share more are one person,
-SAME_CANDIDATE = 0.75, 0.95 # or, before they are refined, one candidate
+# Fractions of their union, and of the smaller, that two boxes share at most, if they are not the same
+SAME, SAME_CANDIDATE = (0.5, 0.8), (0.75, 0.95)      # person; window that is refined
 BATCH = 32                  # crops in the network at once
 LOOK_AGAIN = 30             # frames of a video after which newcomers are looked for
 

@@ -176,8 +176,7 @@ def add_line(run, line):
 def score_average(args, distributed, run, valid, epoch):
     """Score the weight average and keep it if it is the best -> {'pckh@0.5': mean, 'pckh@0.1': mean}.
 
-    With several validation sets these are means over those in --select, and each set's own score is added as
-    'NAME@0.5'.
+    With several validation sets these are means over those in --select, and 'NAME@0.5' is added for each set.
     Results are reported on the same samples: there is no third split. The main process scores; others wait
     for it at their next step.
     """

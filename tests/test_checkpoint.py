@@ -49,6 +49,12 @@ def test_the_mean_of_three_networks(tmp_path):
     checkpoint.save(tmp_path / "other.pt", build_student("cc", "gs", preset="tiny"), {})
     with pytest.raises(BadInput, match="other.pt is cc gs none tiny, .*0.pt cc gd none tiny: only"):
         checkpoint.half([files[0], tmp_path / "other.pt"], tmp_path / "no.pt")
+    for scored in True, False:                           # whether the head's scores have been trained
+        model = build_student("reg", "gs", preset="tiny")
+        model.head.scored = scored
+        checkpoint.save(tmp_path / f"{scored}.pt", model, {})
+    with pytest.raises(BadInput, match="only networks that are alike have a mean"):
+        checkpoint.half([tmp_path / "True.pt", tmp_path / "False.pt"], tmp_path / "no.pt")
     assert not (tmp_path / "no.pt").exists()
 
 

@@ -344,6 +344,19 @@ def crossing(n):
     return [(RED, 10 + 6 * n, 10, 40, 85), (GREEN, 260 - 6 * n, 105, 40, 85)]
 
 
+@pytest.mark.parametrize("sure, followed", [(0.48, True), (0.4, False)])
+def test_who_is_followed_may_be_less_sure_than_who_is_new(sure, followed):
+    """STILL is below PERSON: a score between them keeps somebody, and makes nobody new."""
+    assert module.STILL < module.PERSON
+    model, image = StandIn(), drawn(*PEOPLE)
+    tracker = Tracker(model)
+    first = tracker(image)
+    assert len(first) == 2
+    model.sure = sure / max(person_score(person) for person in first.values())
+    assert find_people(model, image) == []
+    assert set(tracker(image)) == (set(first) if followed else set())
+
+
 def test_people_keep_their_ids_while_they_cross():
     frames = [crossing(n) for n in range(40)]
     seen = [colours(found, people) for found, people in zip(follow(frames), frames)]

@@ -83,6 +83,17 @@ def test_a_constant_is_set_by_its_name(monkeypatch):
             changed.assign(word)
 
 
+@pytest.mark.parametrize("change", ["mean-squared-error", "binary-cross-entropy"])
+def test_other_losses_of_the_teacher_prefer_the_label(change):
+    """Heatmaps that are the label cost less than those of another place."""
+    (_, name, loss), = changed.CHANGES[change]
+    xy = torch.rand(2, 16, 2, generator=torch.Generator().manual_seed(0))
+    visible, empty = torch.ones(2, 16, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)
+    label, other = distill.gaussian_heatmaps(xy, 2.0, 64), distill.gaussian_heatmaps(1 - xy, 2.0, 64)
+    assert name == "heatmap_task"
+    assert loss(label, xy, visible, empty, 2.0) < loss(other, xy, visible, empty, 2.0)
+
+
 @pytest.mark.parametrize("change", [
     name if name == "constant" else pytest.param(name, marks=pytest.mark.long)
     for name in sorted(changed.CHANGES)])
