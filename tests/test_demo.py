@@ -511,11 +511,31 @@ def test_joints_in_a_box_are_those_of_predict(page, model, images):
         assert apart < 1, path.name
 
 
+def is_settled(model, image, tries=5):
+    """Do people.py's joints stay where they are if a grey level changes in one of 200 pixels of the image?
+
+    The page's crops may be as far apart (test_crops_are_those_of_pillow). Where two bins of a joint are
+    equally likely, that decides between them, and the box of the joints, the next crop, moves with it.
+    """
+    expected, random = find_people(model, image, flip_test=False), np.random.default_rng(0)
+    for _ in range(tries):
+        pixels = np.asarray(image).astype(int)
+        pixels += random.choice([-1, 1], pixels.shape) * (random.random(pixels.shape) < 0.005)
+        found = find_people(model, Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), flip_test=False)
+        if len(found) != len(expected) or any(
+                np.abs(one.joints - other.joints).max() * model.size > BOX_ENLARGEMENT * max(one.box[2:])
+                for one, other in zip(expected, found)):
+            return False
+    return True
+
+
 @in_browser
 def test_people_are_those_of_predict(page, model, images, tmp_path):
     """Where nobody is, in a drawing and in photos: as many, the same, in the same order."""
     Image.new("RGB", (300, 200)).save(tmp_path / "nobody.png")
-    for path in [images[1], *photos()[::3]]:
+    settled = [path for path in photos() if is_settled(model, read_image(path)[0])]
+    assert len(settled) >= 3 or not photos()
+    for path in [images[1], *settled[:4]]:
         read_image(path)[0].convert("RGB").save(tmp_path / f"{path.stem}.png")      # decoded by both alike
     for path in sorted(tmp_path.iterdir(), reverse=True):
         page.drop(path)
