@@ -1,7 +1,7 @@
 """Pictures of results, filters, samples and predictions; matplotlib is needed (requirements-extra.txt).
 
     python studies/pictures.py curves                           # PCKh by epoch, with and without the teacher
-    python studies/pictures.py photo-curves                     # the same on photos, without a backbone
+    python studies/pictures.py photo-curves                     # the same on photos
     python studies/pictures.py filters --checkpoint GS.pt GD.pt  # frequency response of the filters
     python studies/pictures.py predictions --checkpoint FILE [--data DATA]  # best, median and worst samples
     python studies/pictures.py strip --checkpoint FILE  # good and typical predictions on drawings
@@ -15,7 +15,6 @@ ignores, because of the photos' licences).
 
 import sys
 import time
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +34,7 @@ from images import contact_sheet, draw_skeleton
 from evaluate import prediction_sheet
 from export import SHIPPED_STUDENT, for_inference
 from people import box_of_joints, candidates, find_people, person_score, poses_in_boxes, windows
+from photos import EPOCHS, ROWS
 from predict import draw_poses
 from results import result
 from sweep import SEEDS, name_of
@@ -56,35 +56,45 @@ def pyplot():
 
 def curves(args):
     """PCKh@0.5 by epoch on drawings, with the teacher and without."""
-    return "curves.png", curves_of(
-        {"distilled": lambda student, filter, seed: f"drawn-{name_of(student, filter, True, seed)}",
-         "labels alone": lambda student, filter, seed: f"drawn-{name_of(student, filter, False, seed)}"},
-        "1,000 held-out drawings")
+    def name(distill):
+        return lambda title, seed: f"drawn-{name_of(*title.split(), distill, seed)}"
+
+    blocks = [[f"{student} {filter}" for filter in FILTERS] for student in STUDENTS]
+    return "curves.png", curves_of(blocks, {"distilled": name(True), "labels alone": name(False)},
+                                   "1,000 held-out drawings")
 
 
 def photo_curves(args):
-    """PCKh@0.5 by epoch of students without a backbone on photos, by labels and by the four terms, too."""
-    return "photo-curves.png", curves_of(
-        {"labels, terms": lambda student, filter, seed: f"photos-{student}-{filter}-none-terms-{seed}",
-         "labels alone": lambda student, filter, seed: f"photos-{student}-{filter}-none-alone-{seed}"},
-        "validation people of three sets, mean")
+    """PCKh@0.5 by epoch on photos, by labels alone and with the four terms; one block a backbone."""
+    def name(column):
+        return lambda title, seed: f"photos-{title.replace(' ', '-')}-{column}-{seed}"
+
+    blocks = [[row.replace("-", " ") for row in ROWS if row.endswith(backbone)] for backbone in EPOCHS]
+    names = {"labels, terms": name("terms"), "labels alone": name("alone")}
+    return "photo-curves.png", curves_of(blocks, names, "people, three sets")
 
 
-def curves_of(names, scored_on):
-    """A figure with a panel for each student and filter, a thin line for each run that there is.
+def curves_of(blocks, names, scored_on):
+    """A figure with a row of panels a block, a panel for each student that was run, a thin line for each run.
 
-    names: {label: function of student, filter and seed that gives a run's name}, two of them.
+    blocks: lists of titles. names: {label: function of title and seed that gives a run's name}, two of them.
     """
     plt = pyplot()
-    figure, panels = plt.subplots(len(STUDENTS), len(FILTERS), figsize=(10, 5.5), sharex=True, sharey=True)
+    runs = {title: {label: [run for seed in SEEDS if (run := result(name(title, seed)))]
+                    for label, name in names.items()} for title in sum(blocks, [])}
+    blocks = [row for block in blocks if (row := [title for title in block if any(runs[title].values())])]
+    figure, panels = plt.subplots(len(blocks), max(map(len, blocks)), squeeze=False, sharey="row",
+                                  figsize=(10, 0.5 + 2.5 * len(blocks)))
     labels = {}
-    for (student, filter), panel in zip(product(STUDENTS, FILTERS), panels.flat):
-        for (label, name), colour in zip(names.items(), ("tab:blue", "tab:orange")):
-            runs = [result(name(student, filter, seed)) for seed in SEEDS]
-            for log in (run["log"] for run in runs if run):
-                labels[label], = panel.plot(log["epoch"], log["pckh@0.5"], color=colour, lw=1)
-        panel.set_title(f"{student} {filter}" + ("" if panel.lines else ": not run"), fontsize=10)
-        panel.grid(alpha=0.3)
+    for block, row in zip(blocks, panels):
+        for panel in row[len(block):]:
+            panel.axis("off")
+        for title, panel in zip(block, row):
+            for (label, made), colour in zip(runs[title].items(), ("tab:blue", "tab:orange")):
+                for log in (run["log"] for run in made):
+                    labels[label], = panel.plot(log["epoch"], log["pckh@0.5"], color=colour, lw=1)
+            panel.set(title=title, xticks=log["epoch"])
+            panel.grid(alpha=0.3)
     panels[0, 0].legend(labels.values(), labels.keys(), fontsize=8)
     figure.supxlabel("epoch")
     figure.supylabel(f"PCKh@0.5 on {scored_on}")

@@ -62,7 +62,8 @@ def test_curves_are_those_of_results(what, runs):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-extra.txt)")
     _, figure = PICTURES[what](None)
     logs = {name: run["log"] for name, run in read(runs.partition("-")[0]).items() if name.startswith(runs)}
-    panel = next(panel for panel in figure.axes if panel.get_title() == "cc gs")
+    title = "cc gs" if what == "curves" else "cc gs none"
+    panel = next(panel for panel in figure.axes if panel.get_title() == title)
     drawn = [[line.get_color(), *line.get_xdata(), *line.get_ydata()] for line in panel.lines]
     assert logs and sorted(drawn) == sorted(
         ["tab:orange" if "-alone-" in name else "tab:blue", *log["epoch"], *log["pckh@0.5"]]
