@@ -1,7 +1,7 @@
 """Pictures of results, filters, samples and predictions; matplotlib is needed (requirements-extra.txt).
 
     python studies/pictures.py curves                           # PCKh by epoch, with and without the teacher
-    python studies/pictures.py photo-curves                     # the same on photos
+    python studies/pictures.py photo-curves                  # on photos, from labels alone and with the terms
     python studies/pictures.py filters --checkpoint GS.pt GD.pt  # frequency response of the filters
     python studies/pictures.py predictions --checkpoint FILE [--data DATA]  # best, median and worst samples
     python studies/pictures.py strip --checkpoint FILE  # good and typical predictions on drawings
@@ -61,29 +61,33 @@ def curves(args):
 
     blocks = [[f"{student} {filter}" for filter in FILTERS] for student in STUDENTS]
     return "curves.png", curves_of(blocks, {"distilled": name(True), "labels alone": name(False)},
-                                   "1,000 held-out drawings")
+                                   "1,000 held-out drawings", sharey=True)
 
 
 def photo_curves(args):
-    """PCKh@0.5 by epoch on photos, by labels alone and with the four terms; one block a backbone."""
+    """PCKh@0.5 by epoch on photos, from labels alone and with the four terms; a block a backbone."""
     def name(column):
         return lambda title, seed: f"photos-{title.replace(' ', '-')}-{column}-{seed}"
 
     blocks = [[row.replace("-", " ") for row in ROWS if row.endswith(backbone)] for backbone in EPOCHS]
     names = {"labels, terms": name("terms"), "labels alone": name("alone")}
-    return "photo-curves.png", curves_of(blocks, names, "people, three sets")
+    return "photo-curves.png", curves_of(blocks, names, "mean of the validation people of three sets")
 
 
-def curves_of(blocks, names, scored_on):
+def curves_of(blocks, names, scored_on, sharey="row"):
     """A figure with a row of panels a block, a panel for each student that was run, a thin line for each run.
 
-    blocks: lists of titles. names: {label: function of title and seed that gives a run's name}, two of them.
+    blocks: lists of titles; a block of which nothing was run has no row. names: {label: function of title and
+    seed that gives a run's name}, two of them. sharey: matplotlib's.
     """
     plt = pyplot()
     runs = {title: {label: [run for seed in SEEDS if (run := result(name(title, seed)))]
                     for label, name in names.items()} for title in sum(blocks, [])}
-    blocks = [row for block in blocks if (row := [title for title in block if any(runs[title].values())])]
-    figure, panels = plt.subplots(len(blocks), max(map(len, blocks)), squeeze=False, sharey="row",
+    blocks = [[title for title in block if any(runs[title].values())] for block in blocks]
+    blocks = [block for block in blocks if block]
+    if not blocks:
+        raise BadInput("results/ has none of these runs: studies/drawn.py and studies/photos.py make them")
+    figure, panels = plt.subplots(len(blocks), max(map(len, blocks)), squeeze=False, sharey=sharey,
                                   figsize=(10, 0.5 + 2.5 * len(blocks)))
     labels = {}
     for block, row in zip(blocks, panels):
@@ -93,11 +97,12 @@ def curves_of(blocks, names, scored_on):
             for (label, made), colour in zip(runs[title].items(), ("tab:blue", "tab:orange")):
                 for log in (run["log"] for run in made):
                     labels[label], = panel.plot(log["epoch"], log["pckh@0.5"], color=colour, lw=1)
-            panel.set(title=title, xticks=log["epoch"])
+            panel.set_title(title, fontsize=10)
+            panel.set_xticks(sorted({epoch for line in panel.lines for epoch in line.get_xdata()}))
             panel.grid(alpha=0.3)
     panels[0, 0].legend(labels.values(), labels.keys(), fontsize=8)
-    figure.supxlabel("epoch")
-    figure.supylabel(f"PCKh@0.5 on {scored_on}")
+    figure.supxlabel(f"epoch ({scored_on})")
+    figure.supylabel("PCKh@0.5")
     return figure
 
 

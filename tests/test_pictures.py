@@ -9,6 +9,7 @@ import torch
 from commands import call, run
 from PIL import Image
 
+from common import BadInput
 from pictures import PICTURES, response
 from results import read
 
@@ -68,9 +69,17 @@ def test_curves_are_those_of_results(what, runs):
     assert logs and sorted(drawn) == sorted(
         ["tab:orange" if "-alone-" in name else "tab:blue", *log["epoch"], *log["pckh@0.5"]]
         for name, log in logs.items())
+    assert list(panel.get_xticks()) == next(iter(logs.values()))["epoch"]
     key = figure.axes[0].get_legend()
     assert {text.get_text(): line.get_color() for text, line in zip(key.get_texts(), key.get_lines())} == {
         "labels alone": "tab:orange", ("distilled" if what == "curves" else "labels, terms"): "tab:blue"}
+
+
+def test_curves_without_runs_are_refused(monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-extra.txt)")
+    monkeypatch.setattr("pictures.result", lambda name: None)
+    with pytest.raises(BadInput, match="has none of these runs"):
+        PICTURES["photo-curves"](None)
 
 
 def test_finding(tmp_path):
