@@ -1,6 +1,7 @@
 """What commands share: errors in one line, Matlab files, devices, locks, distributed training."""
 
 import argparse
+import atexit
 import contextlib
 import ctypes
 import importlib
@@ -227,6 +228,9 @@ def main_with_clear_errors(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:       # on its way out the interpreter would answer with a traceback or another exit status
+        for number in (signal.SIGTERM, signal.SIGINT):
+            atexit.register(signal.signal, number, signal.SIG_IGN)
 
 
 # ------------------------------------------------------------------------------- several processes

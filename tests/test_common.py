@@ -1,4 +1,8 @@
-"""What a device computes fast, asked in one place."""
+"""What a device computes fast, asked in one place; how a command ends."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,3 +44,17 @@ def test_muon_multiplies_in_float32_on_a_cpu():
     with Watch():
         orthogonal(torch.randn(2, 8, 16))
     assert seen == {torch.float32}
+
+
+@pytest.mark.parametrize("ends, status, said", [("print('done')", 0, ("done\n", "")),
+                                                ("refuse((True, 'no'))", 2, ("", "error: no\n"))])
+def test_signals_change_nothing_when_a_command_is_over(ends, status, said):
+    """SIGTERM and Ctrl-C while the interpreter is on its way out: no traceback, the command's own status."""
+    code = ("import atexit, os, signal\n"
+            "from common import main_with_clear_errors, refuse\n"
+            "for number in (signal.SIGTERM, signal.SIGINT):\n"
+            "    atexit.register(os.kill, os.getpid(), number)\n"
+            f"main_with_clear_errors(lambda: {ends})")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=Path(common.__file__).parent)
+    assert (done.returncode, (done.stdout, done.stderr)) == (status, said)
