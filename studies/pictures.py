@@ -1,7 +1,7 @@
 """Pictures of results, filters, samples and predictions; matplotlib is needed (requirements-extra.txt).
 
     python studies/pictures.py curves                           # PCKh by epoch, with and without the teacher
-    python studies/pictures.py photo-curves                  # on photos, from labels alone and with the terms
+    python studies/pictures.py photo-curves                     # on photos, from labels and with the terms
     python studies/pictures.py filters --checkpoint GS.pt GD.pt  # frequency response of the filters
     python studies/pictures.py predictions --checkpoint FILE [--data DATA]  # best, median and worst samples
     python studies/pictures.py strip --checkpoint FILE  # good and typical predictions on drawings
