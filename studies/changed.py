@@ -145,6 +145,41 @@ def mirrored_heatmaps(teacher, images, original=distill.teacher_targets):
     return targets._replace(heatmaps=(targets.heatmaps + mirrored.flip(-1)[:, crops.FLIP]) / 2)
 
 
+def normed_targets(teacher, images, original=distill.teacher_targets):
+    keypoint, visual, heatmaps = original(teacher, images)
+    return distill.Targets(layer_norm(keypoint), layer_norm(visual), heatmaps)
+
+
+def layer_norm(tokens):
+    return nn.functional.layer_norm(tokens, tokens.shape[-1:])
+
+
+def normed_loss_terms(head, output, batch, targets=None, weights=None, original=distill.loss_terms):
+    """loss_terms that compares the student's tokens behind a layer norm without weights."""
+    normed = output._replace(keypoint_tokens=layer_norm(output.keypoint_tokens),
+                             visual_tokens=layer_norm(output.visual_tokens))
+    return original(head, normed, batch, targets, weights)
+
+
+class TermsUntil:
+    """loss_terms without the teacher's from this fraction of the training on.
+
+    rate_factor, which the loop asks before every step, tells how far it is.
+    """
+
+    def __init__(self, end):
+        self.end, self.done = end, 0
+
+    def rate_factor(self, step, steps, original=optim.rate_factor):
+        self.done = step / steps
+        return original(step, steps)
+
+    def loss_terms(self, head, output, batch, targets=None, weights=None, original=distill.loss_terms):
+        if targets is not None and self.done >= self.end:
+            weights = dict.fromkeys(weights, 0)
+        return original(head, output, batch, targets, weights)
+
+
 def teacher_loss(of_cells):
     """heatmap_task as a mean of of_cells(logits, heatmaps of labels), all (B, K, S, S)."""
     def heatmap_task(logits, xy, visible, empty, sigma):
@@ -163,6 +198,7 @@ def builder(build):
     return [(module, "build_student", build) for module in (train, checkpoint)]
 
 
+TWO_THIRDS = TermsUntil(2 / 3)
 # name -> where something else stands: (module or class, name there, what stands there)
 CHANGES = {
     # the dynamic filter: M sees ones (the static control with the same parameters), the mean of the tokens
@@ -198,11 +234,14 @@ CHANGES = {
     "binary-cross-entropy": [teacher_loss(
         partial(nn.functional.binary_cross_entropy_with_logits, reduction="none"))],
     # what a student is told: tokens as they are (DistilPose); heatmaps of 0.7 and 1.4 times the width, or
-    # averaged with those of the mirrored crop; SimCC labels of half and twice the width
+    # averaged with those of the mirrored crop; tokens behind a layer norm; the terms for two thirds of the
+    # steps; SimCC labels of half and twice the width
     "raw-tokens": [(distill.TokenScale, "__call__", lambda self, tokens: tokens)],
     "sharp-heatmaps": [heatmaps_to_the(2)],
     "soft-heatmaps": [heatmaps_to_the(0.5)],
     "mirrored-heatmaps": [(distill, "teacher_targets", mirrored_heatmaps)],
+    "normed-tokens": [(distill, "teacher_targets", normed_targets), (train, "loss_terms", normed_loss_terms)],
+    "two-thirds": [(train, name, getattr(TWO_THIRDS, name)) for name in ("rate_factor", "loss_terms")],
     "narrow-labels": [presets(lambda preset: dict(simcc_sigma=preset.simcc_sigma / 2))],
     "wide-labels": [presets(lambda preset: dict(simcc_sigma=preset.simcc_sigma * 2))],
 }

@@ -3,6 +3,7 @@
     python studies/parts.py                     # all groups, some minutes a run on two cores
     python studies/parts.py dynamic --seeds 0   # one group, one seed
     python studies/parts.py dynamic-photos labels-photos --data DATA
+    python studies/parts.py terms-photos --data LSPET everyday LSP
 
     dynamic          what M of the dynamic filter sees, the static control, filters in series
     dynamic-photos   the same on photos, from labels alone, 16 epochs
@@ -11,6 +12,7 @@
     mixers           attention and both filters, distilled, at two rates
     long             all six students from labels alone, 4,000 steps
     terms            each term of the loss beside labels, for cc gs and reg gs
+    terms-photos     the terms on photos: cc gs of preset small without a backbone, 4 epochs
     tokens           the teacher's tokens standardised, or raw as in DistilPose
 
 sweep.py says how runs are skipped, stopped and resumed, changed.py what the changes are. What stands behind
@@ -31,6 +33,7 @@ EPOCHS = 8               # of 125 steps; scored at 4 and 8
 LONG_EPOCHS = 32         # of the group `long`
 PHOTO_EPOCHS = 16        # of tiny students on photos
 COMPARED_EPOCHS = 8      # of students of small-64
+SHORT_EPOCHS = 4         # of students of small
 TERMS = tuple(WEIGHTS["cc"])
 GS, GD = ({"student": "cc", "filter": filter} for filter in ("gs", "gd"))
 LABELS = {"no-distill": True}
@@ -56,6 +59,12 @@ def of_labels(filter, title, *changes, **flags):
 def of_photos(title, *changes):
     """A cell of the cc gd student of preset small-64 that learns from labels alone."""
     return of_labels("gd", title, *changes, preset="small-64", amp=True, epochs=COMPARED_EPOCHS)
+
+
+def told_of_photos(title, *changes, views=2, **flags):
+    """A cell of the cc gs student of preset small without a backbone, on photos in so many views."""
+    short = {"backbone": "none", "preset": "small", "amp": True, "epochs": SHORT_EPOCHS}
+    return title, {**GS, **short, **flags}, [f"train.RECIPES.small.views={views}", *changes]
 
 
 def at_rates(cell, title, filter, names, **flags):
@@ -133,6 +142,18 @@ CELLS = {
                   ("all", "labels and all four", {}, []),
                   ("all-new-views", "labels and all four, a new view in every epoch", {},
                    ["train.RECIPES.tiny.views=0"]))},
+    "terms-photos": {
+        "told-alone": told_of_photos("labels alone", **LABELS),
+        "told-all": told_of_photos("labels and all four"),
+        **{f"told-{term}": told_of_photos(f"labels and {term.replace('_', ' ')}", *terms_of("cc", term))
+           for term in TERMS},
+        "told-tokens-half": told_of_photos("all four, a1 and a2 halved", *token_weights("cc", 1.5, 0.5)),
+        "told-tokens-twice": told_of_photos("all four, a1 and a2 doubled", *token_weights("cc", 6, 2)),
+        "told-heatmap-3": told_of_photos("all four, a3 = 3", "distill.WEIGHTS.cc.heatmap=3"),
+        "told-confidence-1": told_of_photos("all four, a4 = 1", "distill.WEIGHTS.cc.confidence=1"),
+        "told-new-views": told_of_photos("all four, a new view in every epoch", views=0),
+        "told-two-thirds": told_of_photos("all four, off for the last third", "two-thirds"),
+        "told-normed": told_of_photos("all four, tokens behind a layer norm", "normed-tokens")},
     "tokens": {
         "cc-gs-raw-as-distilpose": ("raw, a1 = a2 = 5e-4 (DistilPose)", GS,
                                     ["raw-tokens", *token_weights("cc", 5e-4, 5e-4)]),
@@ -144,7 +165,7 @@ CELLS = {
 
 
 def parts_runs(groups=tuple(CELLS), seeds=SEEDS, data=None):
-    """{name: flags of train.py and changes}; without data, no groups of photos."""
+    """{name: flags of train.py and changes}; data: folders, without which there are no groups of photos."""
     if unknown := [group for group in groups if group not in CELLS]:
         raise BadInput(f"there is no group {unknown[0]}: choose of {', '.join(CELLS)}")
     runs = {}
@@ -160,5 +181,5 @@ if __name__ == "__main__":
     main_with_clear_errors(lambda: main(
         __doc__, lambda args: parts_runs(args.groups or CELLS, args.seeds, args.data),
         ("groups", dict(nargs="*", help=f"of {', '.join(CELLS)} (default: all)")),
-        ("--data", dict(type=Path, help="folder of photos in MPII's layout (default: no groups of photos)")),
+        ("--data", dict(type=Path, nargs="+", help="folders of photos, joined (default: no photos)")),
         ("--seeds", dict(type=int, nargs="+", default=SEEDS, help="seeds of the runs (default: 0 1 2)"))))

@@ -22,8 +22,9 @@ import train
 from commands import run
 from common import BadInput
 from confidence import calibration
-from crops import FLIP, TOKENPOSE, store
+from crops import Batch, FLIP, TOKENPOSE, store
 from costs import PAPER
+from models import build_student
 from peers import shared_scores
 from speed_parts import CELLS, SIZE, sample_by_sample, whole_batches
 from synthetic import drawn_people
@@ -34,9 +35,10 @@ def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatc
     monkeypatch.setattr(distill, "WEIGHTS", copy.deepcopy(distill.WEIGHTS))
     monkeypatch.setattr(optim, "ADAM_ALONE", optim.ADAM_ALONE)
     monkeypatch.setattr(train, "RECIPES", copy.deepcopy(train.RECIPES))
-    (tmp_path / "photos").mkdir()
+    for folder in ("photos", "sports"):
+        (tmp_path / folder).mkdir()
     assert not any("data" in flags for flags in parts.parts_runs(seeds=(0,)).values())
-    runs = parts.parts_runs(seeds=(0,), data=Path("photos"))
+    runs = parts.parts_runs(seeds=(0,), data=["photos", "sports"])
     for name, flags in runs.items():
         for word in flags["changes"]:
             if "=" in word:
@@ -45,9 +47,11 @@ def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatc
         flags = {key: value for key, value in flags.items() if key != "changes"}
         monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line(flags)])
         args = train.parse_arguments()
-        epochs = 16 if "photos" in name else 32 if "long-0" in name else 8
+        told = name.startswith("parts-told")
+        epochs = 16 if "photos" in name else 32 if "long-0" in name else 4 if told else 8
         assert args.epochs == epochs
-        assert args.preset == ("small-64" if name.startswith("parts-small-64") else "tiny")
+        preset = "small-64" if name.startswith("parts-small-64") else "small" if told else "tiny"
+        assert args.preset == preset
     with pytest.raises(BadInput, match="there is no group x"):
         parts.parts_runs(["x"])
 
@@ -94,6 +98,38 @@ def test_other_losses_of_the_teacher_prefer_the_label(change):
     assert loss(label, xy, visible, empty, 2.0) < loss(other, xy, visible, empty, 2.0)
 
 
+def distillation():
+    """Arguments of loss_terms for a cc student that was never trained, and the step's targets."""
+    model = build_student("cc", "gs", preset="tiny")
+    drawing = np.random.default_rng(0)
+    images, xy, keypoint, visual, heatmaps = (
+        torch.from_numpy(drawing.random(shape, dtype=np.float32))
+        for shape in ((2, 3, 64, 64), (2, 16, 2), (2, 16, 96), (2, 64, 96), (2, 16, 64, 64)))
+    batch = Batch(images, xy, torch.ones(2, 16, dtype=torch.bool), None, torch.zeros(2, dtype=torch.bool))
+    return model.head, model(images), batch, distill.Targets(keypoint, visual, heatmaps)
+
+
+def test_the_terms_end_after_two_thirds_of_the_steps():
+    until, weights, values = changed.TermsUntil(2 / 3), distill.WEIGHTS["cc"], distillation()
+    for step in range(6):
+        assert until.rate_factor(step, 6) == optim.rate_factor(step, 6)
+        terms = until.loss_terms(*values, weights)
+        assert (terms["loss"] > terms["task"]) == (step < 4) and terms["keypoint_tokens"] > 0
+        assert step < 4 or terms["loss"] == terms["task"]
+
+
+def test_tokens_behind_a_layer_norm_forget_scale_and_shift():
+    """Twice the teacher's tokens, and one more, cost nothing, and as they are they do."""
+    head, output, batch, targets = distillation()
+    output = output._replace(keypoint_tokens=2 * targets.keypoint_tokens + 1,
+                             visual_tokens=2 * targets.visual_tokens + 1)
+    told = changed.normed_targets(None, None, original=lambda *_: targets)
+    normed = changed.normed_loss_terms(head, output, batch, told, distill.WEIGHTS["cc"])
+    plain = distill.loss_terms(head, output, batch, targets, distill.WEIGHTS["cc"])
+    for name in ("keypoint_tokens", "visual_tokens"):
+        assert normed[name] < 1e-3 < plain[name], name
+
+
 @pytest.mark.parametrize("change", [
     name if name == "constant" else pytest.param(name, marks=pytest.mark.long)
     for name in sorted(changed.CHANGES)])
@@ -103,8 +139,8 @@ def test_every_change_trains_and_changes_the_loss(change, tmp_path):
                          "no-backbone-heatmaps")
     filter = "attention" if "attention" in change or "qkv" in change or "heads" in change else "gd"
     flags = {"train-teacher": True, "preset": "small-64"} if teacher else {"filter": filter}
-    # three tenths of two steps are no warm-up
-    flags |= {"epochs": 1, "drawings": 320 if change == "long-warm-up" else 64}
+    # of two steps, three tenths are no warm-up, and none is in the last third
+    flags |= {"epochs": 1, "drawings": 320 if change in ("long-warm-up", "two-thirds") else 64}
     losses = []
     for changes in ([], [change]):
         out = tmp_path / f"run{len(losses)}"
