@@ -86,7 +86,7 @@ def check_device(name):
     kind, _, index = name.partition(":")
     if kind == "cpu" and not index:
         return
-    if kind != "cuda" or not (index.isdigit() or name == "cuda"):
+    if kind != "cuda" or not (index.isdecimal() or name == "cuda"):
         raise BadInput(f"--device {name}: choose cpu, cuda or cuda:N")
     if int(index or 0) >= torch.cuda.device_count():
         raise BadInput(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can "
@@ -101,7 +101,7 @@ def check_folder(path, flag=""):
     if path and path.is_dir():
         raise BadInput(f"{flag}{path} is a folder: name a file")
     if path and (path.is_file() or not path.exists()):           # not /dev/stdout
-        check_writable(path.parent, flag)
+        check_writable(path.resolve().parent, flag)
 
 
 def check_writable(folder, flag=""):

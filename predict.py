@@ -150,19 +150,26 @@ def in_words(count):
 
 @contextmanager
 def json_file(path):
-    """A function that adds a record to a json file; the file appears at its path when it is complete."""
-    partial = path.with_name(path.name + ".partial")
+    """A function that adds a record to a json file; the file appears at its path when it is complete.
+
+    A link stays one. A device or a pipe, such as /dev/stdout, is written into as it is.
+    """
+    if is_plain := path.is_file() or not path.exists():
+        path = path.resolve()
+    partial = path.with_name(path.name + ".partial") if is_plain else path
     try:
         with partial.open("w") as file:
             file.write(f'{{"joints": {json.dumps(JOINTS)}, "images": [')
             separators = chain(["\n"], repeat(",\n"))
             yield lambda record: file.write(next(separators) + json.dumps(record))
             file.write("]}\n")
-        os.replace(partial, path)
+        if is_plain:
+            os.replace(partial, path)
     except OSError as error:                       # those of images do not get here
         raise BadInput(f"--json {path} cannot be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if is_plain:
+            partial.unlink(missing_ok=True)
 
 
 def predict_images(args, model, listed, boxes, failed):

@@ -21,7 +21,8 @@ import os
 import sys
 from contextlib import nullcontext, suppress
 from functools import partial
-from multiprocessing import current_process, get_context
+from itertools import chain
+from multiprocessing import active_children, current_process, get_context
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,7 @@ STRIPED, SKINLIKE = 0.2, 0.3         # fractions of the boxes, and of the sticks
 FAR = 10                             # the background is this many image sides behind the person
 NOISE = 6                            # grey levels that a colour value is off by at most
 POOL_FROM = 1000                     # fewer drawings than this are done before a pool of workers has started
+CHUNK = 64                           # drawings that a worker is asked for at a time
 
 
 # ------------------------------------------------------------------------------- a random skeleton in 3-D
@@ -348,7 +350,7 @@ def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: 
     drawings = Drawing(np.empty((count, P, P, 3), np.uint8), np.empty((count, 16, 2), np.float32),
                        np.empty((count, 16), bool), np.empty((count, 2), np.float32),
                        np.empty(count, np.float32), np.empty((count, 4), np.float32))
-    draw, indices = partial(draw_person, seed, size=size), range(first, first + count)
+    chunks = [range(at, min(at + CHUNK, first + count)) for at in range(first, first + count, CHUNK)]
     pool = None
     script = getattr(sys.modules["__main__"], "__file__", None)
     can_import = script is None or os.path.isfile(script)                     # "<stdin>" is no file
@@ -356,10 +358,30 @@ def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: 
         with suppress(OSError):                               # a machine without shared memory: alone, then
             pool = get_context("spawn").Pool(workers)         # workers end with us, even where we are killed
     with pool or nullcontext():
-        for n, drawing in enumerate(pool.imap(draw, indices, chunksize=64) if pool else map(draw, indices)):
+        draw = partial(draw_some, seed, size)
+        for n, drawing in enumerate(chain.from_iterable(in_pool(pool, draw, chunks) if pool else
+                                                        map(draw, chunks))):
             for column, value in zip(drawings, drawing):
                 column[n] = value
     return drawings
+
+
+def draw_some(seed, size, indices):
+    return [draw_person(seed, index, size) for index in indices]
+
+
+def in_pool(pool, function, values):
+    """function(value) of each, in order. What a worker was at when it died (memory was full) is done here.
+
+    Pool.map waits for ever for that.
+    """
+    alive = lambda: {worker.pid for worker in active_children()}         # a pool replaces those that die
+    first, tasks = alive(), [pool.apply_async(function, [value]) for value in values]
+    for value in values:
+        task = tasks.pop(0)                                              # with its result, which is large
+        while not task.ready() and alive() == first:
+            task.wait(1)
+        yield task.get() if task.ready() else function(value)
 
 
 def drawn_people(split: str, count: int, size: int, workers: int = 1) -> Samples:

@@ -257,7 +257,11 @@ def assign(word):
         holder = vars(import_module(module))
         for name in names:
             holder = holder[name]
-        holder[last] = type(holder[last])(json.loads(value))
+        value = json.loads(value)
+        changed = type(holder[last])(value)
+        if isinstance(value, float) and changed != value:
+            raise ValueError(f"{holder[last]} is a whole number")
+        holder[last] = changed
     except (ImportError, LookupError, TypeError, ValueError) as error:
         raise BadInput(f"{word}: no such constant, or not a value for it ({error!r:.80})") from error
 

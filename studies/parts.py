@@ -3,7 +3,7 @@
     python studies/parts.py                     # all groups, some minutes a run on two cores
     python studies/parts.py dynamic --seeds 0   # one group, one seed
     python studies/parts.py dynamic-photos labels-photos --data DATA
-    python studies/parts.py terms-photos --data LSPET everyday LSP
+    python studies/parts.py terms-photos --data lspet_refined everyday lsp
 
     dynamic          what M of the dynamic filter sees, the static control, filters in series
     dynamic-photos   the same on photos, from labels alone, 16 epochs
@@ -168,6 +168,8 @@ def parts_runs(groups=tuple(CELLS), seeds=SEEDS, data=None):
     """{name: flags of train.py and changes}; data: folders, without which there are no groups of photos."""
     if unknown := [group for group in groups if group not in CELLS]:
         raise BadInput(f"there is no group {unknown[0]}: choose of {', '.join(CELLS)}")
+    if not data and groups and all(group.endswith("-photos") for group in groups):
+        raise BadInput(f"{groups[0]} needs photos: name their folders with --data")
     runs = {}
     for seed, group in product(seeds, groups):
         photos = {"epochs": PHOTO_EPOCHS, "data": data} if group.endswith("-photos") else {}

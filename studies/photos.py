@@ -1,6 +1,6 @@
 """The paper's tables on real people: what the four terms are worth for students of preset small.
 
-    python studies/photos.py --data LSPET everyday LSP --teacher weights/teacher-small-photos.pt
+    python studies/photos.py --data lspet_refined everyday lsp --teacher weights/teacher-small-photos.pt
     python studies/photos.py --data ... --stop-after 120        # the same command resumes
     python studies/photos.py --data ... --rows cc-gs-none cc-gd-none         # some rows first
 

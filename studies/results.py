@@ -3,6 +3,7 @@
 The word in front of a name's first hyphen is the study: drawn-cc-gs-alone-0 stands in results/drawn.json. An
 entry of a run of train.py, one line each:
 
+    flags               names of the flags that were given
     arguments           those of train.py with its defaults filled in, so that they stay true when a default
                         changes; without what was off or depends on the machine
     scores, flip_test   PCKh by threshold and joint: {"pckh@0.5": {"head": 88.8, ..., "mean": 62.786}, ...};
@@ -54,7 +55,7 @@ def add(name, entry):
 
 def entry_of(made):
     """What is kept of the content of a result.json."""
-    arguments = {name: without_folders(value) if name in PATHS else value
+    arguments = {name: kept(name, value)
                  for name, value in made["arguments"].items()
                  if name not in (*OF_MACHINE, *DERIVED) and value is not None and value is not False}
     entry = {key: made[key] for key in ("scores", "flip_test", "dynamic") if key in made}
@@ -67,18 +68,24 @@ def entry_of(made):
     return dict(arguments=arguments, **rounded(entry))
 
 
-def without_folders(paths):
-    """'/home/me/MPII' -> 'MPII'; a list of several -> the list of their names."""
-    names = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
+def kept(argument, value):
+    """The value of an argument; of paths their names, '/home/me/MPII' -> 'MPII', of several a list."""
+    if argument not in PATHS:
+        return value
+    names = [Path(path).resolve().name for path in (value if isinstance(value, (list, tuple)) else [value])]
     return names if len(names) > 1 else names[0]
 
 
 def pckh(entry, threshold=0.5, joint="mean", scores="scores", data=None):
-    """One score of a run, in percent. Where it has several validation sets: that of `data`, or the mean."""
-    values = entry[scores]
-    if f"pckh@{threshold}" in values:                        # of one set
-        return values[f"pckh@{threshold}"][joint]
+    """One score of a run, in percent: that of the validation set `data`, or the mean of its sets."""
+    values = by_set(entry, scores)
     return statistics.mean(values[name][f"pckh@{threshold}"][joint] for name in ([data] if data else values))
+
+
+def by_set(entry, scores="scores"):
+    """{validation set: its scores} of a run, also where it has one set alone."""
+    values = entry[scores]
+    return {entry["arguments"].get("data"): values} if any("pckh@" in name for name in values) else values
 
 
 def rounded(value):

@@ -41,23 +41,40 @@ def folder(name, flags):
 def collect(name, flags):
     """Add the entry of a finished run to results/ -> is there one?
 
-    Raises BadInput where it was made with other flags than these.
+    Raises BadInput where it was made with other flags than these, or other values of theirs.
     """
     made = folder(name, flags) / "result.json"
     entry = results.result(name)
     if entry is None and made.exists():
-        entry = results.entry_of(json.loads(made.read_text()))
+        entry = {"flags": named(flags), **results.entry_of(json.loads(made.read_text()))}
         results.add(name, entry)
         print(f"{name}: PCKh@0.5 {results.pckh(entry):.2f}", flush=True)
     if entry is None:
         return False
+    was_made = f"{name} in {results.RESULTS} was made with"
+    again = f"remove that entry and {folder(name, flags)}, or give the same flags"
+    made_with = entry.get("flags", named(flags))                     # entries of an older version lack these
+    if others := set(made_with) ^ set(named(flags)):
+        raise BadInput(f"{was_made}{'' if min(others) in made_with else 'out'} --{min(others)}: {again}")
     for flag, value in flags.items():
         argument, off = flag.replace("-", "_"), False if value is True else None     # what is off is not kept
-        was = entry["arguments"].get(argument, off)
-        if was is not None and argument not in results.PATHS and str(was) != str(value):
-            raise BadInput(f"{name} in {results.RESULTS} was made with --{flag} {was}, now it is {value}: "
-                           f"remove that entry and {folder(name, flags)}, or give the same flags")
+        was, now = entry["arguments"].get(argument, off), results.kept(argument, value)
+        if was is not None and comparable(was) != comparable(now):
+            raise BadInput(f"{was_made} --{flag} {was}, now it is {now}: {again}")
     return True
+
+
+def named(flags):
+    """Names of those flags that do not depend on the machine."""
+    return sorted(flag for flag in flags if flag.replace("-", "_") not in results.OF_MACHINE)
+
+
+def comparable(value):
+    """A flag's value: numbers alike however they are written, 1e-3 and 0.001."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def command_line(flags):

@@ -18,7 +18,7 @@ from costs import PAPER, count_multiply_adds
 from models import FILTERS, PRESETS, STUDENTS, build_teacher
 from parts import CELLS, TERMS
 from photos import ROWS
-from results import RESULTS, pckh, read, result
+from results import RESULTS, by_set, pckh, read, result
 from speed import Timing, ratios_table, speed_table, table
 from sweep import ROOT, SEEDS, name_of
 from train import RECIPES
@@ -35,7 +35,6 @@ DECISIVE = {"dynamic": ("gd", "gd-constant", "gd-keypoint-mean"),
                       "reg-gs-alone", "reg-gs-confidence", "reg-gs-all"]}
 # small-64: what students have from the teacher beside labels, and its name in the table
 STARTS = {"alone": "labels", "started": "labels, weights", "distilled": "labels, weights, terms"}
-REAL_SETS = "lspet_refined", "everyday", "lsp"        # validation sets of photos.py
 PAPERS_BACKBONE = {"none": "none", "w24": "w32"}       # what our backbones are set beside
 MACHINES = "speed-epyc", "speed-epyc-avx2", "speed-xeon"       # entries of results/speed.json
 MPII_PEOPLE = 22246      # of its training split
@@ -47,8 +46,20 @@ def scores(names, threshold):
     return [pckh(run, threshold) for run in map(result, names) if run]
 
 
+def by_seed(name):
+    """{seed: entry} of the runs NAME-SEED that are done."""
+    return {seed: run for seed in SEEDS if (run := result(f"{name}-{seed}"))}
+
+
+def gain(alone, told):
+    """'+7.3': mean difference of {seed: PCKh} over the seeds that both have; blank where there is none."""
+    both = alone.keys() & told.keys()
+    return f"{statistics.mean(told[seed] - alone[seed] for seed in both):+.1f}" if both else ""
+
+
 def mean_and_spread(values, digits=1):
     """'54.3 ± 0.8': mean and standard deviation; blank where nothing was run."""
+    values = list(values)
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -83,11 +94,11 @@ def drawn_table():
         cells = []
         for threshold in (0.5, 0.1):
             alone, distilled = (
-                scores([f"drawn-{name_of(student, filter, distill, seed)}" for seed in SEEDS], threshold)
-                for distill in (False, True))
-            both = alone and distilled
-            gain = f"{statistics.mean(distilled) - statistics.mean(alone):+.1f}" if both else ""
-            cells += [mean_and_spread(alone), mean_and_spread(distilled), gain]
+                {seed: pckh(run, threshold)
+                 for seed, run in by_seed(f"drawn-{student}-{filter}-{column}").items()}
+                for column in ("alone", "distilled"))
+            cells += [mean_and_spread(alone.values()), mean_and_spread(distilled.values()),
+                      gain(alone, distilled)]
         rows.append([student, filter, *cells, paper_scores(student, filter)])
     return table(["student", "filter", "@0.5 alone", "distilled", "gain", "@0.1 alone", "distilled", "gain",
                   "the paper's @0.5, on MPII"], rows) + scored_epochs(
@@ -113,22 +124,21 @@ def scored_epochs(names):
 
 def real_people_table():
     """The rows of photos.py: PCKh@0.5, the mean of the validation sets and each; beside the paper's."""
-    rows = []
+    rows, sets = [], list(dict.fromkeys(name for run in read("photos").values() for name in by_set(run)))
     for row in ROWS:
         student, filter, backbone = row.split("-")
-        cells = {column: [run for seed in SEEDS if (run := result(f"photos-{row}-{column}-{seed}"))]
-                 for column in ("alone", "terms", "weights")}
-        means = {column: [pckh(run) for run in runs] for column, runs in cells.items()}
-        both = means["alone"] and means["terms"]
-        gain = f"{statistics.mean(means['terms']) - statistics.mean(means['alone']):+.1f}" if both else ""
-        by_set = [" → ".join(f"{statistics.mean(pckh(run, data=name) for run in cells[column]):.1f}"
-                             for column in ("alone", "terms") if cells[column])
-                  for name in REAL_SETS]
-        rows.append([student, filter, backbone, mean_and_spread(means["alone"]),
-                     mean_and_spread(means["terms"]), gain, mean_and_spread(means["weights"]), *by_set,
+        runs = {column: by_seed(f"photos-{row}-{column}") for column in ("alone", "terms", "weights")}
+        means = {column: {seed: pckh(run) for seed, run in runs[column].items()} for column in runs}
+        arrows = [" → ".join(f"{statistics.mean(pckh(run, data=name) for run in having):.1f}"
+                             for column in ("alone", "terms")
+                             if (having := [run for run in runs[column].values() if name in by_set(run)]))
+                  for name in sets]
+        rows.append([student, filter, backbone, mean_and_spread(means["alone"].values()),
+                     mean_and_spread(means["terms"].values()), gain(means["alone"], means["terms"]),
+                     mean_and_spread(means["weights"].values()), *arrows,
                      paper_scores(student, filter, PAPERS_BACKBONE[backbone])])
     return table(["student", "mixer", "backbone", "labels", "labels, terms", "gain", "and weights",
-                  *(f"{name}: labels → terms" for name in REAL_SETS), "the paper, MPII"], rows)
+                  *(f"{name}: labels → terms" for name in sets), "the paper, MPII"], rows)
 
 
 def compared_table():

@@ -367,6 +367,22 @@ def test_names_that_are_not_utf_8(tmp_path):
     assert "Traceback" not in done.stderr and (tmp_path / odd / "out/a-pose.jpg").exists()
 
 
+def test_a_json_file_leaves_links_and_pipes_what_they_are(tmp_path):
+    (tmp_path / "real.json").write_text("before")
+    (tmp_path / "link.json").symlink_to("real.json")
+    (tmp_path / "new.json").symlink_to("later.json")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("link.json", "new.json", "pipe"):
+        with json_file(tmp_path / name) as add:
+            add({"file": "a.jpg"})
+    made = [(tmp_path / "real.json").read_text(), (tmp_path / "later.json").read_text(),
+            os.read(reader, 9999).decode()]
+    assert [json.loads(text)["images"] for text in made] == 3 * [[{"file": "a.jpg"}]]
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
 def test_a_json_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -54,6 +54,8 @@ def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatc
         assert args.preset == preset
     with pytest.raises(BadInput, match="there is no group x"):
         parts.parts_runs(["x"])
+    with pytest.raises(BadInput, match="terms-photos needs photos: name their folders with --data"):
+        parts.parts_runs(["terms-photos"])
 
 
 def test_rows_of_real_people_differ_in_what_they_learn_from_alone(monkeypatch, tmp_path):
@@ -82,7 +84,8 @@ def test_a_constant_is_set_by_its_name(monkeypatch):
     changed.assign("optim.MUON_RATE=7")
     changed.assign("distill.WEIGHTS.cc.heatmap=3")
     assert optim.MUON_RATE == 7 and distill.WEIGHTS["cc"]["heatmap"] == 3.0
-    for word in ("train.NOTHING=1", "nowhere.X=1", "optim.MUON_RATE=", "optim.MUON_RATE=1=2", "train.X.y=1"):
+    for word in ("train.NOTHING=1", "nowhere.X=1", "optim.MUON_RATE=", "optim.MUON_RATE=1=2", "train.X.y=1",
+                 "optim.MUON_RATE=2.5"):                                             # a whole number
         with pytest.raises(BadInput, match="no such constant"):
             changed.assign(word)
 

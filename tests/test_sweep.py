@@ -66,6 +66,18 @@ def test_a_result_of_other_flags_is_not_taken_for_done(folder):
                            ({"amp": True}, "--amp False, now it is True")):
         with pytest.raises(BadInput, match=f"mpii-x in .* was made with {message}"):
             sweep.collect("mpii-x", flags)
+    was = dict(epochs=1, lr=0.001, data="MPII", teacher="a.pt", changes=["x=1"])
+    results.add("mpii-y", {"arguments": was, "flags": sorted(was)})
+    same = {"epochs": 1, "lr": "1e-3", "data": Path("/b/MPII"), "teacher": "c/a.pt", "changes": ["x=1"]}
+    assert sweep.collect("mpii-y", {**same, "device": "cuda:1"})
+    without_epochs = {flag: value for flag, value in same.items() if flag != "epochs"}
+    for flags, message in ((without_epochs, "made with --epochs: "),
+                           ({**same, "amp": True}, "made without --amp: "),
+                           ({**same, "data": "/b/COCO"}, "--data MPII, now it is COCO"),
+                           ({**same, "teacher": "b.pt"}, "--teacher a.pt, now it is b.pt"),
+                           ({**same, "changes": ["x=2"]}, "--changes")):
+        with pytest.raises(BadInput, match=message):
+            sweep.collect("mpii-y", flags)
 
 
 def test_a_finished_run_is_added_to_its_study_without_anybodys_folders(fake, capsys):

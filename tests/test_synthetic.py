@@ -4,8 +4,10 @@
 """
 
 import os
+import signal
 import subprocess
 import sys
+from multiprocessing import current_process, get_context
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,18 @@ def test_a_drawing_depends_on_seed_and_index_only(people):
 def test_the_number_of_workers_changes_nothing(people, monkeypatch):
     monkeypatch.setattr(synthetic, "POOL_FROM", 1)
     assert same(draw_people(70, SEED, workers=2), [field[:70] for field in people])
+
+
+def double_or_die(value):
+    """Twice the value; of 3, in a worker, as where memory is full."""
+    if value == 3 and current_process().name != "MainProcess":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * value
+
+
+def test_what_a_dead_worker_was_at_is_done_here():
+    with get_context("spawn").Pool(2) as pool:
+        assert list(synthetic.in_pool(pool, double_or_die, range(8))) == list(range(0, 16, 2))
 
 
 @pytest.mark.parametrize("workers", (1, pytest.param(2, marks=pytest.mark.long)))

@@ -16,7 +16,8 @@ def put(tmp_path, monkeypatch):
 
     def add(name, half=0, tenth=0, **more):
         scores = {"pckh@0.5": dict.fromkeys((*GROUPS, "mean"), half), "pckh@0.1": {"mean": tenth}}
-        results.add(name, {"scores": scores, "flip_test": scores, "log": {"epoch": [8]}} | more)
+        results.add(name, {"arguments": {"data": "drawn"}, "scores": scores, "flip_test": scores,
+                           "log": {"epoch": [8]}} | more)
 
     return add
 
@@ -31,14 +32,30 @@ def cells(text, *beginning):
 def test_mean_spread_and_gain(put):
     for seed, value in enumerate((50, 52, 54)):
         put(f"drawn-cc-gd-distilled-{seed}", value, 5)
-    put("drawn-cc-gd-alone-0", 40, 3)
-    assert cells(tables.drawn_table(), "cc", "gd")[:6] == ["40.0", "52.0 ± 2.0", "+12.0", "3.0", "5.0 ± 0.0",
+    put("drawn-cc-gd-alone-0", 40, 3)                     # the gain is that of the seed that both have
+    assert cells(tables.drawn_table(), "cc", "gd")[:6] == ["40.0", "52.0 ± 2.0", "+10.0", "3.0", "5.0 ± 0.0",
                                                            "+2.0"]
+
+
+def test_real_people_are_of_the_sets_that_the_runs_name(put):
+    """Whatever the folders are called; a run of one set alone stands under its own name."""
+    two = {name: {"pckh@0.5": {"mean": value}} for name, value in (("SPORTS", 20), ("STREET", 30))}
+    put("photos-cc-gs-none-alone-0", scores=two, arguments={"data": ["SPORTS", "STREET"]})
+    put("photos-cc-gd-none-terms-0", 40, arguments={"data": "MINE"})
+    text = tables.real_people_table()
+    head = text.splitlines()[0].split("|")
+    names = [cell.split(":")[0].strip() for cell in head if "labels → terms" in cell]
+    assert sorted(names) == ["MINE", "SPORTS", "STREET"]
+    where = {name: 4 + n for n, name in enumerate(names)}          # behind labels, terms, gain, weights
+    gs, gd = (cells(text, "cc", filter, "none") for filter in ("gs", "gd"))
+    assert [gs[where[name]] for name in ("SPORTS", "STREET", "MINE")] == ["20.0", "30.0", ""]
+    assert [gd[where[name]] for name in ("SPORTS", "STREET", "MINE")] == ["", "", "40.0"]
+    assert gs[0] == "25.0" and gd[1] == "40.0"
 
 
 def test_blank_where_nothing_was_run(put):
     assert cells(tables.drawn_table(), "reg", "gs")[:6] == [""] * 6
-    assert cells(tables.TABLES["real"](), "cc", "gs", "none")[:7] == [""] * 7
+    assert cells(tables.TABLES["real"](), "cc", "gs", "none")[:4] == [""] * 4
     assert tables.parts_table("terms") == "(not measured yet)"
     row = cells(tables.paper_table(), "cc", "gd", "w32")
     assert row[0] == "87.67 → 89.25" and row[1] == row[2] == "" and row[4] == ""
