@@ -22,10 +22,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from PIL import ImageOps
 
 from common import BadInput, check_all, refuse
-from images import FARTHEST, check_image, open_safely
+from images import FARTHEST, check_image, open_safely, upright_size
 
 COCO_KEYPOINTS = ["nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder",
                   "right_shoulder", "left_elbow", "right_elbow", "left_wrist",
@@ -199,11 +198,17 @@ def read_everybody(root):
 
     In pixels from 0. It gives a set in MPII's layout what COCO's has. BadInput for anything else.
     """
+    def checked(boxes):
+        if not all(len(box) == 4 and all(type(number) in (int, float) and abs(number) < FARTHEST
+                                         for number in box) and min(box[2:]) >= 0 for box in boxes):
+            raise ValueError(f"{boxes} are not such boxes")
+        return np.reshape(np.array(boxes, np.float32), (-1, 4))
+
     file = root / "annot" / "boxes.json"
     try:
-        return {root / "images" / name: np.reshape(np.array(boxes, np.float32), (-1, 4))
+        return {root / "images" / name: checked(boxes)
                 for name, boxes in json.loads(file.read_bytes()).items()} if file.is_file() else {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadInput(f"{file} must be json such as {{\"photo.jpg\": [[x, y, width, height]]}}, boxes of "
                        f"everybody in a photo ({' '.join(str(error).split())[:160]}): correct or remove it"
                        ) from error
@@ -217,7 +222,7 @@ def squares_without_people(files, everybody):
     """
     squares, shown, random = [], [], np.random.default_rng(0)
     for path in dict.fromkeys(file for file in files if file in everybody):
-        width, height = open_safely(path, lambda image: ImageOps.exif_transpose(image).size)
+        width, height = open_safely(path, upright_size)
         people = np.reshape(everybody[path], (-1, 4))
         for _ in range(EMPTY_PER_PHOTO):
             side = min(width, height) * np.exp(random.uniform(*np.log(EMPTY_SIDES), size=EMPTY_TRIES))

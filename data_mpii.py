@@ -120,7 +120,9 @@ def load_samples(root, split, images=True):
     if file.name.startswith("person_keypoints_"):                              # COCO's layout
         fields = data_coco.load_people(root, file, split, images)
         fields["side"] = BOX_ENLARGEMENT * fields["side"]
-        return of_files(f"{root.resolve().name}/{split}", **fields)
+        samples = of_files(f"{root.resolve().name}/{split}", **fields)
+        check_units(file, samples, images, "keypoints and bbox (x, y, width, height) must be in pixels")
+        return samples
     released, truth, note = file.suffix == ".mat", root / "annot" / "gt_valid.mat", ""
     entries = read_release(file, split) if released else read_json(file)
     rows = check_entries(file, entries, root / "images" if images else None)
@@ -148,7 +150,9 @@ def load_samples(root, split, images=True):
     samples = of_files(f"{root.resolve().name}/{split}{' by image' if released else ''}", joints=joints,
                        visible=visible, center=middle, side=side, head_size=head_size, files=files, note=note,
                        everybody=data_coco.read_everybody(root))
-    check_units(file, samples, images)
+    check_units(file, samples, images,
+                "joints, center and head boxes must be in pixels of the upright image, counted from 1, and "
+                f"scale the person's height in pixels / {PIXELS_PER_SCALE}")
     if (small := PIXELS_PER_SCALE * scale < SMALL_PERSON).any():
         warnings.warn(f"{file}: {small.sum()} people are less than {SMALL_PERSON} pixels tall by their "
                       f"scale, first in {names[small.argmax()]}: their crops show next to nothing",
@@ -193,8 +197,8 @@ def find_labels(root, split):
     return json_file if json_file.is_file() else releases[0]
 
 
-def check_units(file, samples, images):
-    """BadInput where the labels of a whole set are in other units, which no single entry shows.
+def check_units(file, samples, images, rule):
+    """BadInput, with the rule, where the labels of a whole set are in other units: no single entry shows it.
 
     images: whether there are any; the sizes of LOOKED_AT are compared with the labels.
     """
@@ -228,8 +232,7 @@ def check_units(file, samples, images):
     elif not 0.01 < head < 1:
         fault = f"head sizes are {head:.2g} of the crops' sides, not about 0.1"
     if fault:
-        raise BadInput(f"{file}: {fault}: joints, center and head boxes must be in pixels of the upright "
-                       f"image, counted from 1, and scale the person's height in pixels / {PIXELS_PER_SCALE}")
+        raise BadInput(f"{file}: {fault}: {rule}")
 
 
 # ------------------------------------------------------------------------------- HRNet's json layout

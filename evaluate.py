@@ -19,6 +19,7 @@ labelled (`mean`), and the plain mean of 14 joints (`mean_unweighted`). @0.1 is 
 """
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -258,7 +259,7 @@ def main():
     if "pckh@0.5" in figures:
         print_score({name: values for name, values in figures.items() if name.startswith("pckh")})
     if path:
-        print(f"next: python predict.py YOUR_IMAGE --checkpoint {path}")
+        print(f"next: python predict.py YOUR_IMAGE --checkpoint {shlex.quote(str(path))}")
     if args.json:
         write_json(args.json, figures)
 

@@ -21,13 +21,14 @@ from os.path import isfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageOps
 
 from common import BadInput, optional
 
 MOST_PIXELS = 200_000_000            # larger images are refused before they are decoded
 FARTHEST = 100_000                   # pixels; a coordinate beyond that is an error
-LONGEST = 4096                       # JPEGs with a longer side may be decoded at 1/2, 1/4 or 1/8
+LONGEST = 4096                       # JPEGs are decoded at 1/2, 1/4 or 1/8 where that leaves as much
+TRANSPOSED = 5, 6, 7, 8              # values of Exif's orientation that exchange width and height
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "AVIF")     # no EPS: it starts a program
 # Endings of images that few Pillows read: in a folder each is named in an error, not passed over.
 IMAGES = set(".avif .pjpeg .heic .heif .hif .jxl .jp2 .j2k .jpx .psd .svg .tga .ico .dib .eps .pcx .qoi .exr "
@@ -65,8 +66,10 @@ def list_files(paths, out, failed):
                 print(f"{path} is named like our own output: a skeleton may be drawn on it already")
             continue
         within = out if path.resolve() in out.parents else None          # our output, below this folder
-        inside, own = [], 0
-        for folder, _, names in os.walk(path, onerror=lambda error: report(error, failed)):
+        inside, own, linked = [], 0, set()
+        for folder, below, names in os.walk(path, onerror=lambda error: report(error, failed),
+                                            followlinks=True):
+            below[:] = [name for name in below if is_new(Path(folder, name), path, linked)]
             names = [] if within and Path(folder).resolve().is_relative_to(within) else names
             for file in (Path(folder, name) for name in names if not name.startswith("._")):
                 is_own, is_lost = file.name.endswith((OUTPUT, VIDEO_OUTPUT)), not os.path.exists(file)
@@ -80,6 +83,17 @@ def list_files(paths, out, failed):
         for file in sorted(inside):
             (images if file.suffix.lower() in known else videos).append((file, file.relative_to(path)))
     return images, videos
+
+
+def is_new(folder, path, linked):
+    """Is a folder below `path` to be listed? Each is once; linked: those that links led to, added to."""
+    real, root = folder.resolve(), path.resolve()
+    if real.is_relative_to(root):
+        return real == root / folder.relative_to(path)          # else a link to what is listed without it
+    if real in linked:
+        return False
+    linked.add(real)
+    return True
 
 
 def is_video(path):
@@ -147,9 +161,9 @@ def open_safely(path, read):
 def read_image(path, longest=LONGEST):
     """An image file -> (RGB, upright by its Exif; its pixels over the file's). BadInput if it cannot be read.
 
-    Of an animation the first frame is taken. A JPEG with a side beyond `longest` is decoded at 1/2, 1/4 or
-    1/8, and info["decoded size"] is that part of its size, a fraction where a pixel is cut; others have a
-    scale of 1.
+    Of an animation the first frame is taken. A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves `longest`
+    pixels of a side, and info["decoded size"] is that part of its size, a fraction where a pixel is cut;
+    others have a scale of 1.
     """
     def read(image):
         size, deep = image.size, ";16" in str(image.tile)             # of a colour's 16 bits Pillow keeps 8
@@ -162,6 +176,11 @@ def read_image(path, longest=LONGEST):
         return rgb(upright, deep), scale
 
     return open_safely(path, read)
+
+
+def upright_size(image):
+    """(width, height) of an image that is opened, as its Exif turns it: nothing is decoded."""
+    return image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation) in TRANSPOSED else image.size
 
 
 def open_image(path):

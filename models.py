@@ -358,7 +358,7 @@ PRESETS = {
                     hrnet=Depths(stem=32, bottlenecks=2, bottleneck=32, blocks=2, modules=2),
                     backbone_heatmaps=True),
 }
-# The same networks on crops of half the size: where a long training begins (train.py --init).
+# The same networks on crops of half the size: where a teacher's long training begins (train.py --init).
 PRESETS["small-64"] = replace(PRESETS["small"], size=64, grid=8)
 STUDENTS = ("reg", "cc")
 FILTERS = ("gs", "gd", "attention")

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import contextmanager, nullcontext
 from itertools import chain, repeat
 from pathlib import Path
@@ -42,11 +42,19 @@ CUTOFF, BETA, SPEED_CUTOFF = 1.0, 5.0, 1.0       # of OneEuro: Hz, Hz for each b
 def read_boxes(file):
     """{"photo.jpg": [[x, y, width, height], ...], ...} of --boxes; BadInput for anything else."""
     try:
-        boxes = json.loads(Path(file).read_bytes())
+        boxes = json.loads(Path(file).read_bytes(), object_pairs_hook=without_twins)
         return {name: [check_box(box) for box in people] for name, people in boxes.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadInput(f"--boxes {file}: {' '.join(str(error).split())[:160]}; it must be json such as "
                        f'{{"photo.jpg": [[x, y, width, height]]}}') from error
+
+
+def without_twins(pairs):
+    """A json object's pairs -> dictionary. ValueError for a key that is named twice."""
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{key} is named twice")
+    return dict(pairs)
 
 
 def match_boxes(source, listed):
@@ -70,11 +78,13 @@ def match_boxes(source, listed):
 
 
 def check_box(box):
-    x, y, width, height = (float(number) for number in box)
-    if not ((np.abs([x, y, width, height]) < FARTHEST).all() and width > 0 and height > 0):
-        raise ValueError(f"the box {box} is not x y width height with a size above 0, "
+    """A list of four numbers, x, y, width, height -> the same as floats. ValueError for anything else."""
+    if not (isinstance(box, list) and len(box) == 4
+            and all(type(number) in (int, float) and abs(number) < FARTHEST for number in box)
+            and min(box[2:]) > 0):
+        raise ValueError(f"the box {box!r:.80} is not x y width height with a size above 0, "
                          f"within {FARTHEST:,} pixels")
-    return [x, y, width, height]
+    return list(map(float, box))
 
 
 def check_overlap(path, boxes, size, scale=1):
@@ -303,6 +313,7 @@ def parse_arguments():
     check_folder(args.json, "--json ")
     check_writable(args.out, "--out ")
     refuse((not args.images and args.camera is None, "name images, a folder, a video, or --camera N"),
+           (args.camera is not None and not 0 <= args.camera < 2 ** 31, f"there is no camera {args.camera}"),
            (bool(args.box) + bool(args.boxes) + args.whole > 1,
             "--box, --boxes and --whole each say where people are: leave all but one out"),
            (not 0 <= args.threshold <= 1, f"--threshold {args.threshold:g} must be between 0 and 1"))

@@ -19,6 +19,7 @@ with --resume goes on and ends with the same weights, to the bit, as a run that 
 import copy
 import math
 import os
+import shlex
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -297,9 +298,9 @@ def write_result(args, valid, log):
     sheet = prediction_sheet(samples, crops, np.arange(len(samples)), joints, model.size)
     sheet.save(args.out / "predictions.png")
     data = dict(zip(names_of(args.data), args.data))[args.select[0]]
-    where = "" if data == "drawn" else f" --data {data}"
+    where = "" if data == "drawn" else f" --data {shlex.quote(str(data))}"
     print(f"drawn: {args.out / 'predictions.png'}\n"
-          f"next: python evaluate.py --checkpoint {args.out / 'best.pt'}{where}")
+          f"next: python evaluate.py --checkpoint {shlex.quote(str(args.out / 'best.pt'))}{where}")
 
 
 # ------------------------------------------------------------------------------- command line
@@ -386,15 +387,17 @@ def check_arguments(args):
         ending = "-no-distill" if args.no_distill else ""
         args.out = Path("runs") / f"{what}-{args.preset}-{'+'.join(names)}{ending}"
     positive = ("epochs", "batch_size", "accumulate", "lr", "drawings", "stop_after")     # or None
-    holds_run = any((args.out / name).exists() for name in ("last.pt", "previous.pt"))
+    resumable = any((args.out / name).exists() for name in ("last.pt", "previous.pt"))
+    finished = any((args.out / name).exists() for name in ("best.pt", "result.json"))
     refuse(
         *((not 0 < value < math.inf, f"--{name.replace('_', '-')} {value} must be above 0")
           for name, value in vars(args).items() if name in positive and value is not None),
         (not 0 <= args.seed < 2 ** 31, f"--seed {args.seed} must be 0 or above, and below 2^31"),
         (args.out.exists() and not args.out.is_dir(), f"--out {args.out} is a file: name a folder"),
-        (args.resume and not holds_run, f"--resume: there is no {args.out / 'last.pt'} to resume from"),
-        (not args.resume and holds_run, f"{args.out} holds a run: --resume continues it, --out names another "
-                                        f"folder, or remove it"))
+        (args.resume and not resumable, f"--resume: there is no {args.out / 'last.pt'} to resume from"),
+        (not args.resume and (resumable or finished),
+         f"{args.out} holds a run: {'--resume continues it, ' if resumable else ''}--out names another "
+         f"folder, or remove it"))
     check_writable(args.out, "--out ")
     return args
 

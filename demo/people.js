@@ -138,7 +138,7 @@ export class Tracker {
       this.step = this.search.next(yield this.step.value);
       if (!this.step.done) continue;
       for (const person of this.step.value)
-        if (isNew(person, people.values())) people.set(this.ids++, person);
+        if (isNew(person, people.values())) people.set(this.chosen ? 0 : this.ids++, person);
       this.search = null;
     }
     Object.assign(this, {people, frames: this.frames + 1});

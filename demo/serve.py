@@ -49,7 +49,7 @@ def main():
             print(f"http://localhost:{serving.server_port}/ (Ctrl-C ends it)", flush=True)
             serving.serve_forever()
     except (OSError, OverflowError) as error:
-        raise SystemExit(f"error: port {args.port} cannot be used ({error}): name another one") from None
+        parser.error(f"port {args.port} cannot be used ({error}): name another one")
     except KeyboardInterrupt:
         pass
 

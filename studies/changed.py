@@ -297,16 +297,20 @@ def main():
                 setattr(holder, name, stands)
         else:
             raise BadInput(f"{word} is neither NAME=VALUE nor one of {', '.join(CHANGES)}")
-    write_result = train.write_result
+    write_result, parse_arguments = train.write_result, train.parse_arguments
+
+    def parse_more():
+        args = parse_arguments()
+        args.changes = words[:end]
+        return args
 
     def write_more(args, valid, log):
         measured, file = measure(args, valid), args.out / "result.json"      # slow, so before that is written
         write_result(args, valid, log)
-        result = json.loads(file.read_text()) | measured
-        result["arguments"]["changes"] = words[:end]
-        train.write_json(file, result)
+        train.write_json(file, json.loads(file.read_text()) | measured)
 
-    train.write_result = write_more
+    train.write_result, train.parse_arguments = write_more, parse_more
+    train.SETTINGS = (*train.SETTINGS, "changes")                # a resumed run must have the same
     sys.argv[1:] = words[end + 1:]
     train.main()
 

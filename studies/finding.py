@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
-from common import CommandLine, main_with_clear_errors
+from common import CommandLine, main_with_clear_errors, refuse
 from confidence import auroc
 from data_coco import LIMB_JOINTS
 from data_mpii import BOX_ENLARGEMENT, crops_without_people, load_samples
@@ -32,6 +32,10 @@ from people import find_people, person_score, poses_in_boxes, shared
 
 LARGE, HALF, NEAR = 0.35, 0.5, 0.3
 EMPTY_SIDE = 0.3             # least shorter side of a photo without people, in the photo's
+
+
+def percent(part, whole):
+    return 100 * part / whole if whole else float("nan")
 
 
 def match(people, boxes):
@@ -60,8 +64,10 @@ def without_people(image, boxes):
 
 def person_auroc(model, samples):
     """Does person_score tell crops of people from crops of nobody? 0.5: no, 1: always."""
-    scores = []
-    for people in samples, crops_without_people(samples):
+    scores, nobody = [], crops_without_people(samples)
+    if nobody is None:
+        return float("nan")
+    for people in samples, nobody:
         corners = people.center - (people.side[:, None] - 1) / 2
         scores += [[person_score(poses_in_boxes(model, people.image(i), [[*corners[i], side, side]],
                                                 tight=False)[0])
@@ -72,6 +78,9 @@ def person_auroc(model, samples):
 def measure(model, data, find=find_people, limit=None):
     """The figures of the module's docstring, as a dictionary, and seconds a photo."""
     samples = load_samples(data, "valid")
+    unknown = [file for file in samples.files if file not in samples.everybody]
+    refuse((unknown, f"{data} does not say where everybody in {unknown and unknown[0]} is: it needs "
+                     f"annot/boxes.json, or COCO's layout"))
     by_photo = defaultdict(list)
     for i, file in enumerate(samples.files):
         by_photo[file].append(i)
@@ -104,8 +113,8 @@ def measure(model, data, find=find_people, limit=None):
         if strip:
             empty += 1
             quiet += not find(model, strip)
-    return dict(photos=photos, large=large, found=100 * found / large, joints=100 * right / joints,
-                false=false / photos, nobody=100 * quiet / empty, empty=empty,
+    return dict(photos=photos, large=large, found=percent(found, large), joints=percent(right, joints),
+                false=false / photos, nobody=percent(quiet, empty), empty=empty,
                 seconds=float(np.median(seconds)))
 
 

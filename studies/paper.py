@@ -3,9 +3,9 @@
     python studies/paper.py --data MPII --init hrnet_w32.pth hrnet_w48.pth  # days, on all GPUs
     python studies/paper.py --data MPII -- --epochs 100 --batch-size 256     # shorter, in larger steps
 
-Results go to results/mpii.json, a file with the name of the folder. Runs are in the folders that train.py
-chooses by itself: a row that was trained by its own command is taken as done. sweep.py says how runs are
-skipped, stopped and resumed.
+Results go to results/mpii.json, a file with the name of the folder (small letters, _ for hyphens). Runs are
+in the folders that train.py chooses by itself: a row that was trained by its own command is taken as done.
+sweep.py says how runs are skipped, stopped and resumed.
 """
 
 import sys
@@ -27,13 +27,13 @@ def paper_runs(data, weights=()):
     begin = {backbone: {"init": file} for backbone, file in zip(("w32", "w48"), weights)}
     common = {"data": data, "preset": "paper", "amp": True}
     teacher = Path("runs") / f"teacher-paper-{folder}"
-    runs = {f"{folder.lower()}-teacher": {**common, "train-teacher": True, **begin.get("w48", {}),
-                                          "out": teacher}}
+    study = folder.lower().replace("-", "_")                  # what stands before a hyphen is a file's name
+    runs = {f"{study}-teacher": {**common, "train-teacher": True, **begin.get("w48", {}), "out": teacher}}
     worth = {("cc", "gs", "none"): 0, ("cc", "gs", "w32"): 2}
     rows = sorted((row[:3] for row in PAPER), key=lambda row: worth.get(row, 1 if row[2] == "none" else 3))
     for (student, filter, backbone), distill in product(rows, (True, False)):
         name = f"{student}-{filter}-{backbone}"
-        runs[f"{folder.lower()}-{name}-{'distilled' if distill else 'alone'}"] = {
+        runs[f"{study}-{name}-{'distilled' if distill else 'alone'}"] = {
             **common, "student": student, "filter": filter, "backbone": backbone, **begin.get(backbone, {}),
             **({"teacher": teacher / "best.pt"} if distill else {"no-distill": True}),
             "out": Path("runs") / f"{name}-paper-{folder}{'' if distill else '-no-distill'}"}

@@ -208,6 +208,11 @@ def test_a_run_goes_on_only_as_it_began(workplace):
     refused(call("train.py", *again, "--seed", "1", cwd=folder), "trained with seed 0, now it is 1")
     refused(call("train.py", *[word for word in again if word != "--resume"], cwd=folder),
             "runs/short holds a run: --resume")
+    results_only = folder / "runs/results"
+    results_only.mkdir()
+    (results_only / "best.pt").touch()
+    refused(call("train.py", *again[:-3], "--out", "runs/results", cwd=folder),
+            "runs/results holds a run: --out names another folder")
     weights_only = folder / "runs/copied"
     weights_only.mkdir()
     (weights_only / "last.pt").write_bytes((folder / "runs/short/best.pt").read_bytes())

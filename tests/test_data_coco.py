@@ -109,6 +109,15 @@ def test_who_is_left_out(tmp_path):
         load_samples(coco(tmp_path, *left_out), "valid")
 
 
+@pytest.mark.parametrize("change,message", [
+    (dict(keypoints=[value / 100 if n % 3 < 2 else value for n, value in enumerate(PERSON["keypoints"])]),
+     "no joint is beyond 2, as if they were fractions"),
+    (dict(bbox=[64, 115, 56, 100]), "of the labels lie inside their crops")])         # where the box ends
+def test_other_units_are_named(tmp_path, change, message):
+    with pytest.raises(BadInput, match=f"{message}: keypoints and bbox .* must be in pixels"):
+        load_samples(coco(tmp_path, changed(**change)), "valid")
+
+
 @pytest.mark.parametrize("folder", ["train2017", "images/train2017", "images"])
 def test_where_the_images_may_be(tmp_path, folder):
     root = coco(tmp_path, PERSON, year="train2017", folder=folder)

@@ -51,6 +51,17 @@ def test_no_two_images_share_an_output(tmp_path):
         "deep/y-pose.jpg", "x-pose.jpg", "x-2-pose.jpg", "x-3-pose.jpg", "x-4-pose.jpg"]
 
 
+def test_linked_folders_are_listed_once(tmp_path):
+    """What links lead to elsewhere, but not what is listed without them, nor for ever."""
+    touch(tmp_path, "a/x.jpg", "a/deep/y.jpg", "b/z.jpg", "b/more/w.jpg")
+    for link, to in (("a/there", "b"), ("a/again", "b"), ("a/back", "a"), ("a/up", ""), ("a/twin", "a/deep"),
+                     ("b/loop", "b")):
+        (tmp_path / link).symlink_to(tmp_path / to, target_is_directory=True)
+    images, *_ = listed([tmp_path / "a"])
+    assert sorted(Path(name).name for name in images) == ["w.jpg", "x.jpg", "y.jpg", "z.jpg"]
+    assert "x.jpg" in images and "deep/y.jpg" in images
+
+
 def test_images_and_videos_by_their_names(tmp_path):
     """In folders by their endings; what Pillow lacks and a link to nothing are not passed over."""
     touch(tmp_path, "a/b.JPG", "a/clip.MOV", "a/deep/c.webm", "a/d.heic", "a/notes.txt", "a/._e.jpg",

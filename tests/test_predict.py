@@ -39,6 +39,10 @@ def predict(*arguments, cwd):
 
 @pytest.mark.parametrize("text,message", [
     ("[", "Expecting"), ("[1]", "must be json such as"), ('{"a.jpg": [[1, 2, 3]]}', "must be json such as"),
+    ('{"a.jpg": ["1234"]}', "must be json such as"), ('{"a.jpg": {"1234": 1}}', "must be json such as"),
+    ('{"a.jpg": [["1", 2, 3, 4]]}', "must be json such as"), (20000 * "[", "must be json such as"),
+    ('{"a.jpg": [], "a.jpg": []}', "a.jpg is named twice"),
+    ('{"a.jpg": [[1, 2, 3, 1%s]]}' % (400 * "0"), "must be json such as"),
     ('{"a.jpg": [[1, 2, 0, 4]]}', "size above 0"), ('{"a.jpg": [[1, 2, NaN, 4]]}', "size above 0")])
 def test_bad_box_files(text, message, tmp_path):
     (tmp_path / "boxes.json").write_text(text)

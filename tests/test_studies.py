@@ -157,6 +157,20 @@ def test_every_change_trains_and_changes_the_loss(change, tmp_path):
     assert losses[0] != losses[1]
 
 
+def test_a_changed_run_is_resumed_with_the_same_changes(tmp_path):
+    words = sweep.command_line({"filter": "gs", "no-distill": True, "drawings": 64, "epochs": 2,
+                                "out": tmp_path / "run"})
+    begun = run("studies/changed.py", "narrow-labels", "--", *words, "--stop-after", "1e-4", cwd=tmp_path)
+    assert begun.returncode == 0 and "stopped after epoch 1" in begun.stdout, begun.stderr
+    assert json.loads((tmp_path / "run/config.json").read_text())["changes"] == ["narrow-labels"]
+    wide = ["studies/changed.py", "wide-labels", "--"]
+    for command, now in ((["train.py"], None), (wide, ["wide-labels"])):
+        done = run(*command, *words, "--resume", cwd=tmp_path)
+        assert done.returncode == 2 and f"with changes ['narrow-labels'], now it is {now}" in done.stderr
+    done = run("studies/changed.py", "narrow-labels", "--", *words, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_changes_of_one_place_are_refused(tmp_path):
     done = run("studies/changed.py", "slow-M", "triple-rate", "--", "--out", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 2 and "triple-rate replaces build_optimisers, as slow-M does" in done.stderr
