@@ -77,6 +77,11 @@ def read_mat(file, **options):
                        f"alone, install h5py") from error
 
 
+def cores():
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -84,14 +89,15 @@ def default_device():
 def check_device(name):
     """'cpu', 'cuda' or 'cuda:N' of a GPU that is there; else BadInput."""
     kind, _, index = name.partition(":")
-    if kind == "cpu" and not index:
+    if name == "cpu":
         return
     if kind != "cuda" or not (index.isdecimal() or name == "cuda"):
         raise BadInput(f"--device {name}: choose cpu, cuda or cuda:N")
     if int(index or 0) >= torch.cuda.device_count():
         raise BadInput(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can "
                        f"use; --device cpu always works")
-    torch.cuda.set_device(name if index else 0)          # what events and memory counters refer to
+    if "WORLD_SIZE" not in os.environ:                   # else init_distributed chooses
+        torch.cuda.set_device(name if index else 0)      # what events and memory counters refer to
 
 
 def check_folder(path, flag=""):
@@ -146,8 +152,9 @@ def keep_freed_memory():
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):     # another C library than glibc
         return
-    for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-        mallopt(threshold, 2 ** 30)
+    # older ones refuse the first, and without either the other would make each tensor a mapping of its own
+    if mallopt(M_MMAP_THRESHOLD, 2 ** 30) or mallopt(M_MMAP_THRESHOLD, 2 ** 25):
+        mallopt(M_TRIM_THRESHOLD, 2 ** 30)
 
 
 def lock(folder, busy=""):
@@ -169,22 +176,23 @@ def lock(folder, busy=""):
 
 @contextlib.contextmanager
 def locked(folder):
-    """A context that one process at a time is in, for each folder."""
+    """A context that one process at a time is in, for each folder; False where the system has no locks."""
     descriptor = lock(folder)
     try:
-        yield
+        yield descriptor is not None
     finally:
         if descriptor is not None:
             os.close(descriptor)
 
 
 def separate_compiler_cache():
-    """A cache of torch.compile's for each ATEN_CPU_CAPABILITY.
+    """A cache of torch.compile's for each user and ATEN_CPU_CAPABILITY.
 
     Its own does not tell them apart: kernels for AVX-512 gave NaN in a process limited to AVX2.
     """
+    user = getattr(os, "getuid", lambda: "")()                                 # Windows has none
     if limit := os.environ.get("ATEN_CPU_CAPABILITY"):
-        folder = os.path.join(tempfile.gettempdir(), f"torchinductor-{limit}")
+        folder = os.path.join(tempfile.gettempdir(), f"torchinductor-{user}-{limit}")
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
 
 
@@ -214,6 +222,9 @@ def main_with_clear_errors(main):
         main()
     except (BadInput, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except MemoryError as error:
+        print(f"error: memory is full ({str(error)[:160]})", file=sys.stderr)
         raise SystemExit(2) from None
     except torch.OutOfMemoryError as error:
         print(f"error: the GPU's memory is full ({str(error).splitlines()[0][:120]}): raise --accumulate, or "

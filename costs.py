@@ -151,9 +151,10 @@ def measure_costs(device="cpu", budget=None):
 
 def protocol(device="cpu"):
     """How the frames a second and the GFLOPs were measured, as text."""
+    tf32 = "" if torch.device(device).type == "cpu" else " (convolutions in TF32, PyTorch's default)"
     batches = ", ".join(f"{batch} ({backbone})" for backbone, batch in COST_BATCH.items())
     return (f"fps: {describe_device(device)};\n"
-            f"PyTorch {torch.__version__}, float32, batch by backbone {batches};\n"
+            f"PyTorch {torch.__version__}, float32{tf32}, batch by backbone {batches};\n"
             f"medians of up to {ROUNDS} turns within {COST_SECONDS} seconds for all 16; timed:\n"
             f"normalisation, network and decoding, from crops on the device to joints on the host.\n"
             f"The paper does not name its GPU. "

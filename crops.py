@@ -284,7 +284,8 @@ def store(samples, size, folder=None):
     if not is_cut():
         check_writable(file.parent, "--cache ")
         file.parent.mkdir(parents=True, exist_ok=True)
-        with locked(file.parent):
+        with locked(file.parent) as alone:
+            partial = partial if alone else partial.with_suffix(f".{os.getpid()}.partial")
             if not is_cut():                                  # else another process has cut them meanwhile
                 start = partial.stat().st_size // crop_bytes if partial.exists() else 0
                 full = BadInput(f"{file.parent} lacks room for {total / 1e9:.1f} GB of crops: name another "

@@ -342,9 +342,9 @@ def draw_person(seed: int, index: int, size: int = 64) -> Drawing:
 def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: int = 1) -> Drawing:
     """Drawings first .. first + count - 1 of the series `seed`, the same for any number of worker processes.
 
-    workers: processes. More than one import the caller's script again: it should then call this from within
-    `if __name__ == "__main__":`, as train.py does, or each runs the whole script. A worker starts no others.
-    A script without a file, from standard input, draws alone.
+    workers: processes, at most one for every CHUNK. More than one import the caller's script again: it should
+    then call this from within `if __name__ == "__main__":`, as train.py does, or each runs the whole script.
+    A worker starts no others. A script without a file, from standard input, draws alone.
     """
     P = round(MARGIN * size)
     drawings = Drawing(np.empty((count, P, P, 3), np.uint8), np.empty((count, 16, 2), np.float32),
@@ -356,7 +356,7 @@ def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: 
     can_import = script is None or os.path.isfile(script)                     # "<stdin>" is no file
     if workers > 1 and count >= POOL_FROM and current_process().name == "MainProcess" and can_import:
         with suppress(OSError):                               # a machine without shared memory: alone, then
-            pool = get_context("spawn").Pool(workers)         # workers end with us, even where we are killed
+            pool = get_context("spawn").Pool(min(workers, len(chunks)))     # they end where we are killed
     with pool or nullcontext():
         draw = partial(draw_some, seed, size)
         for n, drawing in enumerate(chain.from_iterable(in_pool(pool, draw, chunks) if pool else

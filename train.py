@@ -13,7 +13,8 @@
 A run writes into one folder (--out): config.json, log.jsonl with one line per epoch, best.pt, last.pt and
 previous.pt (to resume from), and at the end result.json (arguments, scores, the log) and predictions.png.
 It is saved after every epoch: Ctrl-C, SIGTERM or a kill loses the epoch that was under way. The same command
-with --resume goes on and ends with the same weights, to the bit, as a run that was never stopped.
+with --resume goes on and ends with the same weights, to the bit, as a run that was never stopped (on a GPU as
+far as PyTorch's kernels repeat: docs/mpii.md).
 """
 
 import copy
@@ -31,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 import checkpoint
-from common import (BadInput, CommandLine, check_device, check_writable, default_device, fast_bfloat16,
+from common import (BadInput, CommandLine, check_device, check_writable, cores, default_device, fast_bfloat16,
                     init_distributed, lock, main_with_clear_errors, refuse)
 from crops import AUGMENTATIONS, CROPS, make_batch, on_device, store
 from data_mpii import find_labels, load_joined
@@ -215,7 +216,7 @@ def load_data(args, size):
     if args.data == ["drawn"]:
         print(f"drawing {args.drawings:,} synthetic people to train on (--data names real photos)")
         split = "teacher" if args.train_teacher else "train"
-        train = drawn_people(split, args.drawings, size, os.cpu_count())
+        train = drawn_people(split, args.drawings, size, cores())
     else:
         train = load_joined(args.data)
     valid = {name: validation_samples(data, size) for name, data in zip(names_of(args.data), args.data)}

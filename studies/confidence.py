@@ -33,7 +33,7 @@ def right_and_confidence(joints, confidences, samples):
 
 
 def auroc(right, confidence):
-    """How often a right one (J,) has a higher confidence (J,) than a wrong one.
+    """How often a right one (J,) has a higher confidence (J,) than a wrong one; 0 where one kind is missing.
 
     Mann and Whitney: AUROC = (sum of the ranks of the right ones - its least value) / pairs
     """

@@ -103,7 +103,8 @@ class Visit:
     def unpack(self):
         """Unpack what is not there yet, in the order of the packs."""
         there = self.found.get("packs", {}).get("names", []) if self.folders() else []
-        for path in sorted(path for path in self.args.packs if path.name not in there):
+        new = [path for path in self.args.packs if path.name not in there]
+        for path in sorted(new, key=lambda path: (len(path.name), path.name)):               # 10 is after 9
             refuse((path.name != (next := f"people-{len(there) + 1}.zip"),
                     f"{path} is unpacked over what is before it: name {next} first, with --packs"))
             try:
@@ -223,16 +224,16 @@ def training(name, visit, **flags):
     resume = {"resume": True} if (out / "last.pt").exists() else {}
     flags = {"preset": visit.size.preset, "out": out, **flags, **resume}
     call_train(visit, flags, lambda: visit.note(name, tries=0, log=read_log(out)))
-    log, made, timed = read_log(out), out / "result.json", visit.found.get(f"step {name}")
+    visit.take_home(name, out / "best.pt")
+    log, made, timed = read_log(out), out / "result.json", visit.found.get(f"step {name}", {})
     found = dict(done=made.exists(), people=visit.people(), folder=out.name, epochs=flags["epochs"], log=log)
     if log:
         found["images_per_second"] = statistics.median(line["images_per_second"] for line in log)
-    if log and timed:                            # in proportion to the step that was timed
+    if log and "step" in timed:                  # in proportion to the step that was timed
         found["fraction"] = found["images_per_second"] * timed["fraction"] / timed["step"]
     if made.exists():
         result = json.loads(made.read_text())
         found |= {key: result[key] for key in ("scores", "flip_test")}
-    visit.take_home(name, out / "best.pt")
     return found
 
 
@@ -279,7 +280,7 @@ def resumed(visit):
         for more in calls:
             call_train(visit, {**flags, "epochs": 2, "out": out, **more})
         if len(read_log(out)) < 2:
-            return dict(done=False)                          # time was up
+            return dict(done=False, tries=0)                 # time was up
         weights.append(checkpoint.read(out / "last.pt")["model"])
     pairs = [(straight, weights[1][name]) for name, straight in weights[0].items()]
     return dict(same=all(torch.equal(*pair) for pair in pairs),

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import results
-from common import BadInput, CommandLine, terminate
+from common import BadInput, CommandLine, cores, terminate
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = Path("runs") / "experiments"
@@ -105,7 +105,7 @@ def start(name, flags, slot, jobs, until):
     out.mkdir(parents=True, exist_ok=True)
     ending = {"stop-after": (until - time.monotonic()) / 60} if until < math.inf else {}
     resume = {"resume": True} if any((out / state).exists() for state in ("last.pt", "previous.pt")) else {}
-    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
     if gpus := torch.cuda.device_count():
         visible = env.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         env["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]

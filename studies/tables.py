@@ -248,14 +248,14 @@ PAGES = {"README.md": ("headline",),
 
 def write_tables(page, names):
     """Replace what stands between <!-- table NAME --> and <!-- end --> of a page, for each of the names."""
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for name in names:
         head, mark, rest = text.partition(f"<!-- table {name} -->\n")
         if not mark or "<!-- end -->" not in rest:
             raise BadInput(f"{page} has no place for the table '{name}': "
                            f"lines <!-- table {name} --> and <!-- end -->")
         text = head + mark + "\n" + TABLES[name]() + "\n\n" + rest[rest.index("<!-- end -->"):]
-    page.write_text(text)
+    page.write_text(text, encoding="utf-8")
     print(f"{page}: {', '.join(names)} written from {RESULTS.name}/")
 
 

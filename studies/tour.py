@@ -25,7 +25,8 @@ GREY, BLUE, ORANGE = "0.55", "tab:blue", "tab:orange"
 
 def snippets(page=PAGE):
     """The page's Python snippets in order -> pairs (code, what the page says that it prints)."""
-    return re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page.read_text(), re.DOTALL)
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
 
 
 def run_snippets(page=PAGE):

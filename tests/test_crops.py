@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import common
 import crops as crops_module
 from common import BadInput
 from crops import (AUGMENTATIONS, FLIP, HIDDEN, LOOSE_OFFSET, LOOSE_ZOOM, TOKENPOSE, Augmentation, compose,
@@ -376,6 +378,15 @@ def test_a_disk_that_fills_while_crops_are_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(crops_module.os, "fsync", full)
     with pytest.raises(BadInput, match="lacks room for 0.0 GB of crops: name another folder"):
         store(drawn_people("valid", 3, 64), 64, tmp_path)
+
+
+def test_without_locks_no_process_writes_into_anothers_file(tmp_path, monkeypatch):
+    people, names = drawn_people("valid", 3, 64), []
+    monkeypatch.setattr(common, "lock", lambda *_: None)
+    image = people.image
+    people.image = lambda i: names.extend(path.name for path in tmp_path.iterdir()) or image(i)
+    assert np.array_equal(store(people, 64, tmp_path), store(drawn_people("valid", 3, 64), 64))
+    assert names and all(f".{os.getpid()}.partial" in name for name in names)
 
 
 def test_cutting_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):

@@ -1,9 +1,10 @@
 """The pack of a GPU's half an hour, rehearsed on a CPU in a copy of the repository's files alone."""
 
 import json
-import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ def copy(tmp_path_factory):
                            text=True, check=True).stdout.splitlines()
     for name in files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        os.link(ROOT / name, root / name)
+        shutil.copy(ROOT / name, root / name)
     write_set(people, 0, (("train", 36), ("valid", 12)))
     run(root, "studies/pack.py", "--data", people, "--out", "runs/packs", "--megabytes", "0.11",
         "--side", "208", "--quality", "50")
@@ -139,6 +140,24 @@ def test_trainings_go_on_and_join(visit, monkeypatch):
     assert "resume" not in joined and joined["epochs"] == 14 and "init" not in first
 
 
+def test_a_step_that_could_not_be_timed_costs_no_training(visit, monkeypatch):
+    monkeypatch.setattr(gpu, "call_train", Calls(epochs=3, finished=True))
+    visit.found["step teacher"] = dict(tries=1, error="CUDA error")
+    visit.note("packs", names=["people-1.zip"])
+    found = gpu.teacher(8, visit)
+    assert found["done"] and found["images_per_second"] == 300 and "fraction" not in found
+
+
+def test_ten_packs_are_unpacked_in_their_order(visit):
+    for n in range(1, 12):
+        with zipfile.ZipFile(visit.args.out / f"people-{n}.zip", "w") as archive:
+            archive.writestr("set/last.txt", str(n))
+        visit.args.packs.append(visit.args.out / f"people-{n}.zip")
+    visit.unpack()
+    assert (visit.args.out / "people/set/last.txt").read_text() == "11"
+    assert visit.found["packs"]["names"] == [f"people-{n}.zip" for n in range(1, 12)]
+
+
 def test_students_have_one_number_of_epochs_and_the_newest_teacher(visit, monkeypatch):
     monkeypatch.setattr(gpu, "call_train", calls := Calls(epochs=16, finished=True))
     visit.note("packs", names=["people-1.zip"])
@@ -164,7 +183,8 @@ def test_train_understands_every_training(visit, monkeypatch):
 
     (visit.args.out / "people/set/annot").mkdir(parents=True)
     (visit.args.out / "teacher-1").mkdir()
-    (visit.args.out / "teacher-1/best.pt").touch()
+    for name in ("best.pt", "last.pt"):
+        (visit.args.out / "teacher-1" / name).touch()
     visit.note("packs", names=["people-1.zip"])
     monkeypatch.setattr(gpu.subprocess, "Popen", popen)
     monkeypatch.setattr(gpu.Visit, "take_home", lambda *_: None)
