@@ -107,10 +107,15 @@ def curves_of(blocks, names, scored_on, sharey="row"):
 
 
 def response(real, imag):
-    """Half a spectrum's filter (H, F, D) -> its mean magnitude, whole, frequency 0 in the middle."""
+    """Filter of half a spectrum (H, F, D), W odd -> its mean magnitude, whole, frequency 0 in the middle."""
+    H = len(real)
+    opposite = (-torch.arange(H)) % H                                          # row u -> row -u
+    real, imag = real.clone(), imag.clone()
+    # of column 0 the inverse transform of a real output takes (K(u, 0) + conj K(-u, 0)) / 2
+    real[:, 0] = (real[:, 0] + real[opposite, 0]) / 2
+    imag[:, 0] = (imag[:, 0] - imag[opposite, 0]) / 2
     half = torch.hypot(real, imag).mean(-1)                                    # (H, F)
-    H, F = half.shape
-    mirror = half[(-torch.arange(H)) % H][:, 1:].flip(1)                       # |K(-u, -f)| = |K(u, f)|
+    mirror = half[opposite][:, 1:].flip(1)                                     # |K(-u, -f)| = |K(u, f)|
     return torch.cat([torch.roll(mirror, H // 2, 0), torch.roll(half, H // 2, 0)], 1)
 
 

@@ -10,11 +10,21 @@ from commands import call, run
 from PIL import Image
 
 from common import BadInput
+from gfl import GlobalFilter
 from pictures import PICTURES, response
 from results import read
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDENT = ROOT / "weights/student-cc-gd-drawn.pt"
+
+
+def test_response_is_what_the_layer_does_to_an_impulse():
+    H, W = 8, 9
+    K = torch.randn(2, H, W // 2 + 1, 1, generator=torch.Generator().manual_seed(0))
+    impulse = torch.zeros(1, H, W, 1)
+    impulse[0, 0, 0] = 1
+    gain = torch.fft.fft2(GlobalFilter((H, W))(impulse, *K)[0, ..., 0]).abs()
+    torch.testing.assert_close(response(*K), torch.fft.fftshift(gain))
 
 
 def test_response_is_that_of_the_whole_spectrum():
