@@ -325,7 +325,7 @@ function show(next) {
   const zoom = Math.max(1, SMALLEST_VIEW / Math.max(next.width, next.height));
   Object.assign(view.canvas, {width: zoom * next.width, height: zoom * next.height});
   $("mirror").checked = Boolean(next.mirrored);
-  $("camera").setAttribute("aria-pressed", next.name === "camera");
+  $("camera").setAttribute("aria-pressed", !!next.live);
   $("pause").disabled = !next.moving;
   choose(null);
   pause(false);
@@ -371,7 +371,7 @@ async function open(file) {
 
 function camera() {
   const facingMode = $("facing").value;
-  if (source.name === "camera") source.stop();       // a phone opens one at a time
+  if (source.live) source.stop();                    // a phone opens one at a time
   say("Waiting for the camera");
   play("camera", async video => {
     const wanted = {facingMode, width: 640, height: 480};
@@ -393,9 +393,13 @@ async function play(name, connect, explain) {
     await video.play();
     if (number !== asked) return stop();
     if (!video.videoWidth) throw Error("it has no picture");
-    video.srcObject?.getTracks()[0].addEventListener("ended", () => say("the camera stopped", true));
+    video.srcObject?.getTracks()[0].addEventListener("ended", () => {
+      if (source.stop === stop) sample();
+      say("the camera stopped", true);
+    });
     const start = () => number === asked && show({
-      name, title: `Video: ${name}`, width: video.videoWidth, height: video.videoHeight, moving: true, stop,
+      name, title: `Video: ${name}`, width: video.videoWidth, height: video.videoHeight,
+      moving: true, live: !!video.srcObject, stop,
       mirrored: video.srcObject && $("facing").value === "user",
       pause: on => on ? video.pause() : video.play().catch(() => {}),
       draw: () => frame.drawImage(video, 0, 0, frame.canvas.width, frame.canvas.height),
@@ -405,7 +409,7 @@ async function play(name, connect, explain) {
   } catch (error) {
     stop();
     if (number !== asked) return;
-    if (source.name === "camera" && name === "camera") sample();
+    if (source.live && name === "camera") sample();
     say(explain(error), true);
   }
 }
@@ -483,6 +487,7 @@ function save() {
   const picture = make("canvas", {width: source.width, height: source.height});
   drawSkeletons(picture.getContext("2d"));
   picture.toBlob(blob => {
+    if (!blob) return say("this browser cannot save a picture of this size", true);
     const href = URL.createObjectURL(blob);
     make("a", {href, download: `${source.name.replace(/\.[^.]*$/, "")}-pose.jpg`}).click();
     setTimeout(() => URL.revokeObjectURL(href), 60_000);
@@ -491,11 +496,11 @@ function save() {
 
 function listen() {
   const buttons = {choose: () => $("file").click(), sample,
-                   camera: () => source.name === "camera" ? sample() : camera(), pause: () => pause(!paused),
+                   camera: () => source.live ? sample() : camera(), pause: () => pause(!paused),
                    everybody: () => choose(null), save};
   for (const [name, action] of Object.entries(buttons)) $(name).onclick = () => action();
   $("file").onchange = () => { open($("file").files[0]); $("file").value = ""; };
-  $("facing").onchange = () => { if (source.name === "camera") camera(); };
+  $("facing").onchange = () => { if (source.live) camera(); };
   $("threshold").oninput = () => {
     $("shown").textContent = threshold().toFixed(2);
     chosen ? refresh() : paint();
@@ -525,13 +530,14 @@ function listen() {
     view.canvas.setPointerCapture(event.pointerId);
   };
   view.canvas.onpointermove = event => {
-    if (!corner) return;
+    if (!corner || !event.isPrimary) return;
     const [x, y] = place(event);
     dragged = [Math.min(x, corner[0]), Math.min(y, corner[1]),
                Math.abs(x - corner[0]), Math.abs(y - corner[1])];
     paint();
   };
   view.canvas.onpointerup = view.canvas.onpointercancel = event => {
+    if (!event.isPrimary) return;                    // another finger
     const least = Math.max(8, SMALLEST_BOX * Math.max(source.width, source.height));
     if (event.type === "pointerup" && Math.min(...dragged?.slice(2) ?? [0]) >= least) choose(dragged);
     corner = dragged = null;

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -49,7 +50,8 @@ def main():
             print(f"http://localhost:{serving.server_port}/ (Ctrl-C ends it)", flush=True)
             serving.serve_forever()
     except (OSError, OverflowError) as error:
-        parser.error(f"port {args.port} cannot be used ({error}): name another one")
+        print(f"error: port {args.port} cannot be used ({error}): name another one", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         pass
 

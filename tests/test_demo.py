@@ -81,7 +81,7 @@ def test_taken_port_is_one_line():
     with serve.server() as server:
         command = [sys.executable, SERVE, "--port", str(server.server_port)]
         done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: port") and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stderr.startswith("error: port") and done.stderr.count("\n") == 1
 
 
 def test_policy_allows_nothing_from_elsewhere():
