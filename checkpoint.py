@@ -177,9 +177,8 @@ def resume(folder, run, args):
     if content["config"] != run.model.config:
         raise BadInput(f"{file} is {describe(content['config'])}, not {describe(run.model.config)}: give the "
                        f"flags of the run to be resumed")
-    for name in training["settings"] | run.settings:
-        value, now = training["settings"].get(name), run.settings.get(name)
-        if now != value:
+    for name, value in training["settings"].items():
+        if (now := run.settings.get(name)) != value:
             # "1,000 of set/train, CHECKSUM": where only the checksum differs, so do the files
             alike = isinstance(value, str) and value.rpartition(", ")[0] == str(now).rpartition(", ")[0] != ""
             raise BadInput(f"{file} was trained with {name} {value}, now it is {now}: "

@@ -18,7 +18,7 @@ x + (width - 1) / 2, as in people.py.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -207,11 +207,20 @@ def read_everybody(root):
     file = root / "annot" / "boxes.json"
     try:
         return {root / "images" / name: checked(boxes)
-                for name, boxes in json.loads(file.read_bytes()).items()} if file.is_file() else {}
+                for name, boxes in json.loads(file.read_bytes(), object_pairs_hook=without_twins).items()
+                } if file.is_file() else {}
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadInput(f"{file} must be json such as {{\"photo.jpg\": [[x, y, width, height]]}}, boxes of "
                        f"everybody in a photo ({' '.join(str(error).split())[:160]}): correct or remove it"
                        ) from error
+
+
+def without_twins(pairs):
+    """A json object's pairs -> dictionary. ValueError for a key that is named twice."""
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{key} is named twice")
+    return dict(pairs)
 
 
 def squares_without_people(files, everybody):

@@ -55,7 +55,8 @@ THRESHOLD = 0.5           # shipped student, LSPET: right are 33% of the joints 
 def list_files(paths, out, failed):
     """-> images, videos: (file, its path in the named folder) of named files, and of what folders hold.
 
-    Left out of folders are our own output, macOS's "._" files, and what is neither image nor video by name.
+    Links to folders are followed; each folder is listed once. Left out of folders are our own output, macOS's
+    "._" files, and what is neither image nor video by name.
     failed: list of errors, to which folders that cannot be read are added.
     """
     images, videos, known, out = [], [], image_endings() | IMAGES, out.resolve()
@@ -179,7 +180,9 @@ def read_image(path, longest=LONGEST):
 
 
 def upright_size(image):
-    """(width, height) of an image that is opened, as its Exif turns it: nothing is decoded."""
+    """(width, height) of an image that is opened, as its Exif turns it. Only a TIFF is decoded for that."""
+    if image.format == "TIFF":                       # its size is that of the turned image in some Pillows
+        return ImageOps.exif_transpose(image).size
     return image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation) in TRANSPOSED else image.size
 
 

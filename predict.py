@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from itertools import chain, repeat
 from pathlib import Path
@@ -26,6 +26,7 @@ from tqdm import tqdm
 import checkpoint
 from common import (BadInput, CommandLine, check_device, check_folder, check_writable, default_device,
                     main_with_clear_errors, optional, refuse)
+from data_coco import without_twins
 from data_mpii import JOINTS
 from export import SHIPPED_STUDENT, for_inference
 from images import (FARTHEST, LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, WHOLE, draw_skeleton, frame_rate,
@@ -47,14 +48,6 @@ def read_boxes(file):
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadInput(f"--boxes {file}: {' '.join(str(error).split())[:160]}; it must be json such as "
                        f'{{"photo.jpg": [[x, y, width, height]]}}') from error
-
-
-def without_twins(pairs):
-    """A json object's pairs -> dictionary. ValueError for a key that is named twice."""
-    for key, count in Counter(key for key, _ in pairs).items():
-        if count > 1:
-            raise ValueError(f"{key} is named twice")
-    return dict(pairs)
 
 
 def match_boxes(source, listed):
@@ -164,21 +157,21 @@ def json_file(path):
 
     A link stays one. A device or a pipe, such as /dev/stdout, is written into as it is.
     """
-    if is_plain := path.is_file() or not path.exists():
-        path = path.resolve()
-    partial = path.with_name(path.name + ".partial") if is_plain else path
+    is_device = str(path.absolute()).startswith(("/dev/", "/proc/")) or path.exists() and not path.is_file()
+    path = path if is_device else path.resolve()
+    partial = path if is_device else path.with_name(path.name + ".partial")
     try:
-        with partial.open("w") as file:
+        with partial.open("a" if is_device else "w") as file:
             file.write(f'{{"joints": {json.dumps(JOINTS)}, "images": [')
             separators = chain(["\n"], repeat(",\n"))
             yield lambda record: file.write(next(separators) + json.dumps(record))
             file.write("]}\n")
-        if is_plain:
+        if not is_device:
             os.replace(partial, path)
     except OSError as error:                       # those of images do not get here
         raise BadInput(f"--json {path} cannot be written: {error.strerror or error}") from error
     finally:
-        if is_plain:
+        if not is_device:
             partial.unlink(missing_ok=True)
 
 

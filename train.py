@@ -235,7 +235,8 @@ def load_data(args, size):
 def start(args, distributed, model, samples, valid, teacher=None):
     """The Run before its first step. samples: to train on; valid: as in `fit`."""
     settings = {name: getattr(args, name) for name in SETTINGS} | dict(
-        select=sorted(args.select), processes=distributed.world_size, teacher=teacher and teacher.source)
+        select=sorted(args.select), processes=distributed.world_size, teacher=teacher and teacher.source,
+        changes=getattr(args, "changes", []))                                  # of studies/changed.py
     settings |= checkpoint.fingerprints("training", samples)
     for name, (scored, _) in valid.items():
         settings |= checkpoint.fingerprints(f"validation ({name})", scored)

@@ -262,7 +262,7 @@ def assign(word):
         if isinstance(value, float) and changed != value:
             raise ValueError(f"{holder[last]} is a whole number")
         holder[last] = changed
-    except (ImportError, LookupError, TypeError, ValueError) as error:
+    except (ImportError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise BadInput(f"{word}: no such constant, or not a value for it ({error!r:.80})") from error
 
 
@@ -310,7 +310,6 @@ def main():
         train.write_json(file, json.loads(file.read_text()) | measured)
 
     train.write_result, train.parse_arguments = write_more, parse_more
-    train.SETTINGS = (*train.SETTINGS, "changes")                # a resumed run must have the same
     sys.argv[1:] = words[end + 1:]
     train.main()
 

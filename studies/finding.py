@@ -78,7 +78,7 @@ def person_auroc(model, samples):
 def measure(model, data, find=find_people, limit=None):
     """The figures of the module's docstring, as a dictionary, and seconds a photo."""
     samples = load_samples(data, "valid")
-    unknown = [file for file in samples.files if file not in samples.everybody]
+    unknown = [file for file in samples.files if not len(samples.everybody.get(file, ()))]
     refuse((unknown, f"{data} does not say where everybody in {unknown and unknown[0]} is: it needs "
                      f"annot/boxes.json, or COCO's layout"))
     by_photo = defaultdict(list)

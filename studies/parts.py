@@ -2,7 +2,8 @@
 
     python studies/parts.py                     # all groups, some minutes a run on two cores
     python studies/parts.py dynamic --seeds 0   # one group, one seed
-    python studies/parts.py dynamic-photos labels-photos --data DATA
+    python studies/parts.py dynamic-photos --data lspet
+    python studies/parts.py labels-photos --data lspet_refined
     python studies/parts.py terms-photos --data lspet_refined everyday lsp
 
     dynamic          what M of the dynamic filter sees, the static control, filters in series
@@ -24,7 +25,7 @@ from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import BadInput, main_with_clear_errors
+from common import BadInput, main_with_clear_errors, refuse
 from distill import WEIGHTS
 from models import FILTERS, STUDENTS
 from sweep import SEEDS, main
@@ -168,8 +169,9 @@ def parts_runs(groups=tuple(CELLS), seeds=SEEDS, data=None):
     """{name: flags of train.py and changes}; data: folders, without which there are no groups of photos."""
     if unknown := [group for group in groups if group not in CELLS]:
         raise BadInput(f"there is no group {unknown[0]}: choose of {', '.join(CELLS)}")
-    if not data and groups and all(group.endswith("-photos") for group in groups):
-        raise BadInput(f"{groups[0]} needs photos: name their folders with --data")
+    if not data and list(groups) != list(CELLS):
+        refuse(*((group.endswith("-photos"), f"{group} needs photos: name their folders with --data")
+                 for group in groups))
     runs = {}
     for seed, group in product(seeds, groups):
         photos = {"epochs": PHOTO_EPOCHS, "data": data} if group.endswith("-photos") else {}

@@ -3,7 +3,7 @@
 The word in front of a name's first hyphen is the study: drawn-cc-gs-alone-0 stands in results/drawn.json. An
 entry of a run of train.py, one line each:
 
-    flags               names of the flags that were given
+    flags               names of the flags that were given, where sweep.py made the run
     arguments           those of train.py with its defaults filled in, so that they stay true when a default
                         changes; without what was off or depends on the machine
     scores, flip_test   PCKh by threshold and joint: {"pckh@0.5": {"head": 88.8, ..., "mean": 62.786}, ...};
@@ -70,7 +70,7 @@ def entry_of(made):
 
 def kept(argument, value):
     """The value of an argument; of paths their names, '/home/me/MPII' -> 'MPII', of several a list."""
-    if argument not in PATHS:
+    if argument not in PATHS or value is True:
         return value
     names = [Path(path).resolve().name for path in (value if isinstance(value, (list, tuple)) else [value])]
     return names if len(names) > 1 else names[0]

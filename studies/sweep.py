@@ -38,22 +38,29 @@ def folder(name, flags):
     return Path(flags.get("out", RUNS / name))
 
 
-def collect(name, flags):
+def collect(name, flags, ours=False):
     """Add the entry of a finished run to results/ -> is there one?
 
-    Raises BadInput where it was made with other flags than these, or other values of theirs.
+    Raises BadInput where it was made with other flags than these, or other values of theirs. ours: it was
+    made by this call, so these are all the flags it had.
     """
     made = folder(name, flags) / "result.json"
     entry = results.result(name)
     if entry is None and made.exists():
-        entry = {"flags": named(flags), **results.entry_of(json.loads(made.read_text()))}
-        results.add(name, entry)
+        entry = results.entry_of(json.loads(made.read_text()))
+        check_flags(name, flags, entry)
+        results.add(name, {"flags": named(flags), **entry} if ours else entry)
         print(f"{name}: PCKh@0.5 {results.pckh(entry):.2f}", flush=True)
-    if entry is None:
-        return False
+    elif entry:
+        check_flags(name, flags, entry)
+    return bool(entry)
+
+
+def check_flags(name, flags, entry):
+    """BadInput where an entry was made with other flags."""
     was_made = f"{name} in {results.RESULTS} was made with"
     again = f"remove that entry and {folder(name, flags)}, or give the same flags"
-    made_with = entry.get("flags", named(flags))                     # entries of an older version lack these
+    made_with = entry.get("flags", named(flags))                     # unknown of some entries
     if others := set(made_with) ^ set(named(flags)):
         raise BadInput(f"{was_made}{'' if min(others) in made_with else 'out'} --{min(others)}: {again}")
     for flag, value in flags.items():
@@ -61,7 +68,6 @@ def collect(name, flags):
         was, now = entry["arguments"].get(argument, off), results.kept(argument, value)
         if was is not None and comparable(was) != comparable(now):
             raise BadInput(f"{was_made} --{flag} {was}, now it is {now}: {again}")
-    return True
 
 
 def named(flags):
@@ -149,7 +155,7 @@ def sweep(runs, jobs=1, stop_after=math.inf):
                     failed.append(name)
                     print(f"error: {name} ended with status {child.returncode}: "
                           f"{folder(name, runs[name]) / 'output.txt'} says why", file=sys.stderr, flush=True)
-                elif not collect(name, runs[name]):
+                elif not collect(name, runs[name], ours=True):
                     print(f"{name}: stopped, to be resumed", flush=True)
     finally:
         for child in running:

@@ -348,6 +348,7 @@ def test_everybodys_boxes_belong_to_their_images(tmp_path):
 @pytest.mark.parametrize("text", [
     "{", "[1]", 20000 * "[", '{"a.jpg": [[1, 2, 3]]}', '{"a.jpg": "12"}', '{"a.jpg": null}',
     '{"a.jpg": [[1, 2, null, 4]]}', '{"a.jpg": [[1, 2, NaN, 4]]}', '{"a.jpg": [[1, 2, -3, 4]]}',
+    '{"a.jpg": [], "a.jpg": [[1, 2, 3, 4]]}',
     '{"a.jpg": [[1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 2, 3]]}'])
 def test_boxes_that_are_none(tmp_path, text):
     root = folder(tmp_path, ENTRY)

@@ -16,7 +16,7 @@ import torch
 from commands import refused, run
 
 from data_mpii import BOX_ENLARGEMENT
-from export import CLOSE, CropsToJoints, export_onnx, program, runner
+from export import CLOSE, CropsToJoints, export_onnx, program, runner, ties
 from hrnet import Depths
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student
 
@@ -33,6 +33,18 @@ def compare(model, run, crops):
     found, sure = run(crops)
     assert np.abs(found - joints.numpy()).max() < CLOSE
     assert np.abs(sure - confidence.numpy()).max() < 0.01
+
+
+def test_ties_are_of_the_two_highest_bins():
+    torch.manual_seed(0)
+    model = build_student("cc", "gs", preset="tiny").eval()
+    crops = torch.from_numpy(random_crops(2, 64))
+    with torch.inference_mode():
+        assert not ties(model, crops).all()
+        model.head.y.weight.zero_()
+        model.head.y.bias.zero_()
+        assert ties(model, crops).all()                          # all bins of y are as high
+        assert not ties(build_student("reg", "gs", preset="tiny").eval(), crops).any()
 
 
 def random_crops(batch, size):

@@ -16,7 +16,8 @@ from common import BadInput
 from crops import store
 from data_mpii import load_samples
 from images import (LEFT, MIDDLE, RIGHT, contact_sheet, draw_skeleton, frame_rate, image_endings, is_video,
-                    list_files, name_outputs, open_image, open_video, read_image, rgb, to_bytes, write_image)
+                    list_files, name_outputs, open_image, open_safely, open_video, read_image, rgb, to_bytes,
+                    upright_size, write_image)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,6 +50,16 @@ def test_no_two_images_share_an_output(tmp_path):
     assert images == ["deep/y.jpg", "x.jpg", "x.png", "x.jpg", "x.jpg"] and others == [[], []]
     assert [str(output) for output in name_outputs(map(Path, images), "-pose.jpg")] == [
         "deep/y-pose.jpg", "x-pose.jpg", "x-2-pose.jpg", "x-3-pose.jpg", "x-4-pose.jpg"]
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+def test_upright_size_is_that_of_the_decoded_image(tmp_path, ending, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (60, 40)).save(tmp_path / f"a.{ending}", exif=exif)
+    size = open_safely(tmp_path / f"a.{ending}", upright_size)
+    assert size == open_image(tmp_path / f"a.{ending}").size == ((40, 60) if orientation > 4 else (60, 40))
 
 
 def test_linked_folders_are_listed_once(tmp_path):

@@ -55,7 +55,7 @@ def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatc
     with pytest.raises(BadInput, match="there is no group x"):
         parts.parts_runs(["x"])
     with pytest.raises(BadInput, match="terms-photos needs photos: name their folders with --data"):
-        parts.parts_runs(["terms-photos"])
+        parts.parts_runs(["dynamic", "terms-photos"])
 
 
 def test_rows_of_real_people_differ_in_what_they_learn_from_alone(monkeypatch, tmp_path):
@@ -85,7 +85,7 @@ def test_a_constant_is_set_by_its_name(monkeypatch):
     changed.assign("distill.WEIGHTS.cc.heatmap=3")
     assert optim.MUON_RATE == 7 and distill.WEIGHTS["cc"]["heatmap"] == 3.0
     for word in ("train.NOTHING=1", "nowhere.X=1", "optim.MUON_RATE=", "optim.MUON_RATE=1=2", "train.X.y=1",
-                 "optim.MUON_RATE=2.5"):                                             # a whole number
+                 "optim.MUON_RATE=2.5", "optim.MUON_RATE=Infinity"):                 # a whole number
         with pytest.raises(BadInput, match="no such constant"):
             changed.assign(word)
 
@@ -164,11 +164,15 @@ def test_a_changed_run_is_resumed_with_the_same_changes(tmp_path):
     assert begun.returncode == 0 and "stopped after epoch 1" in begun.stdout, begun.stderr
     assert json.loads((tmp_path / "run/config.json").read_text())["changes"] == ["narrow-labels"]
     wide = ["studies/changed.py", "wide-labels", "--"]
-    for command, now in ((["train.py"], None), (wide, ["wide-labels"])):
+    for command, now in ((["train.py"], []), (wide, ["wide-labels"])):
         done = run(*command, *words, "--resume", cwd=tmp_path)
         assert done.returncode == 2 and f"with changes ['narrow-labels'], now it is {now}" in done.stderr
     done = run("studies/changed.py", "narrow-labels", "--", *words, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    plain = [*words[:-1], tmp_path / "plain"]
+    run("train.py", *plain, "--stop-after", "1e-4", cwd=tmp_path)
+    done = run("studies/changed.py", "narrow-labels", "--", *plain, "--resume", cwd=tmp_path)
+    assert done.returncode == 2 and "with changes [], now it is ['narrow-labels']" in done.stderr
 
 
 def test_two_changes_of_one_place_are_refused(tmp_path):

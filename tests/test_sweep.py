@@ -80,6 +80,18 @@ def test_a_result_of_other_flags_is_not_taken_for_done(folder):
             sweep.collect("mpii-y", flags)
 
 
+def test_flags_are_kept_of_runs_that_the_sweep_made(fake):
+    """Of one that was made otherwise it is not known; one of other flags is not kept at all."""
+    sweep.sweep({"drawn-x": QUICK})
+    assert results.result("drawn-x")["flags"] == ["quick"]
+    (fake / "runs/drawn-y").mkdir()
+    (fake / "runs/drawn-y/result.json").write_text((fake / "runs/drawn-x/result.json").read_text())
+    with pytest.raises(BadInput, match="drawn-y in .* was made with --data lspet, now it is coco"):
+        sweep.collect("drawn-y", {**QUICK, "data": "coco"})
+    assert results.result("drawn-y") is None
+    assert sweep.collect("drawn-y", {}) and "flags" not in results.result("drawn-y")
+
+
 def test_a_finished_run_is_added_to_its_study_without_anybodys_folders(fake, capsys):
     sweep.sweep({"drawn-x": QUICK, "parts-x": QUICK})
     assert set(results.read("drawn")) == {"drawn-x"} and set(results.read("parts")) == {"parts-x"}
