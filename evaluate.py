@@ -224,7 +224,11 @@ def score_checkpoint(args, path):
 def write_json(path, figures):
     """Write figures as json, with null for NaN and text for paths."""
     known = json.loads(json.dumps(figures, default=str), parse_constant=lambda name: None)
-    path.write_text(json.dumps(known, indent=1) + "\n")
+    text = json.dumps(known, indent=1) + "\n"
+    if str(path) == "/dev/stdout":                 # where what was printed would be written over
+        print(text, end="")
+    else:
+        path.write_text(text)
 
 
 def main():

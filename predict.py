@@ -161,7 +161,9 @@ def json_file(path):
     path = path if is_device else path.resolve()
     partial = path if is_device else path.with_name(path.name + ".partial")
     try:
-        with partial.open("a" if is_device else "w") as file:
+        print(end="", flush=True)                  # before what goes to standard output
+        opened = os.dup(1) if str(path) == "/dev/stdout" else partial
+        with open(opened, "a" if is_device else "w") as file:
             file.write(f'{{"joints": {json.dumps(JOINTS)}, "images": [')
             separators = chain(["\n"], repeat(",\n"))
             yield lambda record: file.write(next(separators) + json.dumps(record))

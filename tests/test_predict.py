@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -385,6 +386,20 @@ def test_a_json_file_leaves_links_and_pipes_what_they_are(tmp_path):
     assert [json.loads(text)["images"] for text in made] == 3 * [[{"file": "a.jpg"}]]
     assert (tmp_path / "link.json").is_symlink() and (tmp_path / "pipe").is_fifo()
     os.close(reader)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="this system has no /dev/stdout")
+@pytest.mark.parametrize("how", ["wb", "ab"])
+def test_json_goes_to_standard_output_between_what_is_printed(how, tmp_path):
+    """Into a file, too, of which neither part writes over the other."""
+    code = ("from pathlib import Path; from evaluate import write_json; from predict import json_file\n"
+            "print('first')\nwith json_file(Path('/dev/stdout')) as add: add({'file': 'a.jpg'})\n"
+            "print('second')\nwrite_json(Path('/dev/stdout'), {'figure': 7})\nprint('third')")
+    with open(tmp_path / "log.txt", how) as log:
+        subprocess.run([sys.executable, "-c", code], stdout=log, check=True, cwd=Path(module.__file__).parent)
+    text = (tmp_path / "log.txt").read_text()
+    assert text.startswith("first\n{") and text.endswith("third\n")
+    assert '[\n{"file": "a.jpg"}]}\nsecond\n{\n "figure": 7\n}\n' in text
 
 
 def test_a_json_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
