@@ -96,7 +96,7 @@ def check_device(name):
     if int(index or 0) >= torch.cuda.device_count():
         raise BadInput(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can "
                        f"use; --device cpu always works")
-    if "WORLD_SIZE" not in os.environ:                   # else init_distributed chooses
+    if os.environ.get("WORLD_SIZE", "1") == "1":         # else init_distributed chooses
         torch.cuda.set_device(name if index else 0)      # what events and memory counters refer to
 
 

@@ -199,8 +199,7 @@ def read_everybody(root):
     In pixels from 0. It gives a set in MPII's layout what COCO's has. BadInput for anything else.
     """
     def checked(boxes):
-        if not all(len(box) == 4 and all(type(number) in (int, float) and abs(number) < FARTHEST
-                                         for number in box) and min(box[2:]) >= 0 for box in boxes):
+        if not all(map(is_box, boxes)):
             raise ValueError(f"{boxes} are not such boxes")
         return np.reshape(np.array(boxes, np.float32), (-1, 4))
 
@@ -213,6 +212,13 @@ def read_everybody(root):
         raise BadInput(f"{file} must be json such as {{\"photo.jpg\": [[x, y, width, height]]}}, boxes of "
                        f"everybody in a photo ({' '.join(str(error).split())[:160]}): correct or remove it"
                        ) from error
+
+
+def is_box(box):
+    """Is this from a json file a list x, y, width, height, in pixels and with no side below 0?"""
+    return (isinstance(box, list) and len(box) == 4
+            and all(type(number) in (int, float) and abs(number) < FARTHEST for number in box)
+            and min(box[2:]) >= 0)
 
 
 def without_twins(pairs):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 import checkpoint
 from common import (BadInput, CommandLine, check_device, check_folder, check_writable, default_device,
                     main_with_clear_errors, optional, refuse)
-from data_coco import without_twins
+from data_coco import is_box, without_twins
 from data_mpii import JOINTS
 from export import SHIPPED_STUDENT, for_inference
 from images import (FARTHEST, LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, WHOLE, draw_skeleton, frame_rate,
@@ -72,9 +72,7 @@ def match_boxes(source, listed):
 
 def check_box(box):
     """A list of four numbers, x, y, width, height -> the same as floats. ValueError for anything else."""
-    if not (isinstance(box, list) and len(box) == 4
-            and all(type(number) in (int, float) and abs(number) < FARTHEST for number in box)
-            and min(box[2:]) > 0):
+    if not (is_box(box) and min(box[2:]) > 0):
         raise ValueError(f"the box {box!r:.80} is not x y width height with a size above 0, "
                          f"within {FARTHEST:,} pixels")
     return list(map(float, box))

@@ -356,7 +356,8 @@ def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: 
     can_import = script is None or os.path.isfile(script)                     # "<stdin>" is no file
     if workers > 1 and count >= POOL_FROM and current_process().name == "MainProcess" and can_import:
         with suppress(OSError):                               # a machine without shared memory: alone, then
-            pool = get_context("spawn").Pool(min(workers, len(chunks)))     # they end where we are killed
+            # its workers end with us, even where we are killed
+            pool = get_context("spawn").Pool(min(workers, len(chunks)))
     with pool or nullcontext():
         draw = partial(draw_some, seed, size)
         for n, drawing in enumerate(chain.from_iterable(in_pool(pool, draw, chunks) if pool else
