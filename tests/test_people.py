@@ -19,7 +19,9 @@ from test_data_coco import changed, coco
 
 import checkpoint
 import data_coco
+import finding
 import people as module
+from common import BadInput
 from crops import FLIP
 from data_mpii import crops_without_people, load_samples
 from export import SHIPPED_STUDENT, for_inference
@@ -464,6 +466,14 @@ def test_squares_of_cocos_folder_avoid_crowds_too(tmp_path, monkeypatch):
     corners = squares.center - (squares.side[:, None] - 1) / 2
     for box in boxes[1:]:
         assert not all(shows_nobody((*corner, side), [box]) for corner, side in zip(corners, squares.side))
+
+
+def test_finding_needs_everybodys_boxes(tmp_path):
+    data = folder(tmp_path / "data", ENTRY, split="valid")
+    for boxes in ({}, {"a.jpg": []}, {"b.jpg": [[1, 2, 3, 4]]}):
+        (data / "annot/boxes.json").write_text(json.dumps(boxes))
+        with pytest.raises(BadInput, match="does not say where everybody in .*a.jpg is: it needs"):
+            finding.measure(None, data)
 
 
 def test_training_gets_people_and_then_nobody(tmp_path, capsys):

@@ -283,6 +283,7 @@ def test_impossible_commands(tmp_path):
         (["é.jpg", "--box", "1", "2", "0", "3"], "size above 0"),
         (["é.jpg", "--box", "900", "2", "9", "9"], "é.jpg has nothing in the box"),
         (["é.jpg", "--smooth"], "--smooth is for videos"),
+        (["--camera", "-1"], "there is no camera -1"), (["--camera", str(2 ** 31)], "there is no camera"),
         (["x.jpg", "--threshold", "2"], "between 0 and 1"),
         (["nowhere.mp4"], "there is no video nowhere.mp4"),
         (["nowhere.jpg"], "there is no file nowhere.jpg"),

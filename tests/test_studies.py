@@ -200,6 +200,8 @@ def test_the_papers_rows_in_order_of_value():
         assert ("--teacher" in words) == name.endswith("-distilled")
         assert ("--no-distill" in words) == name.endswith("-alone")
     assert not any("init" in flags for flags in paper.paper_runs(Path("MPII")).values())
+    # what stands before a name's first hyphen is the file of its results
+    assert {name.split("-")[0] for name in paper.paper_runs(Path("MPII-mini-2"))} == {"mpii_mini_2"}
 
 
 def test_runs_are_in_the_folders_that_train_chooses(monkeypatch, tmp_path):

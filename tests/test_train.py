@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -200,13 +202,13 @@ def folders(mini, tmp_path):
 FLAGS = "--preset", "mini", "--filter", "gs", "--no-distill", "--epochs", "5", "--device", "cpu"
 
 
-def test_a_run_on_several_folders(folders):
+def test_a_run_on_several_folders(folders, monkeypatch):
     """Their people are learned from as one set; each set is scored, and --select names those that count."""
-    done = call("train.py", *FLAGS, "--data", "one", "two", "--select", "two", cwd=folders)
+    out = folders / "a run"
+    done = call("train.py", *FLAGS, "--data", "one", "two", "--select", "two", "--out", out, cwd=folders)
     assert done.returncode == 0, done.stderr
     assert "one+two/train: 16 samples to train on; one/valid: 4 to score on; two/valid: 3 to" in done.stdout
     assert "5 epochs of 2 steps, 8 samples each" in done.stdout
-    out = folders / "runs/cc-gs-none-mini-one+two-no-distill"
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     scored = [line for line in log if "one@0.5" in line and line["pckh@0.5"] == line["two@0.5"]]
     assert [line["epoch"] for line in scored] == [4, 5]
@@ -215,8 +217,11 @@ def test_a_run_on_several_folders(folders):
     assert set(result["scores"]) == set(result["flip_test"]) == {"one", "two"}
     assert metadata["data"] == "one+two/train" and metadata["samples"] == 16
     assert result["scores"]["two"]["pckh@0.5"]["mean"] == metadata["pckh@0.5"] == metadata["two@0.5"]
+    monkeypatch.chdir(folders)
+    monkeypatch.setattr("sys.argv", ["train.py", *FLAGS, "--data", "one", "two"])
+    assert train.parse_arguments().out == Path("runs/cc-gs-none-mini-one+two-no-distill")
     # what it says comes next can be done, and gives the same
-    command = done.stdout.rsplit("next: python ", 1)[1].split()
+    command = shlex.split(done.stdout.rsplit("next: python ", 1)[1])
     again = call(*command, "--json", "figures.json", cwd=folders)
     assert again.returncode == 0 and command[-1] == "two", again.stderr
     figures = json.loads((folders / "figures.json").read_text())
