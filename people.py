@@ -153,25 +153,34 @@ def find_people(model, image, device="cpu", flip_test=True):
 class Tracker:
     """People followed from frame to frame: each is looked for around the joints that it had in the last one.
 
-    Everybody is looked for in the first frame, in every LOOK_AGAIN-th, and where somebody is lost.
+    Everybody is looked for in the first frame, in every LOOK_AGAIN-th, and where somebody gets lost. Who is
+    lost is also looked for around the last joints, until the next time that everybody is.
     """
 
     def __init__(self, model, device="cpu", flip_test=False):
         self.model, self.options = model, (device, flip_test)
-        self.people, self.frames, self.ids = {}, 0, 0
+        self.people, self.lost, self.frames, self.ids = {}, {}, 0, 0           # people, lost: {id: Found}
 
     def __call__(self, image):
-        """The next frame, a Pillow image -> {id: Found}; a person keeps its id."""
-        boxes = [box_of_joints(person) for person in self.people.values()]
-        before = zip(self.people, poses_in_boxes(self.model, image, boxes, *self.options))
-        people = {}
-        for number, person in before:
-            if person_score(person) >= STILL and is_new(person, people.values()):
+        """The next frame, a Pillow image -> {id: Found}.
+
+        A person keeps its id. People of whom one hides the other may exchange theirs.
+        """
+        before, people, lost = {**self.people, **self.lost}, {}, {}
+        boxes = list(map(box_of_joints, before.values()))
+        for number, person in zip(before, poses_in_boxes(self.model, image, boxes, *self.options)):
+            least = STILL if number in self.people else PERSON
+            if person_score(person) >= least and is_new(person, people.values()):
                 people[number] = person
-        if self.frames % LOOK_AGAIN == 0 or len(people) < len(self.people):
+            else:
+                lost[number] = before[number]
+        if self.frames % LOOK_AGAIN == 0 or not lost.keys() <= self.lost.keys():
             for person in find_people(self.model, image, self.options[0]):
                 if is_new(person, people.values()):
-                    people[self.ids] = person
-                    self.ids += 1
-        self.people, self.frames = people, self.frames + 1
+                    number = next((old for old in lost if not is_new(person, [lost[old]])), self.ids)
+                    self.ids += number == self.ids
+                    lost.pop(number, None)
+                    people[number] = person
+            lost = {number: person for number, person in lost.items() if number not in self.lost}
+        self.people, self.lost, self.frames = people, lost, self.frames + 1
         return dict(people)

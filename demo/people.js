@@ -107,15 +107,18 @@ export function* findPeople(width, height) {
 
 /** People followed from frame to frame: each is looked for around the joints that it had in the last one.
  *
- *  Everybody is looked for from the first frame, every LOOK_AGAIN-th and one in which somebody is lost. In
- *  people.py this takes one frame, here a number of requests a frame, so that the video keeps moving.
+ *  Everybody is looked for from the first frame, every LOOK_AGAIN-th and one in which somebody gets lost. In
+ *  people.py this takes one frame, here a number of requests a frame, so that the video keeps moving. Who is
+ *  lost is also looked for around the last joints, until the next time that everybody is.
  *  With a chosen box only one person is followed, who is looked for there. */
 export class Tracker {
-  people = new Map();
+  people = new Map();      // {id: person}, as the next one
+  lost = new Map();
   frames = 0;
   ids = 0;
   search = null;           // for everybody, or in the chosen box, while it lasts; and what it has yielded
   step = null;
+  given = [];              // ids of who was lost before it began, and is given up when it ends
 
   constructor(chosen = null, requests = 1, speed = boxSpeed) {
     Object.assign(this, {chosen, requests, speed});
@@ -124,24 +127,33 @@ export class Tracker {
   /** The next frame -> a Map of id to person; a person keeps its id. */
   *next(width, height) {
     const follow = (box, joints) => box.map((old, k) => old + this.speed * (joints[k] - old));
-    const boxes = Array.from(this.people.values(), person => follow(person.box, boxOfJoints(person)));
-    const seen = yield* ask(boxes, true), people = new Map();
-    [...this.people.keys()].forEach((id, n) => {
-      if (personScore(seen[n]) >= STILL && isNew(seen[n], people.values())) people.set(id, seen[n]);
+    const before = new Map([...this.people, ...this.lost]), people = new Map(), lost = new Map();
+    const boxes = Array.from(before.values(), person => follow(person.box, boxOfJoints(person)));
+    const seen = yield* ask(boxes, true);
+    [...before].forEach(([id, was], n) => {
+      const least = this.people.has(id) ? STILL : PERSON;
+      if (personScore(seen[n]) >= least && isNew(seen[n], people.values())) people.set(id, seen[n]);
+      else if (!this.chosen) lost.set(id, was);
     });
-    const again = this.frames % LOOK_AGAIN === 0 || people.size < this.people.size;
+    const again = this.frames % LOOK_AGAIN === 0 || [...lost.keys()].some(id => !this.lost.has(id));
     if (!this.search && (this.chosen ? !people.size : again)) {
       this.search = this.chosen ? ask([this.chosen], true) : findPeople(width, height);
       this.step = this.search.next();
+      this.given = [...this.lost.keys()];
     }
     for (let n = 0; this.search && n < this.requests; n++) {
       this.step = this.search.next(yield this.step.value);
       if (!this.step.done) continue;
-      for (const person of this.step.value)
-        if (isNew(person, people.values())) people.set(this.chosen ? 0 : this.ids++, person);
+      for (const person of this.step.value) {
+        if (!isNew(person, people.values())) continue;
+        const old = [...lost.keys()].find(id => !isNew(person, [lost.get(id)]));
+        lost.delete(old);
+        people.set(this.chosen ? 0 : old ?? this.ids++, person);
+      }
+      this.given.forEach(id => lost.delete(id));
       this.search = null;
     }
-    Object.assign(this, {people, frames: this.frames + 1});
+    Object.assign(this, {people, lost, frames: this.frames + 1});
     return people;
   }
 }

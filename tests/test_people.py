@@ -359,7 +359,7 @@ def test_who_is_followed_may_be_less_sure_than_who_is_new(sure, followed):
     assert set(tracker(image)) == (set(first) if followed else set())
 
 
-def test_people_keep_their_ids_while_they_cross():
+def test_people_keep_their_ids_while_they_pass_each_other():
     frames = [crossing(n) for n in range(40)]
     seen = [colours(found, people) for found, people in zip(follow(frames), frames)]
     assert len(seen[0]) == 2 and set(seen[0]) == {0, 1} and set(seen[0].values()) == {RED, GREEN}
@@ -385,6 +385,39 @@ def test_who_is_lost_is_looked_for_at_once():
     frames = [[(RED, 20, 40, 50, 130)]] * 3 + [[(RED, 230, 20, 50, 130)]] * 3
     ids = [sorted(colours(found, people)) for found, people in zip(follow(frames), frames)]
     assert ids == [[0]] * 3 + [[1]] * 3
+
+
+def test_who_is_not_seen_for_some_frames_keeps_the_id():
+    """Unsure in frames 3, and 8 to 11: found again around the last joints. From 25 beyond the next look
+    around, which gives up who was lost before it: later they are new.
+    """
+    model, image = StandIn(), drawn(*PEOPLE)
+    tracker = Tracker(model)
+    for n in range(2 * LOOK_AGAIN + 1):
+        model.sure = 0.3 if n in (3, *range(8, 12), *range(25, LOOK_AGAIN + 1)) else 1
+        expected = [0, 1] if n < 25 and model.sure == 1 else [2, 3] if n == 2 * LOOK_AGAIN else []
+        assert sorted(tracker(image)) == expected, n
+
+
+def test_who_is_found_where_somebody_was_lost_is_the_same(monkeypatch):
+    """Nobody is seen around the last joints; the look around finds both, in another order, and a third."""
+    image = drawn(*PEOPLE)
+    tracker = Tracker(StandIn())
+    before = tracker(image)
+    new = before[0]._replace(joints=before[0].joints + 500)
+    monkeypatch.setattr(module, "poses_in_boxes", lambda *_: [one._replace(confidence=np.zeros(16))
+                                                              for one in before.values()])
+    monkeypatch.setattr(module, "find_people", lambda *_: [new, before[1], before[0]])
+    assert tracker(image) == {0: before[0], 1: before[1], 2: new} and not tracker.lost
+
+
+def test_who_was_hidden_is_followed_again():
+    """Two people meet in one row; when they part both are followed, well before the next look around."""
+    frames = [[(RED, 10 + 12 * n, 50, 40, 85), (GREEN, 260 - 12 * n, 50, 40, 85)] for n in range(20)]
+    found = follow(frames)
+    assert any(len(of) == 1 for of in found)                  # hidden
+    for of, people in zip(found[14:], frames[14:]):
+        assert sorted(of) == [0, 1] and set(colours(of, people).values()) == {RED, GREEN}
 
 
 def test_most_frames_cost_a_crop_a_person():
