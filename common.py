@@ -202,6 +202,7 @@ def terminate(number, frame):
     raise SystemExit(128 + number)
 
 
+FULL = "DefaultCPUAllocator: can't allocate memory"       # of PyTorch's error, which is no MemoryError
 # found in a process's error when another has ended
 LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"
 
@@ -227,10 +228,13 @@ def main_with_clear_errors(main):
         print(f"error: memory is full ({str(error)[:160]})", file=sys.stderr)
         raise SystemExit(2) from None
     except torch.OutOfMemoryError as error:
-        print(f"error: the GPU's memory is full ({str(error).splitlines()[0][:120]}): raise --accumulate, or "
-              f"lower --batch-size", file=sys.stderr)
+        print(f"error: the GPU's memory is full ({str(error).splitlines()[0][:120]}): in train.py "
+              f"raise --accumulate or lower --batch-size", file=sys.stderr)
         raise SystemExit(2) from None
     except RuntimeError as error:
+        if FULL in str(error):
+            print("error: memory is full (docs/faq.md, Out of memory)", file=sys.stderr)
+            raise SystemExit(2) from None
         if "RANK" not in os.environ or not any(sign in str(error) for sign in LOST):
             raise                                    # a bug keeps its traceback
         print(f"error: process {os.environ['RANK']} lost the others ({str(error).splitlines()[0][:120]}): "

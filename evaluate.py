@@ -216,7 +216,7 @@ def score_checkpoint(args, path):
     learned = str(metadata.get("data")).partition("/")[0]
     # sets that it learned from; "None": not stated, "as published": not by us, and no reason to warn
     if {"None", "as published", samples.name.partition("/")[0]}.isdisjoint(learned.split("+")):
-        print(f"it was trained on {learned} and is scored on other data"
+        print(f"it was trained on {learned} and is scored on a set of another name"
               + (": --data names the folder of photos" if args.data == "drawn" else ""))
     return evaluate(model, samples, stored, args.device, flip_test=args.flip_test)
 

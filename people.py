@@ -10,7 +10,7 @@ crops without people, too. That is enough to find people, without a detector:
     person_score   how sure the network is of the joints: the best windows are kept
     box_of_joints  the box of a person, by the sure joints, is the next crop, which fits better; twice
     candidates     windows that are sure enough and not too alike
-    suppress       of people whose boxes overlap the surest stays
+    suppress       of people whose boxes overlap the one with the highest sum of confidences stays
 
 Boxes are x, y, width, height in pixels, joints (16, 2) in pixels, confidences (16,) in [0, 1].
 """
@@ -121,7 +121,7 @@ def is_new(person, others, same=SAME):
 
 
 def suppress(people, same=SAME):
-    """The people, those with most sure joints first, without those who are one of them seen again."""
+    """The people, the highest sum of confidences first, without those who are one of them seen again."""
     kept = []
     for person in sorted(people, key=lambda person: person.confidence.sum(), reverse=True):
         if is_new(person, kept, same):
@@ -135,7 +135,7 @@ def candidates(people):
 
 
 def find_people(model, image, device="cpu", flip_test=True):
-    """Everybody in a Pillow image: a list of Found, surest first; empty where nobody is.
+    """Everybody in a Pillow image: a list of Found, as `suppress` orders them; empty where nobody is.
 
     flip_test: average the last crops with their mirror images. Where nobody is the two seldom agree.
     """

@@ -126,9 +126,9 @@ class OneEuro:
 
 
 def draw_poses(image, people, threshold=THRESHOLD):
-    width = max(THINNEST, round(max(image.size) / 250))
+    """Draw everybody's skeleton on a Pillow image, in place, and return it."""
+    width, visible = max(THINNEST, round(max(image.size) / 250)), np.ones(len(JOINTS), bool)
     for person in people:
-        visible = np.ones(len(JOINTS), bool)
         draw_skeleton(image, person.joints, visible, None, width, person.confidence, threshold)
     return image
 
@@ -210,8 +210,8 @@ def predict_images(args, model, listed, boxes, failed):
         print(f"{in_words(sum(counts))} in {len(counts)} of {len(listed)} images{nobody}: "
               f"{args.out}/*{OUTPUT}" + (f", {args.json}" if args.json else ""))
     if reduced:
-        print(f"drawn in 1/2, 1/4 or 1/8 of their size, as JPEGs longer than {LONGEST:,} pixels: {reduced}; "
-              f"boxes and joints are in pixels of the file")
+        print(f"drawn in 1/2, 1/4 or 1/8 of their size, as JPEGs of {2 * LONGEST:,} pixels and up: {reduced}"
+              f"; boxes and joints are in pixels of the file")
 
 
 def predict_video(args, model, source, name):
@@ -261,7 +261,7 @@ def predict_video(args, model, source, name):
             frames += 1
             print(f"\r{frames} frames, {frames / seconds:.1f} a second", end="", flush=True)
     except KeyboardInterrupt:
-        if source != args.camera:        # Ctrl-C ends a camera, and stops the work on files
+        if not camera:                   # Ctrl-C ends a camera, and stops the work on files
             raise
     finally:
         expected = stream.get(cv2.CAP_PROP_FRAME_COUNT)          # by the header, as `stated` is

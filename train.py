@@ -2,7 +2,7 @@
 
     python train.py --student cc --filter gd               # synthetic people, tiny networks, two cores
     python train.py --student cc --filter gd --no-distill  # the same without a teacher
-    python train.py --train-teacher                        # the teacher of the first line
+    python train.py --train-teacher                        # a teacher for it, over two hours; see --teacher
     python train.py --student cc --filter gd --preset small --data MPII COCO --select MPII       # photos
     python train.py --train-teacher --data MPII --preset paper --amp --init hrnet_w48.pth        # full size
     python train.py --student cc --filter gs --backbone w48 --data MPII --preset paper --amp \\
@@ -110,7 +110,7 @@ def fit(args, distributed, run, train, valid, teacher=None):
                 optimiser.zero_grad()
             rows = order[step * args.batch_size:(step + 1) * args.batch_size].sort().values    # read in order
             for part in parts_of(rows, args.accumulate, distributed):
-                # ---- batch: images (B, 3, S, S), xy (B, 16, 2), visible (B, 16), empty (B,)
+                # ---- batch: images (B, 3, size, size), xy (B, K, 2), visible (B, K), empty (B,)
                 batch = batch_of(part)
                 # ---- forward
                 with autocast():
@@ -118,9 +118,10 @@ def fit(args, distributed, run, train, valid, teacher=None):
                 targets = teacher(batch.images, view, part) if teacher else None
                 # ---- loss
                 terms = loss_terms(model.head, output, batch, targets, weights)
-                # ---- backward and update
+                # ---- backward
                 (terms["loss"] / args.accumulate).backward()
                 means.update({name: term.detach() / args.accumulate for name, term in terms.items()})
+            # ---- update
             means = distributed.mean(means)                                    # over processes, as numbers
             refuse_non_finite(run, step, rows, means)                          # before the weights change
             for optimiser in run.optimisers:
@@ -320,7 +321,8 @@ def parse_arguments():
     add("--init", type=Path, help="weights to start from: the same network's; a teacher's with the student's "
                                   "backbone (all but mixers and head); HRNet's published ones")
     add("--train-teacher", action="store_true", help="train the heatmap teacher instead of a student")
-    add("--teacher", type=Path, help="the teacher's checkpoint (default: one shipped for preset and data)")
+    add("--teacher", type=Path, help="the teacher's checkpoint (default: one shipped for preset and data, "
+                                     "see weights/README.md)")
     add("--no-distill", action="store_true", help="learn from labels alone")
     add = parser.add_argument_group("data").add_argument
     add("--data", nargs="+", default=["drawn"], metavar="FOLDER",
