@@ -20,7 +20,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import checkpoint
@@ -125,11 +125,14 @@ class OneEuro:
         return 1 / (1 + 1 / (2 * math.pi * frequency * dt))
 
 
-def draw_poses(image, people, threshold=THRESHOLD):
-    """Draw everybody's skeleton on a Pillow image, in place, and return it."""
+def draw_poses(image, people, threshold=THRESHOLD, ids=()):
+    """Draw everybody's skeleton, and ids at their boxes, on a Pillow image, in place, and return it."""
     width, visible = max(THINNEST, round(max(image.size) / 250)), np.ones(len(JOINTS), bool)
     for person in people:
         draw_skeleton(image, person.joints, visible, None, width, person.confidence, threshold)
+    for number, person in zip(ids, people):
+        corner = [max(place, 0) for place in person.box[:2]]
+        ImageDraw.Draw(image).text(corner, str(number), font_size=8 * width, stroke_width=1, stroke_fill=0)
     return image
 
 
@@ -245,8 +248,8 @@ def predict_video(args, model, source, name):
                     joints = smooth[number](person.joints, step, max(person.box[2:]))
                     people[number] = person._replace(joints=joints)
             last = now
-            frame = cv2.cvtColor(np.asarray(draw_poses(image, people.values(), args.threshold)),
-                                 cv2.COLOR_RGB2BGR)
+            drawn = draw_poses(image, people.values(), args.threshold, () if fixed else people)
+            frame = cv2.cvtColor(np.asarray(drawn), cv2.COLOR_RGB2BGR)
             if writer is None:
                 if why := system_error(target, "wb"):
                     raise BadInput(f"{target} cannot be written: {why}")

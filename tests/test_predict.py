@@ -147,6 +147,12 @@ def test_unsure_joints_of_each_person_are_faint():
         assert pixels[20, 60].min() == 255 and 0 < pixels[60, 60].max() < 150
     assert np.asarray(draw_poses(Image.new("RGB", (90, 90)), people, threshold=0.4))[60, 60].min() == 255
     assert not np.asarray(draw_poses(Image.new("RGB", (90, 90)), [])).any()
+    # ids: each in its box's corner, or in the image's
+    at = lambda number, x: np.asarray(draw_poses(Image.new("RGB", (90, 90)), [people[0]._replace(
+        box=[x, 60, 9, 9], joints=np.zeros((16, 2)))], ids=[number]))[60:, :].astype(int)
+    seven, outside = at(7, 40), at(7, -5)
+    assert seven[:, 40:60].any() and not seven[:, :39].any() and (seven != at(8, 40)).any()
+    assert np.array_equal(seven[:, 40:60], outside[:, :20])
 
 
 # ------------------------------------------------------------------------------- smoothing
