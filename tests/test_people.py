@@ -509,6 +509,33 @@ def test_finding_needs_everybodys_boxes(tmp_path):
             finding.measure(None, data)
 
 
+def test_finding_by_hand(tmp_path):
+    """a.jpg: one of two large people is found, six of her twelve limb joints within half a unit, and somebody
+    where nobody is. b.jpg: a small person, who does not count, and nobody in what is left without him.
+    """
+    boxes = {"a.jpg": [[20, 20, 80, 80], [110, 100, 80, 80]], "b.jpg": [[10, 10, 40, 40]]}
+    entries = [dict(image=image, joints=[[x + 2 * k, y + 4 * k] for k in range(16)], joints_vis=[1] * 16,
+                    center=[x + side / 2 + 0.5, y + side / 2 + 0.5], scale=side / 200)
+               for image, of in boxes.items() for x, y, side, _ in of]
+    data = folder(tmp_path / "data", *entries, split="valid")
+    (data / "annot/boxes.json").write_text(json.dumps(boxes))
+    for name, colour in (("a", "black"), ("b", "white")):
+        Image.new("RGB", (200, 200), colour).save(data / f"images/{name}.jpg")
+    people, shown = load_samples(data, "valid"), []
+
+    def find(model, image):
+        shown.append(image.size)
+        if image.getpixel((0, 0)) != (0, 0, 0):
+            return []
+        error = np.where(np.isin(np.arange(16), data_coco.LIMB_JOINTS[:6]), 0.45, 0.55) * people.head_size[0]
+        joints = people.joints[0] + np.c_[error, np.zeros(16)]
+        return [Found([24, 20, 80, 80], joints, np.ones(16)), Found([0, 150, 20, 20], joints, np.ones(16))]
+
+    figures = finding.measure(None, data, find)
+    assert shown == [(200, 200), (200, 200), (150, 200)] and figures.pop("seconds") < 1
+    assert figures == dict(photos=2, large=2, found=50, joints=25, false=0.5, nobody=100, empty=1)
+
+
 def test_training_gets_people_and_then_nobody(tmp_path, capsys):
     """Two folders, of which one knows everybody: a set of one name, in which the empty crops come last."""
     (tmp_path / "M").mkdir()
