@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from common import BadInput, CommandLine, main_with_clear_errors
-from hrnet import HRNet, fill, is_backbone, load_published, state_dict
+from hrnet import HRNet, fill, is_published_backbone, load_published, published_tensors
 from models import RegressionHead, build_student, build_teacher
 
 FORMAT = 1
@@ -221,7 +221,7 @@ def load(path, device="cpu"):
     Published teachers can be loaded, too; metadata['used'] lists what was used.
     """
     content = read_safely(path)
-    if is_teacher(content):
+    if is_published_teacher(content):
         model, used = published_teacher(content, path)
         return model.to(device).eval(), dict(data="as published", used=used)
     content = read(path)
@@ -245,23 +245,24 @@ def start_from(model, path):
     learned and depends on the input size: the model keeps its own.
     """
     content = read_safely(path)
-    if is_backbone(content):
+    if is_published_backbone(content):
         if not isinstance(model.backbone, HRNet):
             raise BadInput(f"{path} holds an HRNet, and {describe(model.config)} has no backbone: add "
                            f"--backbone w32 or w48")
         return load_published(model.backbone, content, path)
     other, metadata = load(path)
     same = dict(other.config, preset="") == dict(model.config, preset="")
-    taught = other.config["student"] == "teacher" and model.config["student"] != "teacher"
+    from_teacher = other.config["student"] == "teacher" and model.config["student"] != "teacher"
     own, weights = model.state_dict(), other.state_dict()
     del weights["encoder.position"]
-    if taught:
+    if from_teacher:
         weights = {name: weight for name, weight in weights.items()
                    if not name.startswith("head.") and ".mixer." not in name}
     mismatches = [name for name in weights if name not in own or own[name].shape != weights[name].shape]
-    if not (same or taught) or mismatches:
+    fits = same or from_teacher
+    if not fits or mismatches:
         raise BadInput(f"{path} is {describe(other.config)} and cannot start {describe(model.config)}"
-                       + (f": {mismatches[0]} is missing or has another shape" if same or taught else ""))
+                       + (f": {mismatches[0]} is missing or has another shape" if fits else ""))
     model.load_state_dict(weights, strict=False)
     return (f"starting from {path}: {describe(other.config)}, {metadata.get('data')}, {len(weights)} of "
             f"{len(own)} tensors")
@@ -302,14 +303,15 @@ def our_name(name):
     return name
 
 
-def is_teacher(content):
+def is_published_teacher(content):
     """Is this a checkpoint of TokenPose's or DistilPose's, rather than one of ours?"""
-    return any(re.match(r"(transformer|keypoint_head\.tokenpose)\.", name) for name in state_dict(content))
+    return any(re.match(r"(transformer|keypoint_head\.tokenpose)\.", name)
+               for name in published_tensors(content))
 
 
 def published_teacher(content, path):
     """-> (our teacher with TokenPose's or DistilPose's weights, a line on what was used)."""
-    tensors = {our_name(name): tensor for name, tensor in state_dict(content).items()}
+    tensors = {our_name(name): tensor for name, tensor in published_tensors(content).items()}
     if any(name.startswith("transformer.transformer1.") for name in tensors):
         raise BadInput(f"{path} is a TokenPose-L, which stacks three transformers: the teacher's layout is "
                        f"that of TokenPose-B with HRNet-W48 and 12 layers")
@@ -338,7 +340,7 @@ def half(sources, target):
         raise BadInput(f"{target} is there already: name another file")
     model, metadata = load(sources[0])
     for count, source in enumerate(sources[1:], 2):
-        other, facts = load(source)
+        other, other_metadata = load(source)
         kinds = [(net.config, getattr(net.head, "scored", None)) for net in (model, other)]
         if kinds[0] != kinds[1]:
             raise BadInput(f"{source} is {describe(other.config)}, {sources[0]} {describe(model.config)}: "
@@ -346,7 +348,7 @@ def half(sources, target):
         for mean, weight in zip(model.state_dict().values(), other.state_dict().values()):
             if mean.is_floating_point():
                 mean.lerp_(weight, 1 / count)
-        metadata = {name: value for name, value in metadata.items() if facts.get(name) == value}
+        metadata = {name: value for name, value in metadata.items() if other_metadata.get(name) == value}
     save(target, model, metadata, half=True)
     print(f"{target}: {describe(model.config)}, {target.stat().st_size / 1e6:.1f} MB, "
           f"sha256 {hashlib.sha256(target.read_bytes()).hexdigest()}\n{metadata}")

@@ -129,11 +129,11 @@ def take_turns(works, kind="cpu", budget=math.inf):
 
 
 @torch.inference_mode()
-def measure_costs(device="cpu", budget=None):
+def measure_costs(device="cpu", budget=COST_SECONDS):
     """A dictionary for each row of PAPER: student, filter, backbone, params_m, gflops, fps, and the paper's.
 
     fps: median of a forward pass and decoding in float32, from crops on the device to joints on the host;
-    None where the budget (seconds, default COST_SECONDS) ran out first.
+    None where the budget, in seconds, ran out first.
     """
     rows, runs = [], []
     for student, filter, backbone, _, _, params, gflops, fps in PAPER:
@@ -143,7 +143,7 @@ def measure_costs(device="cpu", budget=None):
         rows.append(dict(student=student, filter=filter, backbone=backbone, batch=COST_BATCH[backbone],
                          params_m=count_parameters(model) / 1e6, gflops=count_multiply_adds(model) / 1e9,
                          paper_params_m=params, paper_gflops=gflops, paper_fps=fps))
-    times = take_turns(runs, torch.device(device).type, COST_SECONDS if budget is None else budget)
+    times = take_turns(runs, torch.device(device).type, budget)
     for row, seconds in zip(rows, times):
         row["fps"] = row["batch"] / statistics.median(seconds) if seconds else None
     return rows

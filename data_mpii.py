@@ -210,25 +210,25 @@ def check_units(file, samples, images, rule):
         with suppress(BadInput):         # reported where it is decoded
             sizes.append((row, open_safely(samples.files[row], lambda image: max(image.size))))
     rows, longest = np.array(sizes, int).reshape(-1, 2).T
-    in_image = ((joints[rows] > -1) & (joints[rows] < longest[:, None, None])).all(-1)[visible[rows]]
-    in_crop = (np.abs(joints - samples.center[:, None]) <= side[:, None, None] / 2).all(-1)[visible]
-    low, high = (np.where(visible[..., None], joints, far) for far in (np.inf, -np.inf))
+    inside_image = ((joints[rows] > -1) & (joints[rows] < longest[:, None, None])).all(-1)[visible[rows]]
+    inside_crop = (np.abs(joints - samples.center[:, None]) <= side[:, None, None] / 2).all(-1)[visible]
+    low, high = (np.where(visible[..., None], joints, nowhere) for nowhere in (np.inf, -np.inf))
     span = (high.max(1) - low.min(1)).max(-1)                          # (N,) of the labelled joints, pixels
-    in_spans, in_images = side[span > 0] / span[span > 0], side[rows] / longest
+    side_per_span, side_per_image = side[span > 0] / span[span > 0], side[rows] / longest
     head = np.median(samples.head_size / side)
     fault = ""
     if np.abs(joints[visible] + 1).max() <= 2:                                 # from 1, as in the file
         fault = "no joint is beyond 2, as if they were fractions"
     elif np.abs(samples.center[:, 0] + 1).max() <= 2:
         fault = "no center is beyond 2, as if they were fractions"
-    elif len(in_spans) and np.median(in_spans) > WIDEST_CROP:
-        fault = f"crops are {np.median(in_spans):,.0f} times as wide as what their joints span"
-    elif len(in_images) and np.median(in_images) > WIDEST_CROP:
-        fault = f"crops are {np.median(in_images):,.0f} times as wide as their images"
-    elif in_crop.mean() < LEAST_INSIDE:
-        fault = f"only {in_crop.mean():.0%} of the labels lie inside their crops"
-    elif len(in_image) and in_image.mean() < LEAST_INSIDE:
-        fault = f"only {in_image.mean():.0%} of the labels lie inside their images"
+    elif len(side_per_span) and np.median(side_per_span) > WIDEST_CROP:
+        fault = f"crops are {np.median(side_per_span):,.0f} times as wide as what their joints span"
+    elif len(side_per_image) and np.median(side_per_image) > WIDEST_CROP:
+        fault = f"crops are {np.median(side_per_image):,.0f} times as wide as their images"
+    elif inside_crop.mean() < LEAST_INSIDE:
+        fault = f"only {inside_crop.mean():.0%} of the labels lie inside their crops"
+    elif len(inside_image) and inside_image.mean() < LEAST_INSIDE:
+        fault = f"only {inside_image.mean():.0%} of the labels lie inside their images"
     elif not 0.01 < head < 1:
         fault = f"head sizes are {head:.2g} of the crops' sides, not about 0.1"
     if fault:
@@ -340,7 +340,7 @@ def read_release(file, split):
     try:
         release = read_mat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
         annolist, training = np.atleast_1d(release.annolist), np.atleast_1d(release.img_train)
-        # annorect: so that no two entries are the same
+        # annorect tells entries of people with equal labels apart
         entries = [dict(image=entry.image.name, annorect=(n, k), **person)
                    for n, (entry, train) in enumerate(zip(annolist, training))
                    if train and held_out(entry.image.name) == (split == "valid")

@@ -303,7 +303,7 @@ class TeacherTargets:
         return Targets(tokens, visual, heatmaps / 255)
 
 
-def load_teacher(args, train, valid, size):
+def load_teacher(args, train, valid):
     """The frozen teacher as TeacherTargets. BadInput if it predicts no better than a mean pose."""
     teacher, metadata = checkpoint.load(args.teacher, args.device)
     if "used" in metadata:
@@ -327,7 +327,7 @@ def load_teacher(args, train, valid, size):
     source = checkpoint.checksum(teacher.state_dict())[:16]
     half = args.amp and fast_bfloat16(args.device)
     fast = for_inference(teacher, torch.bfloat16 if half else torch.float32)
-    images = make_batch(*train, range(min(CALIBRATION, len(train[0]))), size, args.device).images
+    images = make_batch(*train, range(min(CALIBRATION, len(train[0]))), teacher.size, args.device).images
     targets = TeacherTargets(fast, images, args.views, len(train[0]), source)
     if args.views:
         print(f"teacher targets are computed once for each of {args.views} views: "

@@ -149,8 +149,8 @@ class DynamicFilter(nn.Module):
     grid: (H, W) of the token grids, dim: channels D. Input and output (B, H, W, D). Parameters: 6.25 D^2 +
     8 H (W // 2 + 1) + 2 (D a multiple of 4).
 
-    In DFFormer, M sees the mean token itself (untrained, 1 + z is that). It hardly differs between images
-    here: M became constant. A batch norm without parameters keeps M alive (docs/lab.md).
+    DFFormer gives M the mean token itself. Here that differs little between images, and M came to ignore it:
+    so M sees 1 + z, where a batch norm without parameters standardises (docs/lab.md).
     """
 
     def __init__(self, grid, dim):
@@ -160,7 +160,7 @@ class DynamicFilter(nn.Module):
         self.W1 = nn.Linear(dim, wide, bias=False)
         self.act = StarReLU()
         self.norm = nn.BatchNorm1d(dim, affine=False)
-        self.norm.running_mean.fill_(1)                   # until it is trained, eval() has z = mean - 1
+        self.norm.running_mean.fill_(1)                   # before training, eval() has z = mean token - 1
         self.norm.running_var.fill_(1 - self.norm.eps)
         self.M1 = nn.Linear(dim, hidden, bias=False)
         self.M2 = nn.Linear(hidden, BASIS_FILTERS * wide, bias=False)

@@ -142,7 +142,7 @@ BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transit
                   "final_layer.", "incre_modules.", "downsamp_modules.", "classifier.")
 
 
-def state_dict(content):
+def published_tensors(content):
     """The tensors of a published file, at the top or under 'state_dict', without DataParallel's prefix."""
     tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = tensors if isinstance(tensors, dict) else {}
@@ -166,11 +166,11 @@ def fill(model, tensors, path, beyond=()):
     return f"{path}: all {len(needed)} weights used, {len(left_over)} left over{where}"
 
 
-def is_backbone(content):
+def is_published_backbone(content):
     """Does this hold HRNet's published weights, of ImageNet or a pose network?"""
-    return "stage2.0.branches.0.0.conv1.weight" in state_dict(content)
+    return "stage2.0.branches.0.0.conv1.weight" in published_tensors(content)
 
 
 def load_published(backbone, content, path):
     """Load HRNet's published weights, the content of a file -> a line on what was used."""
-    return fill(backbone, state_dict(content), path, BEYOND_STAGE_3)
+    return fill(backbone, published_tensors(content), path, BEYOND_STAGE_3)

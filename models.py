@@ -228,20 +228,20 @@ class HeatmapHead(nn.Module):
     def forward(self, tokens):
         return self.layers(tokens).float().unflatten(-1, (self.size, self.size))
 
-    def relative(self, output):
-        """Output -> heatmaps on a scale on which a label's peak is 1; they can exceed 1."""
+    def relative(self, prediction):
+        """Prediction -> heatmaps on a scale on which a label's peak is 1; they can exceed 1."""
         if self.values:
-            return output
+            return prediction
         label_peak = 1 / (2 * math.pi * self.sigma ** 2)
-        return output.flatten(-2).softmax(-1).view_as(output) / label_peak
+        return prediction.flatten(-2).softmax(-1).view_as(prediction) / label_peak
 
-    def heatmaps(self, output):
-        """Output -> the heatmaps of `relative`, clamped to [0, 1]."""
-        return self.relative(output).clamp(0, 1)
+    def heatmaps(self, prediction):
+        """Prediction -> the heatmaps of `relative`, clamped to [0, 1]."""
+        return self.relative(prediction).clamp(0, 1)
 
-    def decode(self, output):
+    def decode(self, prediction):
         # before clamping, which can make several cells equal to 1
-        xy, peak = decode_heatmaps(self.relative(output))
+        xy, peak = decode_heatmaps(self.relative(prediction))
         return xy, peak.clamp(0, 1)
 
     def with_mirror(self, prediction, mirrored):
@@ -306,8 +306,8 @@ class PoseNet(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         self.backbone = HRNet(width, preset.hrnet) if width else nn.Identity()
-        supervised = width and preset.backbone_heatmaps
-        self.backbone_heatmaps = nn.Conv2d(width, KEYPOINTS, 1) if supervised else None
+        supervise = width and preset.supervise_backbone
+        self.backbone_heatmaps = nn.Conv2d(width, KEYPOINTS, 1) if supervise else None
         channels, side = (width, preset.size // 4) if width else (3, preset.size)
         self.embed = PatchEmbedding(channels, side // preset.grid, preset.dim)
         self.encoder = Encoder((preset.grid, preset.grid), preset.dim, preset.depth, preset.heads, filter)
@@ -346,7 +346,7 @@ class Preset:
     bins_per_pixel: int = 2   # SimCC's split ratio
     heatmap: int = 64         # side of the teacher's heatmaps, cells
     heatmap_sigma: float = 2  # standard deviation of the heatmap's label, cells (TokenPose)
-    backbone_heatmaps: bool = False      # whether heatmaps are read from the backbone, too, in training
+    supervise_backbone: bool = False     # whether heatmaps are read from the backbone, too, in training
 
 
 # 'small' is ours, for photos and CPUs: a light HRNet.
@@ -356,7 +356,7 @@ PRESETS = {
                    grid=8),
     "small": Preset(size=128, dim=128, depth=4, heads=4, teacher_depth=4, teacher_width=24, simcc_sigma=2,
                     hrnet=Depths(stem=32, bottlenecks=2, bottleneck=32, blocks=2, modules=2),
-                    backbone_heatmaps=True),
+                    supervise_backbone=True),
 }
 # The same networks on crops of half the size: where a teacher's long training begins (train.py --init).
 PRESETS["small-64"] = replace(PRESETS["small"], size=64, grid=8)

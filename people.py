@@ -158,7 +158,7 @@ class Tracker:
     """
 
     def __init__(self, model, device="cpu", flip_test=False):
-        self.model, self.options = model, (device, flip_test)
+        self.model, self.device, self.flip_test = model, device, flip_test
         self.people, self.lost, self.frames, self.ids = {}, {}, 0, 0           # people, lost: {id: Found}
 
     def __call__(self, image):
@@ -168,14 +168,15 @@ class Tracker:
         """
         before, people, lost = {**self.people, **self.lost}, {}, {}
         boxes = list(map(box_of_joints, before.values()))
-        for number, person in zip(before, poses_in_boxes(self.model, image, boxes, *self.options)):
+        seen = poses_in_boxes(self.model, image, boxes, self.device, self.flip_test)
+        for number, person in zip(before, seen):
             least = STILL if number in self.people else PERSON
             if person_score(person) >= least and is_new(person, people.values()):
                 people[number] = person
             else:
                 lost[number] = before[number]
         if self.frames % LOOK_AGAIN == 0 or not lost.keys() <= self.lost.keys():
-            for person in find_people(self.model, image, self.options[0]):
+            for person in find_people(self.model, image, self.device):
                 if is_new(person, people.values()):
                     number = next((old for old in lost if not is_new(person, [lost[old]])), self.ids)
                     self.ids += number == self.ids

@@ -178,10 +178,10 @@ def json_file(path):
             partial.unlink(missing_ok=True)
 
 
-def predict_images(args, model, listed, boxes, failed):
+def predict_images(args, model, listed, boxes_of, failed):
     """Find people in images: (file, path in the named folder) each. What fails is reported, the rest goes on.
 
-    boxes: {file: its boxes}, others have --box.
+    boxes_of: {file: its boxes}, others have --box.
     """
     outputs = name_outputs([name for _, name in listed], OUTPUT)
     bar = tqdm(listed, "images", leave=False, disable=None if len(listed) > 1 else True)
@@ -190,10 +190,10 @@ def predict_images(args, model, listed, boxes, failed):
         for (path, _), output in zip(bar, outputs):
             try:
                 image, scale = read_image(path)
-                tight = boxes.get(os.path.abspath(path), args.box)
-                check_overlap(path, tight, image.size, scale)
-                tight = tight and [[scale * number for number in box] for box in tight]
-                people = people_in(args, model, image, tight)
+                boxes = boxes_of.get(os.path.abspath(path), args.box)
+                check_overlap(path, boxes, image.size, scale)
+                boxes = boxes and [[scale * number for number in box] for box in boxes]
+                people = people_in(args, model, image, boxes)
             except BadInput as error:
                 report(error, failed)
                 continue

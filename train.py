@@ -255,7 +255,7 @@ def train_model(args, distributed):
         torch.utils.deterministic.fill_uninitialized_memory = False       # filling with NaN only takes time
     model = build_model(args)
     train, valid = load_data(args, model.size)
-    teacher = load_teacher(args, train, valid, model.size) if args.distill else None
+    teacher = load_teacher(args, train, valid) if args.distill else None
     run = start(args, distributed, model, train[0], valid, teacher)
     if distributed.is_main:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -229,7 +229,7 @@ CHANGES = {
     # the teacher: Adam for convolutions; no heatmaps of the backbone; its output is the heatmap (HRNet),
     # or a probability for each cell
     "adam-convolutions": [learn_apart(lambda key, weight: weight.ndim == 4)],
-    "no-backbone-heatmaps": [presets(lambda preset: dict(backbone_heatmaps=False))],
+    "no-backbone-heatmaps": [presets(lambda preset: dict(supervise_backbone=False))],
     "mean-squared-error": [teacher_loss(lambda logits, target: (logits - target).square())],
     "binary-cross-entropy": [teacher_loss(
         partial(nn.functional.binary_cross_entropy_with_logits, reduction="none"))],

@@ -140,7 +140,7 @@ def test_amp_needs_native_bfloat16(monkeypatch, capsys, tmp_path, native):
         chosen.append(args)
         samples = drawn_people("valid", 8, 64)
         data = samples, store(samples, 64)
-        train.load_teacher(args, data, {"drawn": data}, 64)
+        train.load_teacher(args, data, {"drawn": data})
 
     monkeypatch.setattr(train, "train_model", prepare)
     train.main()
@@ -267,7 +267,7 @@ def test_a_teacher_must_beat_the_mean_pose_on_every_set(mini, monkeypatch, tmp_p
     monkeypatch.setattr(distill, "evaluate", score)
     args = SimpleNamespace(teacher=tmp_path / "teacher.pt", device="cpu", preset="mini", views=0, amp=False)
     load = lambda: train.load_teacher(args, (sets["one"], store(sets["one"], 32)),
-                                      {name: (samples, None) for name, samples in sets.items()}, 32)
+                                      {name: (samples, None) for name, samples in sets.items()})
     load()
     assert "PCKh@0.5 99.00 on one/valid" in (said := capsys.readouterr().out) and "99.00 on two/valid" in said
     found["two/valid"] = 0.0
