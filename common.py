@@ -202,7 +202,7 @@ def terminate(number, frame):
     raise SystemExit(128 + number)
 
 
-FULL = "DefaultCPUAllocator: can't allocate memory"       # of PyTorch's error, which is no MemoryError
+FULL = "DefaultCPUAllocator: "                # in PyTorch's RuntimeError when memory is full
 # found in a process's error when another has ended
 LOST = "Connection closed", "Connection reset", "Broken pipe", "NCCL", "timed out"
 
@@ -233,7 +233,7 @@ def main_with_clear_errors(main):
         raise SystemExit(2) from None
     except RuntimeError as error:
         if FULL in str(error):
-            print("error: memory is full (docs/faq.md, Out of memory)", file=sys.stderr)
+            print(f"error: memory is full ({str(error).partition(FULL)[2][:160]})", file=sys.stderr)
             raise SystemExit(2) from None
         if "RANK" not in os.environ or not any(sign in str(error) for sign in LOST):
             raise                                    # a bug keeps its traceback

@@ -38,7 +38,8 @@ ROUNDS = 2                  # refinements
 # Fractions of their union, and of the smaller, that two boxes share at most, if they are not the same
 SAME, SAME_CANDIDATE = (0.5, 0.8), (0.75, 0.95)      # person; window that is refined
 BATCH = 32                  # crops in the network at once
-LOOK_AGAIN = 30             # frames of a video after which newcomers are looked for
+# frames of a video after which newcomers are looked for, and, where somebody gets lost, everybody
+LOOK_AGAIN, LOOK_SOON = 30, 5
 
 
 class Found(NamedTuple):
@@ -153,35 +154,45 @@ def find_people(model, image, device="cpu", flip_test=True):
 class Tracker:
     """People followed from frame to frame: each is looked for around the joints that it had in the last one.
 
-    Everybody is looked for in the first frame, in every LOOK_AGAIN-th, and where somebody gets lost. Who is
-    lost is also looked for around the last joints, until the next time that everybody is.
+    Everybody is looked for in the first frame, every LOOK_AGAIN frames, and where somebody gets lost. Who is
+    lost is also looked for around the last joints, and given up when the second look around ends in vain.
     """
 
     def __init__(self, model, device="cpu", flip_test=False):
         self.model, self.device, self.flip_test = model, device, flip_test
-        self.people, self.lost, self.frames, self.ids = {}, {}, 0, 0           # people, lost: {id: Found}
+        self.people, self.lost = {}, {}                       # {id: Found}
+        self.missed = set()                                   # ids of lost people whom a look around missed
+        self.since, self.ids = LOOK_AGAIN, 0                  # frames since the last look around, ids given
 
     def __call__(self, image):
         """The next frame, a Pillow image -> {id: Found}.
 
         A person keeps its id. People of whom one hides the other may exchange theirs.
         """
-        before, people, lost = {**self.people, **self.lost}, {}, {}
-        boxes = list(map(box_of_joints, before.values()))
-        seen = poses_in_boxes(self.model, image, boxes, self.device, self.flip_test)
-        for number, person in zip(before, seen):
-            least = STILL if number in self.people else PERSON
-            if person_score(person) >= least and is_new(person, people.values()):
-                people[number] = person
-            else:
-                lost[number] = before[number]
-        if self.frames % LOOK_AGAIN == 0 or not lost.keys() <= self.lost.keys():
+        people, lost = {}, {}
+        for before, least, flip_test in ((self.people, STILL, self.flip_test), (self.lost, PERSON, True)):
+            boxes = list(map(box_of_joints, before.values()))
+            seen = poses_in_boxes(self.model, image, boxes, self.device, flip_test)
+            for number, person in zip(before, seen):
+                if person_score(person) >= least and is_new(person, people.values()):
+                    people[number] = person
+                else:
+                    lost[number] = before[number]
+        missed = self.missed & lost.keys()
+        if self.since >= LOOK_AGAIN or len(missed) < len(lost) and self.since >= LOOK_SOON:
             for person in find_people(self.model, image, self.device):
                 if is_new(person, people.values()):
-                    number = next((old for old in lost if not is_new(person, [lost[old]])), self.ids)
-                    self.ids += number == self.ids
+                    number = self.who(person, lost)
                     lost.pop(number, None)
                     people[number] = person
-            lost = {number: person for number, person in lost.items() if number not in self.lost}
-        self.people, self.lost, self.frames = people, lost, self.frames + 1
+            lost = {number: person for number, person in lost.items() if number not in missed}
+            missed, self.since = set(lost), 0
+        self.people, self.lost, self.missed, self.since = people, lost, missed, self.since + 1
         return dict(people)
+
+    def who(self, person, lost):
+        """The id of the lost person whose box is most alike, if one is that of this person, or a new id."""
+        alike = {number: shared(box_of_joints(person), box_of_joints(old))[0] for number, old in lost.items()
+                 if not is_new(person, [old])}
+        self.ids += not alike
+        return max(alike, key=alike.get, default=self.ids - 1)

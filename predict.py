@@ -131,7 +131,7 @@ def draw_poses(image, people, threshold=THRESHOLD, ids=()):
     for person in people:
         draw_skeleton(image, person.joints, visible, None, width, person.confidence, threshold)
     for number, person in zip(ids, people):
-        corner = [max(place, 0) for place in person.box[:2]]
+        corner = [max(0, min(place, side - 8 * width)) for place, side in zip(person.box, image.size)]
         ImageDraw.Draw(image).text(corner, str(number), font_size=8 * width, stroke_width=1, stroke_fill=0)
     return image
 
@@ -243,6 +243,8 @@ def predict_video(args, model, source, name):
             seconds = time.perf_counter() - began
             now = seconds if camera else stream.get(cv2.CAP_PROP_POS_MSEC) / 1000
             if args.smooth:
+                for number in smooth.keys() - people.keys():  # who comes back is elsewhere
+                    del smooth[number]
                 step = now - last if now > last else 1 / rate
                 for number, person in people.items():        # each by itself
                     joints = smooth[number](person.joints, step, max(person.box[2:]))

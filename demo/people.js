@@ -9,7 +9,7 @@
 const WINDOW_SIDES = [1, 0.75, 0.55], STEP = 0.4, THIN = 6;
 const SUREST = 8, CANDIDATE = 0.2, PERSON = 0.52, STILL = 0.45, MOST = 24;
 const SURE = 0.1, LEAST = 6, BEYOND = 0.15, ROUNDS = 2;
-const SAME = [0.5, 0.8], SAME_CANDIDATE = [0.75, 0.95], LOOK_AGAIN = 30;
+const SAME = [0.5, 0.8], SAME_CANDIDATE = [0.75, 0.95], LOOK_AGAIN = 30, LOOK_SOON = 5;
 
 const portion = 4;         // boxes of a request: the page stands still while the network looks at them
 const boxSpeed = 0.4;      // of the box of somebody followed, towards the joints: it shakes less than they do
@@ -71,7 +71,7 @@ export function isNew(person, others, same = SAME) {
   });
 }
 
-/** The people, those with most sure joints first, without those who are one of them seen again. */
+/** The people, the highest sum of confidences first, without those who are one of them seen again. */
 export function suppress(people, same = SAME) {
   const kept = [];
   const sureness = person => sum(confidences(person));
@@ -93,7 +93,7 @@ export function* ask(boxes, tight) {
   return people;
 }
 
-/** Everybody in an image of this size, surest first; empty where nobody is. Without flip_test. */
+/** Everybody in an image of this size, as `suppress` orders them; empty where nobody is. Without flip_test. */
 export function* findPeople(width, height) {
   let people = yield* ask(windows(width, height), false);
   for (let round = 0; round < ROUNDS; round++) {
@@ -107,18 +107,19 @@ export function* findPeople(width, height) {
 
 /** People followed from frame to frame: each is looked for around the joints that it had in the last one.
  *
- *  Everybody is looked for from the first frame, every LOOK_AGAIN-th and one in which somebody gets lost. In
+ *  Everybody is looked for from the first frame, every LOOK_AGAIN frames, and where somebody gets lost. In
  *  people.py this takes one frame, here a number of requests a frame, so that the video keeps moving. Who is
- *  lost is also looked for around the last joints, until the next time that everybody is.
+ *  lost is also looked for around the last joints, and given up when the second look around ends in vain.
  *  With a chosen box only one person is followed, who is looked for there. */
 export class Tracker {
   people = new Map();      // {id: person}, as the next one
   lost = new Map();
-  frames = 0;
+  missed = [];             // ids of lost people whom a look around missed
+  since = LOOK_AGAIN;      // frames since the last look around began
   ids = 0;
-  search = null;           // for everybody, or in the chosen box, while it lasts; and what it has yielded
+  search = null;           // the look around, or that in the chosen box, while it lasts; and what it has yielded
   step = null;
-  given = [];              // ids of who was lost before it began, and is given up when it ends
+  sought = [];             // ids of who was lost when it began
 
   constructor(chosen = null, requests = 1, speed = boxSpeed) {
     Object.assign(this, {chosen, requests, speed});
@@ -128,32 +129,40 @@ export class Tracker {
   *next(width, height) {
     const follow = (box, joints) => box.map((old, k) => old + this.speed * (joints[k] - old));
     const before = new Map([...this.people, ...this.lost]), people = new Map(), lost = new Map();
-    const boxes = Array.from(before.values(), person => follow(person.box, boxOfJoints(person)));
-    const seen = yield* ask(boxes, true);
+    const boxes = Array.from(this.people.values(), person => follow(person.box, boxOfJoints(person)));
+    const seen = yield* ask([...boxes, ...Array.from(this.lost.values(), boxOfJoints)], true);
     [...before].forEach(([id, was], n) => {
       const least = this.people.has(id) ? STILL : PERSON;
       if (personScore(seen[n]) >= least && isNew(seen[n], people.values())) people.set(id, seen[n]);
       else if (!this.chosen) lost.set(id, was);
     });
-    const again = this.frames % LOOK_AGAIN === 0 || [...lost.keys()].some(id => !this.lost.has(id));
+    for (const ids of ["missed", "sought"]) this[ids] = this[ids].filter(id => lost.has(id));
+    const again = this.since >= LOOK_AGAIN || this.missed.length < lost.size && this.since >= LOOK_SOON;
     if (!this.search && (this.chosen ? !people.size : again)) {
       this.search = this.chosen ? ask([this.chosen], true) : findPeople(width, height);
       this.step = this.search.next();
-      this.given = [...this.lost.keys()];
+      Object.assign(this, {sought: [...lost.keys()], since: 0});
     }
     for (let n = 0; this.search && n < this.requests; n++) {
       this.step = this.search.next(yield this.step.value);
       if (!this.step.done) continue;
       for (const person of this.step.value) {
         if (!isNew(person, people.values())) continue;
-        const old = [...lost.keys()].find(id => !isNew(person, [lost.get(id)]));
-        lost.delete(old);
-        people.set(this.chosen ? 0 : old ?? this.ids++, person);
+        const id = this.chosen ? 0 : this.who(person, lost);
+        lost.delete(id);
+        people.set(id, person);
       }
-      this.given.forEach(id => lost.delete(id));
-      this.search = null;
+      this.missed.forEach(id => lost.delete(id));
+      Object.assign(this, {missed: this.sought.filter(id => lost.has(id)), search: null});
     }
-    Object.assign(this, {people, lost, frames: this.frames + 1});
+    Object.assign(this, {people, lost, since: this.since + 1});
     return people;
+  }
+
+  /** The id of the lost person whose box is most alike, if one is that of this person, or a new id. */
+  who(person, lost) {
+    const overlap = id => shared(boxOfJoints(person), boxOfJoints(lost.get(id)))[0];
+    const alike = [...lost.keys()].filter(id => !isNew(person, [lost.get(id)]));
+    return alike.length ? alike.reduce((best, id) => overlap(id) > overlap(best) ? id : best) : this.ids++;
   }
 }

@@ -148,7 +148,7 @@ def test_a_set_is_known_by_its_resolved_name_and_its_content(tmp_path):
     assert done.returncode == 0, done.stderr
     scored = "--checkpoint", "run/best.pt", "--data", data, "--cache", "crops"
     done = call("evaluate.py", *scored, cwd=tmp_path)
-    assert "samples of people/valid" in done.stdout and "other data" not in done.stdout
+    assert "samples of people/valid" in done.stdout and "another name" not in done.stdout
     for name, of, message in (
         ("annot/train.json", "training labels 6 of people/train",
          "the training labels have changed: bring the old ones back"),

@@ -27,7 +27,7 @@ from data_mpii import crops_without_people, load_samples
 from export import SHIPPED_STUDENT, for_inference
 from images import open_image
 from models import build_student
-from people import (LOOK_AGAIN, Found, Tracker, box_matrix, box_of_joints, candidates, find_people,
+from people import (LOOK_AGAIN, LOOK_SOON, Found, Tracker, box_matrix, box_of_joints, candidates, find_people,
                     is_new, person_score, poses_in_boxes, shared, suppress, windows)
 from train import load_data
 
@@ -382,28 +382,46 @@ def test_who_leaves_is_lost_and_who_comes_gets_an_id_of_his_own():
 
 def test_who_is_lost_is_looked_for_at_once():
     """RED jumps across the image between two frames, far from the next look around."""
-    frames = [[(RED, 20, 40, 50, 130)]] * 3 + [[(RED, 230, 20, 50, 130)]] * 3
+    frames = [[(RED, 20, 40, 50, 130)]] * LOOK_SOON + [[(RED, 230, 20, 50, 130)]] * 3
     ids = [sorted(colours(found, people)) for found, people in zip(follow(frames), frames)]
-    assert ids == [[0]] * 3 + [[1]] * 3
+    assert ids == [[0]] * LOOK_SOON + [[1]] * 3
 
 
 def test_who_is_not_seen_for_some_frames_keeps_the_id():
-    """Unsure in frames 3, and 8 to 11: found again around the last joints. From 25 beyond the next look
-    around, which gives up who was lost before it: later they are new.
+    """Unsure in frames 3, and 8 to 11: found again around the last joints. Lost for good from 25 on, through
+    the look around of 25 and the next: who is found by the one after that is new.
     """
     model, image = StandIn(), drawn(*PEOPLE)
     tracker = Tracker(model)
-    for n in range(2 * LOOK_AGAIN + 1):
-        model.sure = 0.3 if n in (3, *range(8, 12), *range(25, LOOK_AGAIN + 1)) else 1
-        expected = [0, 1] if n < 25 and model.sure == 1 else [2, 3] if n == 2 * LOOK_AGAIN else []
+    for n in range(25 + 2 * LOOK_AGAIN + 1):
+        model.sure = 0.3 if n in (3, *range(8, 12), *range(25, 25 + LOOK_AGAIN + 1)) else 1
+        expected = [0, 1] if n < 25 and model.sure == 1 else [2, 3] if n == 25 + 2 * LOOK_AGAIN else []
         assert sorted(tracker(image)) == expected, n
+
+
+def test_who_comes_and_goes_does_not_cost_a_look_around_each_time(monkeypatch):
+    """Unsure in every second frame: in all others everybody is there, and not every loss is a look around."""
+    model, image, looks = StandIn(), drawn(*PEOPLE), []
+    tracker = Tracker(model)
+    monkeypatch.setattr(module, "find_people", lambda *how: looks.append(n) or find_people(*how))
+    for n in range(20):
+        model.sure = 1 if n % 2 == 0 else 0.3
+        assert sorted(tracker(image)) == ([0, 1] if n % 2 == 0 else [])
+    assert looks == [0, 5, 11, 17]
+
+
+def test_who_is_lost_gets_the_id_of_the_box_that_is_most_alike():
+    at = lambda x: Found([], np.array([[x, 0], [x + 100, 200]] * 8, float), np.ones(16))
+    tracker = Tracker(None)
+    tracker.ids = 2
+    assert [tracker.who(at(x), {0: at(0), 1: at(56)}) for x in (42, -12, 0, 300, 301)] == [1, 0, 0, 2, 3]
 
 
 def test_who_is_found_where_somebody_was_lost_is_the_same(monkeypatch):
     """Nobody is seen around the last joints; the look around finds both, in another order, and a third."""
     image = drawn(*PEOPLE)
     tracker = Tracker(StandIn())
-    before = tracker(image)
+    before = [tracker(image) for _ in range(LOOK_SOON)][-1]
     new = before[0]._replace(joints=before[0].joints + 500)
     monkeypatch.setattr(module, "poses_in_boxes", lambda *_: [one._replace(confidence=np.zeros(16))
                                                               for one in before.values()])
