@@ -30,7 +30,7 @@ STEP = 0.4                  # most between two windows, in their sides
 THIN = 6                    # a longer strip is taken for one that is this many times as long as wide
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
 # Least scores: of a window that is refined, of a person in the end, of somebody who was in the last frame
-CANDIDATE, PERSON, STILL = 0.2, 0.52, 0.45
+CANDIDATE, PERSON, STILL = 0.2, 0.6, 0.52
 MOST = 24                   # windows that are refined
 SURE, LEAST = 0.1, 6        # confidence of joints that a box is drawn around, and their least number
 BEYOND = 0.15               # by how much a person is larger than the box of the joints, in its longer side

@@ -7,7 +7,7 @@
 // Nothing here draws or runs a network: demo.js answers the requests, and may draw between them.
 
 const WINDOW_SIDES = [1, 0.75, 0.55], STEP = 0.4, THIN = 6;
-const SUREST = 8, CANDIDATE = 0.2, PERSON = 0.52, STILL = 0.45, MOST = 24;
+const SUREST = 8, CANDIDATE = 0.2, PERSON = 0.6, STILL = 0.52, MOST = 24;
 const SURE = 0.1, LEAST = 6, BEYOND = 0.15, ROUNDS = 2;
 const SAME = [0.5, 0.8], SAME_CANDIDATE = [0.75, 0.95], LOOK_AGAIN = 30, LOOK_SOON = 5;
 
