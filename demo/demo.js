@@ -17,6 +17,7 @@ const frame = make("canvas").getContext("2d", {willReadFrequently: true}), view 
 const LARGEST = 4096, SMALLEST_VIEW = 640;       // longest side: of an image at most, of the view at least
 const ROUNDED = 2 ** 20, SMALLEST_BOX = 0.04;    // as crops.py; of the longest side, smaller drags are slips
 const ERROR_SECONDS = 10;                        // for which an error stands over what moves
+const NEAR = 1 / 20;                             // of a crop: joints of it and of its mirror image agree
 const COLOURS = {"r-": "rgb(255 140 0)", "l-": "rgb(0 200 255)"}, MIDDLE = "rgb(120 220 90)";
 const OF_PERSON = ["white", "yellow", "magenta", "lime", "red", "aqua"];         // box and joints, in turn
 const LIMBS = ["r-ankle/r-knee", "r-knee/r-hip", "r-hip/pelvis", "l-hip/pelvis", "l-hip/l-knee",
@@ -106,7 +107,7 @@ export function cut(context, {scale, x, y}, size) {
 
 // ------------------------------------------------------------------------------- the network
 
-let ort, session, size, enlargement, names = [], limbs = [];
+let ort, session, size, enlargement, names = [], partners = [], limbs = [];
 
 /** Fetch and start student.onnx. Everything that depends on the network is read from the file. */
 async function load() {
@@ -136,6 +137,7 @@ async function load() {
   if (!session) throw Error(`student.onnx cannot be loaded: ${String(failure).slice(0, 160)}`);
   enlargement = Number(facts.box_enlargement ?? 1.25);
   names = facts.joints?.split(", ") ?? [];
+  partners = names.map(name => names.indexOf(name.replace(/^[lr]-/, side => side === "l-" ? "r-" : "l-")));
   limbs = LIMBS.map(limb => limb.split("/").map(name => names.indexOf(name)));
   limbs = limbs.filter(ends => Math.min(...ends) >= 0);
   $("model").textContent = `${facts.network ?? "student"}, ${(bytes.length / 1e6).toFixed(1)} MB`;
@@ -187,8 +189,8 @@ async function look(from) {
   const steps = follow ? mine.next(width, height) : chosen ? ask([chosen], true) : findPeople(width, height);
   let step = steps.next();
   while (!step.done) {
-    const {tight, done, all} = step.value, changed = () => mine !== tracker || follow !== following();
-    if (still && !chosen) say(`looking${tight ? " closer" : ""}: ${done} of ${all}${tight ? "" : " windows"}`);
+    const changed = () => mine !== tracker || follow !== following();
+    if (still && !chosen) say(progress(step.value));
     if (!follow) await new Promise(shown => setTimeout(shown));
     if (changed()) return;                           // the visitor wants something else meanwhile
     const found = await peopleIn(step.value);
@@ -198,21 +200,43 @@ async function look(from) {
   people = new Map(step.value.entries());
   finished = [...finished.slice(-60), performance.now()];
   paint();
-  if (!still) return;
+  if (!still) return report(people.size ? from.title : mine.search ? progress(mine.step.value) : "nobody found");
   const {joints} = people.get(0) ?? {}, count = people.size;
   say(`${from.name}${from.note ?? ""}: ${chosen ? `${sure(joints).length} of ${joints.length} joints`
     : count > 1 ? `${count} people` : count ? "1 person" : "nobody"} found`);
 }
 
+const progress = ({tight, done, all}) =>
+  `looking${tight ? " closer" : ""}: ${done} of ${all}${tight ? "" : " windows"}`;
+
 /** A request of people.js -> a person for each of its boxes. */
-async function peopleIn({boxes, tight}) {
+async function peopleIn({boxes, tight, mirrored}) {
   const maps = boxes.map(box => boxMap(box, size, tight ? enlargement : 1));
   const crops = new Uint8Array(boxes.length * size * size * 3);
   maps.forEach((map, n) => crops.set(cut(frame, map, size), n * size * size * 3));
-  const {joints, time} = await predict(crops);
+  let {joints, time} = await predict(crops);
   times = [...times.slice(-30), time];
+  if (mirrored && names.length) {
+    const {joints: others} = await predict(mirror(crops));
+    joints = joints.map((ofCrop, n) => agree(ofCrop, others[n]));
+  }
   return maps.map(({scale, x, y}, n) => (
     {box: boxes[n], joints: joints[n].map(([u, v, sure]) => [(u - x) / scale, (v - y) / scale, sure])}));
+}
+
+/** Crops (B, size, size, 3) with left and right exchanged: column u becomes column size - 1 - u. */
+const mirror = crops => crops.map((_, at) => crops[at + 3 * (size - 1 - 2 * (Math.floor(at / 3) % size))]);
+
+/** Joints (K, 3) of a crop and of its mirror image -> their mean where they agree, as weighted by their
+ *  confidences, else the surer one by half: what the mean of two SimCC distributions comes to. */
+function agree(joints, mirrored) {
+  return joints.map(([x, y, sure], k) => {
+    const [u, v, other] = mirrored[partners[k]], across = size - 1 - u;
+    if (Math.hypot(across - x, v - y) > NEAR * size)
+      return sure > other ? [x, y, sure / 2] : [across, v, other / 2];
+    const part = other / (sure + other || 1);
+    return [x + part * (across - x), y + part * (v - y), (sure + other) / 2];
+  });
 }
 
 /** Frame and skeletons onto a canvas of any size, mirrored where asked. */
@@ -269,6 +293,12 @@ function say(message, error = false) {
   $("message").textContent = message;
   clearTimeout(clearing);
   if (error && source?.moving) clearing = setTimeout(() => say(source.title), 1000 * ERROR_SECONDS);
+}
+
+/** What is seen in a video: said when it changes, and never over an error. */
+function report(message) {
+  const {className, textContent} = $("message");
+  if (className !== "error" && textContent !== message) say(message);
 }
 
 function showFigures() {

@@ -1,8 +1,9 @@
 // People in a whole image, found by a pose network alone: people.py for the browser, with its numbers.
 //
 //     person    {box, joints}: box [x, y, width, height], joints (K, 3): x, y in frame pixels, confidence
-//     request   {boxes, tight, done, all}: yielded by the generators below, which go on with the people in
-//               the boxes, tight ones with a margin; done of all boxes came before
+//     request   {boxes, tight, mirrored, done, all}: yielded by the generators below, which go on with the
+//               people in the boxes, tight ones with a margin; done of all boxes came before. mirrored: their
+//               mirror images count, too, for which people.py has flip_test
 //
 // Nothing here draws or runs a network: demo.js answers the requests, and may draw between them.
 
@@ -11,7 +12,7 @@ const SUREST = 8, CANDIDATE = 0.2, PERSON = 0.6, STILL = 0.52, MOST = 24;
 const SURE = 0.1, LEAST = 6, BEYOND = 0.15, ROUNDS = 2;
 const SAME = [0.5, 0.8], SAME_CANDIDATE = [0.75, 0.95], LOOK_AGAIN = 30, LOOK_SOON = 5;
 
-const portion = 4;         // boxes of a request: the page stands still while the network looks at them
+const portion = 4;         // crops of a request: the page stands still while the network looks at them
 const boxSpeed = 0.4;      // of the box of somebody followed, towards the joints: it shakes less than they do
 
 // ------------------------------------------------------------------------------- people in an image
@@ -86,19 +87,18 @@ export function candidates(people) {
 }
 
 /** Asks for the people in boxes, a portion in each request, and returns them. */
-export function* ask(boxes, tight) {
-  const people = [];
-  for (let done = 0; done < boxes.length; done += portion)
-    people.push(...yield {boxes: boxes.slice(done, done + portion), tight, done, all: boxes.length});
+export function* ask(boxes, tight, mirrored = false) {
+  const people = [], most = mirrored ? portion / 2 : portion;
+  for (let done = 0; done < boxes.length; done += most)
+    people.push(...yield {boxes: boxes.slice(done, done + most), tight, mirrored, done, all: boxes.length});
   return people;
 }
 
-/** Everybody in an image of this size, as `suppress` orders them; empty where nobody is. Without flip_test. */
+/** Everybody in an image of this size, as `suppress` orders them; empty where nobody is. */
 export function* findPeople(width, height) {
   let people = yield* ask(windows(width, height), false);
-  for (let round = 0; round < ROUNDS; round++) {
-    people = yield* ask(candidates(people).map(boxOfJoints), true);
-  }
+  for (let round = 1; round <= ROUNDS; round++)
+    people = yield* ask(candidates(people).map(boxOfJoints), true, round === ROUNDS);
   return suppress(people.filter(person => personScore(person) >= PERSON)
     .map(person => ({...person, box: boxOfJoints(person)})));
 }
@@ -130,7 +130,8 @@ export class Tracker {
     const follow = (box, joints) => box.map((old, k) => old + this.speed * (joints[k] - old));
     const before = new Map([...this.people, ...this.lost]), people = new Map(), lost = new Map();
     const boxes = Array.from(this.people.values(), person => follow(person.box, boxOfJoints(person)));
-    const seen = yield* ask([...boxes, ...Array.from(this.lost.values(), boxOfJoints)], true);
+    const seen = [...yield* ask(boxes, true),
+                  ...yield* ask(Array.from(this.lost.values(), boxOfJoints), true, true)];
     [...before].forEach(([id, was], n) => {
       const least = this.people.has(id) ? STILL : PERSON;
       if (personScore(seen[n]) >= least && isNew(seen[n], people.values())) people.set(id, seen[n]);

@@ -22,13 +22,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 from test_people import PEOPLE, StandIn, crossing, drawn
 
 import checkpoint
 import people
-from crops import cut
+from crops import FLIP, cut
 from data_mpii import BOX_ENLARGEMENT
+from evaluate import predict_crops
 from export import SHIPPED_STUDENT, export_onnx
 from images import LEFT, RIGHT, read_image
 from people import (LOOK_AGAIN, Found, Tracker, box_matrix, box_of_joints, candidates, find_people, is_new,
@@ -138,9 +140,10 @@ def answered(js, steps, model, image):
     """What one of the generators of people.js returns, to which Python's network shows an image's boxes."""
     step = js(f"steps = {steps}; steps.next()")
     while not step["done"]:
-        boxes, tight = step["value"]["boxes"], step["value"]["tight"]
-        assert 0 < len(boxes) <= 8
-        step = js(f"steps.next({in_js(*poses_in_boxes(model, image, boxes, tight=tight))})")
+        boxes, tight, mirrored = (step["value"][name] for name in ("boxes", "tight", "mirrored"))
+        assert 0 < len(boxes) * (1 + mirrored) <= 4
+        seen = poses_in_boxes(model, image, boxes, flip_test=mirrored, tight=tight)
+        step = js(f"steps.next({in_js(*seen)})")
     return step["value"]
 
 
@@ -193,8 +196,9 @@ def test_people_are_told_apart_in_the_same_way(js):
 def test_everybody_is_the_same(js, who, sure):
     """By a network of Python that people.js asks, too."""
     image, model = drawn(*who), StandIn(sure)
-    assert same(answered(js, f"findPeople({image.width}, {image.height})", model, image),
-                find_people(model, image))
+    found = answered(js, f"findPeople({image.width}, {image.height})", model, image)
+    assert bool(model.mirrored) == bool(who and sure > 0.2)
+    assert same(found, find_people(model, image))
 
 
 def test_who_is_followed_is_the_same(js):
@@ -521,17 +525,37 @@ def test_joints_in_a_box_are_those_of_predict(page, model, images):
         assert apart < 1, path.name
 
 
+@pytest.fixture
+def page_flip_test(monkeypatch):
+    """Has people.py do as the page does, which has joints instead of distributions for its flip test: where
+    those of the mirror image are within a twentieth of the crop the mean by confidence, else the surer half.
+    """
+    def flip_test_of_page(model, crops, flip_test):
+        xy, sure = predict_crops(model, crops)                                     # (B, K, 2), (B, K)
+        if not flip_test:
+            return xy, sure
+        across, other = (of[:, FLIP] for of in predict_crops(model, crops.flip(-1)))
+        across = torch.stack([model.size - 1 - across[..., 0], across[..., 1]], -1)
+        near, weight = (xy - across).norm(dim=-1) <= model.size / 20, torch.stack([sure, other])
+        mean = (weight[..., None] * torch.stack([xy, across])).sum(0) / weight.sum(0)[..., None]
+        surer = torch.where((sure > other)[..., None], xy, across)
+        return (torch.where(near[..., None], mean, surer),
+                torch.where(near, (sure + other) / 2, torch.maximum(sure, other) / 2))
+
+    monkeypatch.setattr(people, "predict_crops", flip_test_of_page)
+
+
 def is_settled(model, image, tries=5):
     """Do people.py's joints stay where they are if a grey level changes in one of 200 pixels of the image?
 
     The page's crops may be as far apart (test_crops_are_those_of_pillow). Where two bins of a joint are
     equally likely, that decides between them, and the box of the joints, the next crop, moves with it.
     """
-    expected, random = find_people(model, image, flip_test=False), np.random.default_rng(0)
+    expected, random = find_people(model, image), np.random.default_rng(0)
     for _ in range(tries):
         pixels = np.asarray(image).astype(int)
         pixels += random.choice([-1, 1], pixels.shape) * (random.random(pixels.shape) < 0.005)
-        found = find_people(model, Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), flip_test=False)
+        found = find_people(model, Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
         if len(found) != len(expected) or any(
                 np.abs(one.joints - other.joints).max() * model.size > BOX_ENLARGEMENT * max(one.box[2:])
                 for one, other in zip(expected, found)):
@@ -540,7 +564,7 @@ def is_settled(model, image, tries=5):
 
 
 @in_browser
-def test_people_are_those_of_predict(page, model, images, tmp_path):
+def test_people_are_those_of_predict(page, model, images, tmp_path, page_flip_test):
     """Where nobody is, in a drawing and in photos: as many, the same, in the same order."""
     Image.new("RGB", (300, 200)).save(tmp_path / "nobody.png")
     settled = [path for path in photos() if is_settled(model, read_image(path)[0])]
@@ -551,7 +575,7 @@ def test_people_are_those_of_predict(page, model, images, tmp_path):
         page.drop(path)
         page.wait(f"message.textContent.startsWith({json.dumps(path.name)})")
         image = read_image(path)[0]
-        joints, expected = page.still(), find_people(model, image, flip_test=False)
+        joints, expected = page.still(), find_people(model, image)
         count = {0: "nobody", 1: "1 person"}.get(len(expected), f"{len(expected)} people")
         assert page.text("message") == f"{path.name}: {count} found"
         assert len(page.text("box").split("\n")) == max(len(expected), 1)
@@ -706,7 +730,8 @@ def test_image_gives_a_skeleton(page, images, way):
             document.dispatchEvent(new ClipboardEvent('paste', {{clipboardData: data}})); }})()""")
     page.wait(f"message.textContent.startsWith('{path.name}')")
     page.still()
-    page.drag(0.02, 0.02, 0.98, 0.98)        # a network that learned from photos may not find drawn people
+    page.drag(0.02, 0.02, 0.98, 0.98)        # a network that learned from photos may not find drawn people,
+    page.js("threshold.value = 0, threshold.oninput()")                             # nor be sure of their joints
     assert page.still().shape == (16, 3) and coloured(page) > 300
     page.js("threshold.value = 1, threshold.oninput()")
     page.wait("message.textContent.endsWith(': 0 of 16 joints found')")
@@ -748,9 +773,12 @@ def test_saved_image(page, images, tmp_path):
 def test_camera_gives_frames(page):
     page.allow("granted")
     before = len(page.requests())
+    page.js("said = [], new MutationObserver(() => said.push(message.textContent)).observe(message, "
+            "{childList: true}), undefined")
     page.js("camera.click()")
     page.wait("message.textContent === 'Video: camera' && parseFloat(fps.textContent) > 1")
     page.wait("box.textContent.includes(',')")
+    assert any(re.fullmatch(r"looking: \d+ of \d+ windows", line) for line in page.js("said"))
     assert page.js("mirror.checked") and page.js("view.width") == 640
     for threshold in (0.25, 0):                          # it follows the person, whatever is shown
         page.js(f"threshold.value = {threshold}, threshold.oninput()")
@@ -773,11 +801,8 @@ def test_camera_gives_frames(page):
     assert page.requests()[before:] == [] and page.complaints() == []
 
 
-@in_browser
-def test_video_file(page):
-    """The page's own sample, recorded by the browser."""
-    page.js("""new Promise(done => {
-        const recorder = new MediaRecorder(view.captureStream(10));
+RECORDED = """new Promise(done => {
+        const recorder = new MediaRecorder(CANVAS.captureStream(10));
         recorder.ondataavailable = ({data}) => {
             const files = new DataTransfer();
             files.items.add(new File([data], 'film.webm', {type: 'video/webm'}));
@@ -785,10 +810,34 @@ def test_video_file(page):
             done();
         };
         recorder.start();
-        setTimeout(() => recorder.stop(), 1500); })""")
+        setTimeout(() => recorder.stop(), 1500); })"""
+
+
+@in_browser
+def test_video_file(page):
+    """The page's own sample, recorded by the browser."""
+    page.js(RECORDED.replace("CANVAS", "view"))
     page.wait("message.textContent === 'Video: film.webm' && parseFloat(fps.textContent) > 1")
     page.js("pause.click()")
     page.wait("fps.textContent === '–' && pause.getAttribute('aria-pressed') === 'true'")
+    assert page.complaints() == []
+
+
+@in_browser
+def test_video_of_nobody(page, tmp_path):
+    """It is said, but not over an error, which stands for some seconds."""
+    page.js("pen = document.createElement('canvas').getContext('2d'), "
+            "setInterval(() => pen.fillRect(0, 0, 300, 150), 50), undefined")
+    page.js(RECORDED.replace("CANVAS", "pen.canvas"))
+    page.wait("message.textContent === 'nobody found'")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    page.drop(tmp_path / "broken.jpg")
+    page.wait("message.className === 'error'")
+    error, frames = page.text("message"), page.js("pen.fillStyle = 'gray', parseFloat(fps.textContent)")
+    assert frames > 0.5 and error.startswith("broken.jpg cannot be read")
+    time.sleep(4)
+    assert page.text("message") == error
+    page.wait("message.textContent === 'nobody found'")
     assert page.complaints() == []
 
 
