@@ -200,7 +200,7 @@ async function look(from) {
   people = new Map(step.value.entries());
   finished = [...finished.slice(-60), performance.now()];
   paint();
-  if (!still) return report(people.size ? from.title : mine.search ? progress(mine.step.value) : "nobody found");
+  if (!still) return report(from.title, mine);
   const {joints} = people.get(0) ?? {}, count = people.size;
   say(`${from.name}${from.note ?? ""}: ${chosen ? `${sure(joints).length} of ${joints.length} joints`
     : count > 1 ? `${count} people` : count ? "1 person" : "nobody"} found`);
@@ -295,10 +295,11 @@ function say(message, error = false) {
   if (error && source?.moving) clearing = setTimeout(() => say(source.title), 1000 * ERROR_SECONDS);
 }
 
-/** What is seen in a video: said when it changes, and never over an error. */
-function report(message) {
-  const {className, textContent} = $("message");
-  if (className !== "error" && textContent !== message) say(message);
+/** Says in a video what changes, never over an error; no progress after nobody was found, until somebody is. */
+function report(title, {search, step}) {
+  const {className, textContent: said} = $("message"), nobody = `${title} (nobody found)`;
+  const message = people.size ? title : search && said !== nobody ? `${title} (${progress(step.value)})` : nobody;
+  if (className !== "error" && said !== message) say(message);
 }
 
 function showFigures() {
