@@ -225,11 +225,11 @@ async function peopleIn({boxes, tight, mirrored}) {
 }
 
 /** Crops (B, size, size, 3) with left and right exchanged: column u becomes column size - 1 - u. */
-const mirror = crops => crops.map((_, at) => crops[at + 3 * (size - 1 - 2 * (Math.floor(at / 3) % size))]);
+export const mirror = crops => crops.map((_, at) => crops[at + 3 * (size - 1 - 2 * (Math.floor(at / 3) % size))]);
 
 /** Joints (K, 3) of a crop and of its mirror image -> their mean where they agree, as weighted by their
  *  confidences, else the surer one by half: what the mean of two SimCC distributions comes to. */
-function agree(joints, mirrored) {
+export function agree(joints, mirrored) {
   return joints.map(([x, y, sure], k) => {
     const [u, v, other] = mirrored[partners[k]], across = size - 1 - u;
     if (Math.hypot(across - x, v - y) > NEAR * size)

@@ -525,24 +525,40 @@ def test_joints_in_a_box_are_those_of_predict(page, model, images):
         assert apart < 1, path.name
 
 
+def agree(xy, sure, mirrored_xy, mirrored_sure, size):
+    """Joints (..., K, 2) and confidences (..., K) of crops and of their mirror images -> the page's."""
+    across, other = mirrored_xy[..., FLIP, :].clone(), mirrored_sure[..., FLIP]
+    across[..., 0] = size - 1 - across[..., 0]
+    near, weights = (xy - across).norm(dim=-1) <= size / 20, torch.stack([sure, other])
+    mean = (weights[..., None] * torch.stack([xy, across])).sum(0) / weights.sum(0)[..., None]
+    surer = torch.where((sure > other)[..., None], xy, across)
+    return torch.where(near[..., None], mean, surer), torch.where(near, weights.mean(0), weights.amax(0) / 2)
+
+
 @pytest.fixture
 def page_flip_test(monkeypatch):
-    """Has people.py do as the page does, which has joints instead of distributions for its flip test: where
-    those of the mirror image are within a twentieth of the crop the mean by confidence, else the surer half.
-    """
+    """Has people.py do as the page does, which has joints instead of distributions for its flip test."""
     def flip_test_of_page(model, crops, flip_test):
-        xy, sure = predict_crops(model, crops)                                     # (B, K, 2), (B, K)
-        if not flip_test:
-            return xy, sure
-        across, other = (of[:, FLIP] for of in predict_crops(model, crops.flip(-1)))
-        across = torch.stack([model.size - 1 - across[..., 0], across[..., 1]], -1)
-        near, weight = (xy - across).norm(dim=-1) <= model.size / 20, torch.stack([sure, other])
-        mean = (weight[..., None] * torch.stack([xy, across])).sum(0) / weight.sum(0)[..., None]
-        surer = torch.where((sure > other)[..., None], xy, across)
-        return (torch.where(near[..., None], mean, surer),
-                torch.where(near, (sure + other) / 2, torch.maximum(sure, other) / 2))
+        joints = predict_crops(model, crops)
+        return agree(*joints, *predict_crops(model, crops.flip(-1)), model.size) if flip_test else joints
 
     monkeypatch.setattr(people, "predict_crops", flip_test_of_page)
+
+
+@in_browser
+def test_joints_of_mirror_images_agree(page):
+    """Nearer than a twentieth of the crop their mean, weighted by confidence, else the surer half."""
+    rng = np.random.default_rng(0)
+    one, other = np.concatenate([128 * rng.random((2, 16, 2)), rng.random((2, 16, 1))], -1)
+    other[FLIP[:12], :2] = [127, 0] + [-1, 1] * one[:12, :2] + 9 * (rng.random((12, 2)) - 0.5)
+    code = f"import('./demo.js').then(({{agree}}) => agree({one.tolist()}, {other.tolist()}))"
+    (xy, sure), (mirrored_xy, mirrored_sure) = (torch.tensor(of).split([2, 1], -1) for of in (one, other))
+    joints, confidence = agree(xy, sure[:, 0], mirrored_xy, mirrored_sure[:, 0], 128)
+    np.testing.assert_allclose(page.js(code), np.c_[joints, confidence], rtol=1e-9)
+    crop = rng.integers(0, 256, (2, 128, 128, 3))
+    code = f"""import('./demo.js').then(({{mirror}}) =>
+        Array.from(mirror(Uint8Array.from({crop.ravel().tolist()}))))"""
+    assert np.array_equal(page.js(code), crop[:, :, ::-1].ravel())
 
 
 def is_settled(model, image, tries=5):
