@@ -32,7 +32,7 @@ from export import SHIPPED_STUDENT, for_inference
 from images import (FARTHEST, LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, WHOLE, draw_skeleton, frame_rate,
                     list_files, name_outputs, open_video, read_image, report, system_error, utf8,
                     write_image)
-from people import Tracker, find_people, poses_in_boxes
+from people import Tracker, find_people, person_score, poses_in_boxes
 
 THINNEST = 2                         # pixels of a line
 CUTOFF, BETA, SPEED_CUTOFF = 1.0, 5.0, 1.0       # of OneEuro: Hz, Hz for each box side a second, Hz
@@ -44,8 +44,12 @@ def read_boxes(file):
     """{"photo.jpg": [[x, y, width, height], ...], ...} of --boxes; BadInput for anything else."""
     try:
         boxes = json.loads(Path(file).read_bytes(), object_pairs_hook=without_twins)
+        if not (isinstance(boxes, dict) and all(isinstance(people, list) for people in boxes.values())):
+            raise ValueError("it does not name images and list boxes of each")
         return {name: [check_box(box) for box in people] for name, people in boxes.items()}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise BadInput(f"--boxes {file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"--boxes {file}: {' '.join(str(error).split())[:160]}; it must be json such as "
                        f'{{"photo.jpg": [[x, y, width, height]]}}') from error
 
@@ -142,7 +146,7 @@ def record(path, people, scale):
     """The entry of --json for an image, in the pixels of the file as it is shown upright."""
     of_file = lambda value: round(float((value + 0.5) / scale - 0.5), 2)     # of a pixel's centre
     return {"file": str(path), "people": [
-        {"box": [round(number / scale, 2) for number in person.box],
+        {"box": [round(number / scale, 2) for number in person.box], "score": round(person_score(person), 4),
          "joints": {name: [of_file(x), of_file(y), round(float(sure), 4)]
                     for name, (x, y), sure in zip(JOINTS, person.joints, person.confidence)}}
         for person in people]}
@@ -294,9 +298,11 @@ def parse_arguments():
     add("--checkpoint", type=Path, default=SHIPPED_STUDENT,
         help=f"network (default: {SHIPPED_STUDENT.parent.name}/{SHIPPED_STUDENT.name})")
     add("--box", type=float, nargs=4, action="append", metavar=("X", "Y", "WIDTH", "HEIGHT"),
-        help="tight box around a person, in pixels; once for each person (default: people are found)")
+        help="tight box around a person, in pixels, in every image; once for each person "
+             "(default: people are found)")
     add("--boxes", type=Path,
-        help='json file of boxes, by paths in the named folder: {"photo.jpg": [[x, y, width, height], ...]}')
+        help='json file of boxes, by paths in the named folder: {"photo.jpg": [[x, y, width, height], ...]}; '
+             "in images that it does not name people are found")
     add("--whole", action="store_true", help="one person, whose box is the whole image")
     add("--flip-test", action="store_true", help="average with the mirror image, in twice the time "
         "(people who are looked for always are)")
@@ -304,7 +310,8 @@ def parse_arguments():
         help=f"draw joints of less confidence faint (default: {THRESHOLD})")
     add("--smooth", action="store_true", help="smooth joints over time (videos and cameras; 1 Euro filter)")
     add("--out", type=Path, default=Path("predictions"), help="folder (default: predictions/)")
-    add("--json", type=Path, help="write joints and confidences to this file, too")
+    add("--json", type=Path, help="write the boxes, scores, joints and confidences "
+        "of images to this file, too")
     add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
     args = parser.parse_args()
     check_device(args.device)

@@ -101,6 +101,7 @@ def test_joints_in_an_image_that_was_decoded_smaller():
     people = [Found([2, 3, 5, 5], np.tile([[0.0, 10.0]], (16, 1)), np.ones(16))]
     found, = record("x.jpg", people, 0.25)["people"]
     assert found["box"] == [8, 12, 20, 20] and found["joints"]["r-knee"] == [1.5, 41.5, 1]
+    assert found["score"] == 1
 
 
 def test_large_jpegs_and_pngs_give_the_same_joints(tmp_path):
