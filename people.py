@@ -10,7 +10,7 @@ crops without people, too. That is enough to find people, without a detector:
     person_score   how sure the network is of the joints: the best windows are kept
     box_of_joints  the box of a person, by the sure joints, is the next crop, which fits better; twice
     candidates     windows that are sure enough and not too alike
-    suppress       of people whose boxes overlap the one with the highest sum of confidences stays
+    suppress       of people who share box or joints the one with the highest sum of confidences stays
 
 Boxes are x, y, width, height in pixels, joints (16, 2) in pixels, confidences (16,) in [0, 1].
 """
@@ -35,8 +35,9 @@ MOST = 24                   # windows that are refined
 SURE, LEAST = 0.1, 6        # confidence of joints that a box is drawn around, and their least number
 BEYOND = 0.15               # by how much a person is larger than the box of the joints, in its longer side
 ROUNDS = 2                  # refinements
-# Fractions of their union, and of the smaller, that two boxes share at most, if they are not the same
-SAME, SAME_CANDIDATE = (0.5, 0.8), (0.75, 0.95)      # person; window that is refined
+# What two share at most, if they are not the same: of their boxes' union, of the smaller box, of the joints
+SAME, SAME_CANDIDATE = (0.6, 0.9, 0.5), (0.75, 0.95, 1)      # person; window that is refined
+CLEAR, CLOSE = 0.3, 0.1     # least confidence of shared joints; most distance, in the smaller box's side
 BATCH = 32                  # crops in the network at once
 # frames of a video after which newcomers are looked for, and, where somebody gets lost, everybody
 LOOK_AGAIN, LOOK_SOON = 30, 5
@@ -112,11 +113,19 @@ def shared(one, other):
     return area / (aw * ah + bw * bh - area), area / min(aw * ah, bw * bh)
 
 
+def shared_joints(person, other):
+    """The fraction of a person's clear joints that are where the same joints of another are."""
+    side = min(max(box_of_joints(found)[2:]) for found in (person, other))
+    close = np.linalg.norm(person.joints - other.joints, axis=1) <= CLOSE * side
+    clear = person.confidence >= CLEAR
+    return (close & clear).sum() / max(clear.sum(), 1)
+
+
 def is_new(person, others, same=SAME):
-    """Is this nobody of the others? Somebody seen again has a similar box, or one within the other."""
+    """Is this nobody of the others? Somebody seen again has a similar box, one within it, or the joints."""
     for other in others:
-        of_union, of_smaller = shared(box_of_joints(person), box_of_joints(other))
-        if of_union > same[0] or of_smaller > same[1]:
+        of_boxes = shared(box_of_joints(person), box_of_joints(other))
+        if any(part > most for part, most in zip((*of_boxes, shared_joints(person, other)), same)):
             return False
     return True
 

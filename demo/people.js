@@ -10,7 +10,8 @@
 const WINDOW_SIDES = [1, 0.75, 0.55], STEP = 0.4, THIN = 6;
 const SUREST = 8, CANDIDATE = 0.2, PERSON = 0.6, STILL = 0.52, MOST = 24;
 const SURE = 0.1, LEAST = 6, BEYOND = 0.15, ROUNDS = 2;
-const SAME = [0.5, 0.8], SAME_CANDIDATE = [0.75, 0.95], LOOK_AGAIN = 30, LOOK_SOON = 5;
+const SAME = [0.6, 0.9, 0.5], SAME_CANDIDATE = [0.75, 0.95, 1], CLEAR = 0.3, CLOSE = 0.1;
+const LOOK_AGAIN = 30, LOOK_SOON = 5;
 
 const portion = 4;         // crops of a request: the page stands still while the network looks at them
 const boxSpeed = 0.4;      // of the box of somebody followed, towards the joints: it shakes less than they do
@@ -64,12 +65,19 @@ export function shared([ax, ay, aw, ah], [bx, by, bw, bh]) {
   return [area / (aw * ah + bw * bh - area), area / Math.min(aw * ah, bw * bh)];
 }
 
-/** Is this nobody of the others? Somebody seen again has a similar box, or one within the other. */
+/** The fraction of a person's clear joints that are where the same joints of another are. */
+export function sharedJoints(person, other) {
+  const side = Math.min(...[person, other].map(one => Math.max(...boxOfJoints(one).slice(2))));
+  const clear = person.joints.map((joint, k) => [joint, other.joints[k]]).filter(([joint]) => joint[2] >= CLEAR);
+  const close = clear.filter(([[x, y], [u, v]]) => Math.hypot(x - u, y - v) <= CLOSE * side);
+  return close.length / Math.max(clear.length, 1);
+}
+
+/** Is this nobody of the others? Somebody seen again has a similar box, one within the other, or its joints. */
 export function isNew(person, others, same = SAME) {
-  return [...others].every(other => {
-    const [ofUnion, ofSmaller] = shared(boxOfJoints(person), boxOfJoints(other));
-    return ofUnion <= same[0] && ofSmaller <= same[1];
-  });
+  return [...others].every(other =>
+    [...shared(boxOfJoints(person), boxOfJoints(other)), sharedJoints(person, other)]
+      .every((part, n) => part <= same[n]));
 }
 
 /** The people, the highest sum of confidences first, without those who are one of them seen again. */

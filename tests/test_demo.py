@@ -176,6 +176,8 @@ def test_people_are_told_apart_in_the_same_way(js):
     for _ in range(40):
         corners, sides = random.uniform(0, 60, (12, 1, 2)), random.uniform(1, 60, (12, 1, 2))
         joints = corners + sides * random.uniform(size=(12, 16, 2))
+        again = joints[:6] + random.uniform(-6, 6, (6, 16, 2))        # half of them seen twice, in part
+        joints[6:] = np.where(random.uniform(size=(6, 16, 1)) < 0.6, again, joints[6:])
         sure = random.uniform(0, random.uniform(), (12, 16))
         crowd = [Found([0, 0, 1, 1], *one) for one in zip(joints, sure)]
         boxes = list(map(box_of_joints, crowd))

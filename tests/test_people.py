@@ -28,7 +28,7 @@ from export import SHIPPED_STUDENT, for_inference
 from images import open_image
 from models import build_student
 from people import (LOOK_AGAIN, LOOK_SOON, Found, Tracker, box_matrix, box_of_joints, candidates, find_people,
-                    is_new, person_score, poses_in_boxes, shared, suppress, windows)
+                    is_new, person_score, poses_in_boxes, shared, shared_joints, suppress, windows)
 from train import load_data
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -258,16 +258,31 @@ def test_the_surest_stays():
 
 
 def test_candidates_may_be_more_alike_than_people(monkeypatch):
-    """Two boxes that share 0.6 of their union are one person, and two candidates."""
+    """Two boxes that share 0.63 of their union are one person, and two candidates."""
     monkeypatch.setattr(module, "BEYOND", 0)
     corners = np.array([[0, 0], [40, 80]] * 8, float)
-    two = [Found([], corners, np.full(16, 0.9)), Found([], corners + (10, 0), np.full(16, 0.8))]
-    assert shared(*map(box_of_joints, two))[0] == pytest.approx(0.6)
+    two = [Found([], corners, np.full(16, 0.9)), Found([], corners + (9, 0), np.full(16, 0.8))]
+    assert shared(*map(box_of_joints, two))[0] == pytest.approx(31 / 49) and shared_joints(*two) == 0
     assert suppress(two) == two[:1] and candidates(two) == two
     assert candidates([*two, Found([], corners + 300, np.full(16, 0.1))]) == two             # too unsure
     assert candidates([two[0], Found([], corners + (2, 0), np.full(16, 0.8))]) == two[:1]    # too alike
     monkeypatch.setattr(module, "MOST", 1)
     assert candidates(two) == two[:1]
+
+
+def test_who_has_the_joints_of_another_is_not_a_person():
+    """A trunk seen twice, once with legs elsewhere: most clear joints are shared, the boxes are not."""
+    joints = np.array([[x, y] for y in range(0, 160, 10) for x in [y % 20]], float)               # (16, 2)
+    elsewhere = np.where(np.arange(16)[:, None] < 9, joints + 5, joints[:, ::-1] + (0, 40))
+    whole, doubled = Found([], joints, np.full(16, 0.9)), Found([], elsewhere, np.full(16, 0.8))
+    of_union, of_smaller = shared(box_of_joints(whole), box_of_joints(doubled))
+    assert of_union < 0.3 and of_smaller < 0.85
+    assert shared_joints(doubled, whole) == 9 / 16 and suppress([doubled, whole]) == [whole]
+    assert candidates([doubled, whole]) == [whole, doubled]
+    unclear = np.where(np.arange(16) < 4, 0.1, 0.8)
+    assert shared_joints(Found([], elsewhere, unclear), whole) == 5 / 12
+    far = Found([], np.where(np.arange(16)[:, None] < 9, joints + 15, elsewhere), np.full(16, 0.8))
+    assert len(suppress([whole, far])) == 2
 
 
 # ------------------------------------------------------------------------------- people in an image
