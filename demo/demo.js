@@ -295,11 +295,11 @@ function say(message, error = false) {
   if (error && source?.moving) clearing = setTimeout(() => say(source.title), 1000 * ERROR_SECONDS);
 }
 
-/** Says in a video what changes, never over an error; no progress after nobody was found, until somebody is. */
+/** Says in a video what changes, over nothing else; no progress after nobody was found, until somebody is. */
 function report(title, {search, step}) {
-  const {className, textContent: said} = $("message"), nobody = `${title} (nobody found)`;
+  const {textContent: said} = $("message"), nobody = `${title} (nobody found)`;
   const message = people.size ? title : search && said !== nobody ? `${title} (${progress(step.value)})` : nobody;
-  if (className !== "error" && said !== message) say(message);
+  if (said.startsWith(title) && said !== message) say(message);
 }
 
 function showFigures() {
