@@ -227,8 +227,9 @@ async function peopleIn({boxes, tight, mirrored}) {
 /** Crops (B, size, size, 3) with left and right exchanged: column u becomes column size - 1 - u. */
 export const mirror = crops => crops.map((_, at) => crops[at + 3 * (size - 1 - 2 * (Math.floor(at / 3) % size))]);
 
-/** Joints (K, 3) of a crop and of its mirror image -> their mean where they agree, as weighted by their
- *  confidences, else the surer one by half: what the mean of two SimCC distributions comes to. */
+/** Joints (K, 3) of a crop and of its mirror image -> their mean where they agree, weighted by confidence, else
+ *  the surer one with half of its confidence. predict.py averages distributions, which the file does not give:
+ *  where two sure ones are apart in x and in y, a quarter is left there. */
 export function agree(joints, mirrored) {
   return joints.map(([x, y, sure], k) => {
     const [u, v, other] = mirrored[partners[k]], across = size - 1 - u;
@@ -295,10 +296,12 @@ function say(message, error = false) {
   if (error && source?.moving) clearing = setTimeout(() => say(source.title), 1000 * ERROR_SECONDS);
 }
 
-/** Says in a video what changes, over nothing else; no progress after nobody was found, until somebody is. */
-function report(title, {search, step}) {
+/** Says in a video what changes, over no other message: progress until somebody or nobody is found, and nobody
+ *  when those who were lost have been given up, too. */
+function report(title, {search, step, lost, ids}) {
   const {textContent: said} = $("message"), nobody = `${title} (nobody found)`;
-  const message = people.size ? title : search && said !== nobody ? `${title} (${progress(step.value)})` : nobody;
+  const message = people.size ? title : search && !ids && said !== nobody ? `${title} (${progress(step.value)})`
+    : search || lost.size ? said : nobody;
   if (said.startsWith(title) && said !== message) say(message);
 }
 

@@ -68,12 +68,13 @@ export function shared([ax, ay, aw, ah], [bx, by, bw, bh]) {
 /** The fraction of a person's clear joints that are where the same joints of another are. */
 export function sharedJoints(person, other) {
   const side = Math.min(...[person, other].map(one => Math.max(...boxOfJoints(one).slice(2))));
-  const clear = person.joints.map((joint, k) => [joint, other.joints[k]]).filter(([joint]) => joint[2] >= CLEAR);
+  const pairs = person.joints.map((joint, k) => [joint, other.joints[k]]);
+  const clear = pairs.filter(([joint]) => joint[2] >= CLEAR);
   const close = clear.filter(([[x, y], [u, v]]) => Math.hypot(x - u, y - v) <= CLOSE * side);
   return close.length / Math.max(clear.length, 1);
 }
 
-/** Is this nobody of the others? Somebody seen again has a similar box, one within the other, or its joints. */
+/** Is this nobody of the others? Somebody seen again has a similar box, one within it, or the joints. */
 export function isNew(person, others, same = SAME) {
   return [...others].every(other =>
     [...shared(boxOfJoints(person), boxOfJoints(other)), sharedJoints(person, other)]

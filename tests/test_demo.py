@@ -3,8 +3,9 @@
     python -m pytest tests/test_demo.py                     # the server, and people.js in Node.js
     LONG_TESTS=1 python -m pytest tests/test_demo.py        # in Chromium; needs npm --prefix demo install
 
-people.js is compared with people.py, whose numbers it has, and the page's people and joints with those of
-predict.py, on synthetic people and, where POSE_DATA is set, on photos.
+people.js is compared with people.py, whose numbers it has, the page's joints in a box with those of predict.py,
+and its people with those of people.py by the page's own flip test (`agree`): on synthetic people and, where POSE_DATA
+is set, on photos.
 """
 
 import inspect
@@ -18,6 +19,7 @@ import threading
 import time
 import urllib.request
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -136,12 +138,17 @@ def in_js(*found):
                         "joints": np.c_[person.joints, person.confidence].tolist()} for person in found])
 
 
-def answered(js, steps, model, image):
-    """What one of the generators of people.js returns, to which Python's network shows an image's boxes."""
+def answered(js, steps, model, image, asked=None):
+    """What one of the generators of people.js returns, to which Python's network shows an image's boxes.
+
+    asked: a list to which (tight, mirrored) of each request is added.
+    """
     step = js(f"steps = {steps}; steps.next()")
     while not step["done"]:
         boxes, tight, mirrored = (step["value"][name] for name in ("boxes", "tight", "mirrored"))
         assert 0 < len(boxes) * (1 + mirrored) <= 4
+        if asked is not None:
+            asked.append((tight, mirrored))
         seen = poses_in_boxes(model, image, boxes, flip_test=mirrored, tight=tight)
         step = js(f"steps.next({in_js(*seen)})")
     return step["value"]
@@ -198,8 +205,10 @@ def test_people_are_told_apart_in_the_same_way(js):
 def test_everybody_is_the_same(js, who, sure):
     """By a network of Python that people.js asks, too."""
     image, model = drawn(*who), StandIn(sure)
-    found = answered(js, f"findPeople({image.width}, {image.height})", model, image)
-    assert bool(model.mirrored) == bool(who and sure > 0.2)
+    asked = []
+    found = answered(js, f"findPeople({image.width}, {image.height})", model, image, asked)
+    rounds = [(False, False), (True, False), (True, True)]                     # windows, then two refinements
+    assert [of for of, _ in groupby(asked)] == (rounds if who and sure > 0.2 else rounds[:1])
     assert same(found, find_people(model, image))
 
 
@@ -552,7 +561,7 @@ def test_joints_of_mirror_images_agree(page):
     """Nearer than a twentieth of the crop their mean, weighted by confidence, else the surer half."""
     rng = np.random.default_rng(0)
     one, other = np.concatenate([128 * rng.random((2, 16, 2)), rng.random((2, 16, 1))], -1)
-    other[FLIP[:12], :2] = [127, 0] + [-1, 1] * one[:12, :2] + 9 * (rng.random((12, 2)) - 0.5)
+    other[FLIP[:12], :2] = [127, 0] + [-1, 1] * one[:12, :2] + 20 * (rng.random((12, 2)) - 0.5)
     code = f"import('./demo.js').then(({{agree}}) => agree({one.tolist()}, {other.tolist()}))"
     (xy, sure), (mirrored_xy, mirrored_sure) = (torch.tensor(of).split([2, 1], -1) for of in (one, other))
     joints, confidence = agree(xy, sure[:, 0], mirrored_xy, mirrored_sure[:, 0], 128)
@@ -583,7 +592,7 @@ def is_settled(model, image, tries=5):
 
 @in_browser
 def test_people_are_those_of_predict(page, model, images, tmp_path, page_flip_test):
-    """Where nobody is, in a drawing and in photos: as many, the same, in the same order."""
+    """Where nobody is, in a drawing and in photos: as many, the same, in the same order, by `agree`."""
     Image.new("RGB", (300, 200)).save(tmp_path / "nobody.png")
     settled = [path for path in photos() if is_settled(model, read_image(path)[0])]
     assert len(settled) >= 3 or not photos()
