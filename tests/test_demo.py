@@ -3,9 +3,9 @@
     python -m pytest tests/test_demo.py                     # the server, and people.js in Node.js
     LONG_TESTS=1 python -m pytest tests/test_demo.py        # in Chromium; needs npm --prefix demo install
 
-people.js is compared with people.py, whose numbers it has, the page's joints in a box with those of predict.py,
-and its people with those of people.py by the page's own flip test (`agree`): on synthetic people and, where POSE_DATA
-is set, on photos.
+people.js is compared with people.py, whose numbers it has, the page's joints in a box with those of
+predict.py, and its people with those of people.py by the page's own flip test (`agree`): on synthetic people
+and, where POSE_DATA is set, on photos.
 """
 
 import inspect
