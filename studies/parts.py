@@ -14,6 +14,8 @@
     long             all six students from labels alone, 4,000 steps
     terms            each term of the loss beside labels, for cc gs and reg gs
     terms-photos     the terms on photos: cc gs of preset small without a backbone, 4 epochs
+    teacher-photos   the same by the first teacher of photos (see FIRST_TEACHER)
+    control-photos   cc gd of preset small without a backbone and its static control, labels alone, 4 epochs
     tokens           the teacher's tokens standardised, or raw as in DistilPose
 
 sweep.py says how runs are skipped, stopped and resumed, changed.py what the changes are. What stands behind
@@ -28,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import BadInput, main_with_clear_errors, refuse
 from distill import WEIGHTS
 from models import FILTERS, STUDENTS
-from sweep import SEEDS, main
+from sweep import RUNS, SEEDS, main
 
 EPOCHS = 8               # of 125 steps; scored at 4 and 8
 LONG_EPOCHS = 32         # of the group `long`
@@ -36,6 +38,8 @@ PHOTO_EPOCHS = 16        # of tiny students on photos
 COMPARED_EPOCHS = 8      # of students of small-64
 SHORT_EPOCHS = 4         # of students of small
 TERMS = tuple(WEIGHTS["cc"])
+# learned from LSPET alone: git show 753515d:weights/teacher-small-photos.pt > runs/first-teacher.pt
+FIRST_TEACHER = RUNS.parent / "first-teacher.pt"
 GS, GD = ({"student": "cc", "filter": filter} for filter in ("gs", "gd"))
 LABELS = {"no-distill": True}
 RATES = {"-double-rate": "2e-3", "": "1e-3", "-half-rate": "5e-4", "-quarter-rate": "2.5e-4"}
@@ -62,10 +66,10 @@ def of_photos(title, *changes):
     return of_labels("gd", title, *changes, preset="small-64", amp=True, epochs=COMPARED_EPOCHS)
 
 
-def told_of_photos(title, *changes, views=2, **flags):
+def told_of_photos(title, *changes, views=2, mixer=GS, **flags):
     """A cell of the cc gs student of preset small without a backbone, on photos in so many views."""
     short = {"backbone": "none", "preset": "small", "amp": True, "epochs": SHORT_EPOCHS}
-    return title, {**GS, **short, **flags}, [f"train.RECIPES.small.views={views}", *changes]
+    return title, {**mixer, **short, **flags}, [f"train.RECIPES.small.views={views}", *changes]
 
 
 def at_rates(cell, title, filter, names, **flags):
@@ -155,6 +159,12 @@ CELLS = {
         "told-new-views": told_of_photos("all four, a new view in every epoch", views=0),
         "told-two-thirds": told_of_photos("all four, off for the last third", "two-thirds"),
         "told-normed": told_of_photos("all four, tokens behind a layer norm", "normed-tokens")},
+    "teacher-photos": {
+        "told-first-teacher": told_of_photos("all four of the first teacher, of one set",
+                                             teacher=FIRST_TEACHER)},
+    "control-photos": {
+        "told-gd": told_of_photos("**1 + z**", mixer=GD, **LABELS),
+        "told-gd-constant": told_of_photos("ones: the static control", "constant", mixer=GD, **LABELS)},
     "tokens": {
         "cc-gs-raw-as-distilpose": ("raw, a1 = a2 = 5e-4 (DistilPose)", GS,
                                     ["raw-tokens", *token_weights("cc", 5e-4, 5e-4)]),
