@@ -5,7 +5,7 @@
     list_files      the images and videos that paths name, and that their folders hold
     read_image      a file -> RGB, upright by its Exif, whatever its mode and depth
     open_video      a file or camera, by OpenCV (an optional package)
-    draw_skeleton   joints and limbs of one person on an image
+    draw_skeleton   joints and limbs of one person on an image; draw_poses: of everybody found
     contact_sheet   many crops with their skeletons in rows and columns
 """
 
@@ -38,14 +38,13 @@ VIDEOS = set(".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .3gp .3g2 .ts .mts 
              ".vob .mjpeg .mjpg .mxf .divx .y4m".split())
 OUTPUT, VIDEO_OUTPUT = "-pose.jpg", "-pose.mp4"      # end the names of our output: left out of folders
 JPEG_SIDE = 65_500                   # pixels; libjpeg writes no longer side
-TIMED_FRAMES = 1000                  # whose timestamps give a video's rate
-WHOLE = 0.9                          # of a video's stated duration is there, or it is cut short
 READER = 2                           # raised where `read_image` gives other pixels: crops are cut anew
 RIGHT, LEFT, MIDDLE = (255, 140, 0), (0, 200, 255), (120, 220, 90)       # colours of the person's own sides
 WHITE = (255, 255, 255)
 LIMBS = ((0, 1, RIGHT), (1, 2, RIGHT), (2, 6, RIGHT), (3, 6, LEFT), (3, 4, LEFT), (4, 5, LEFT),
          (6, 7, MIDDLE), (7, 8, MIDDLE), (8, 9, MIDDLE),
          (10, 11, RIGHT), (11, 12, RIGHT), (12, 7, RIGHT), (13, 7, LEFT), (13, 14, LEFT), (14, 15, LEFT))
+THINNEST = 2                         # pixels of a line of `draw_poses`
 FAINT = 0.3                          # opacity of a joint below the threshold
 THRESHOLD = 0.5           # shipped student, LSPET: right are 31% of the joints below, 71% of those above
 
@@ -257,28 +256,6 @@ def utf8(path):
         raise BadInput(f"{path}: OpenCV takes no names that are not UTF-8: rename it") from error
 
 
-def frame_rate(cv2, stream):
-    """Frames a second by the timestamps of an opened video, which is read; 0 where it has none."""
-    times = []
-    while len(times) < TIMED_FRAMES and stream.grab():
-        times.append(stream.get(cv2.CAP_PROP_POS_MSEC) / 1000)
-    steps = np.diff(times)
-    return 1 / steps[steps > 0].mean() if (steps > 0).any() else 0
-
-
-def system_error(target, mode):
-    """What the system says of writing 64 kB to a file, "" if nothing. The file is removed."""
-    try:
-        with open(target, mode) as file:
-            file.write(bytes(2 ** 16))
-        return ""
-    except OSError as error:
-        return error.strerror
-    finally:
-        with suppress(OSError):
-            target.unlink()
-
-
 # ------------------------------------------------------------------------------- drawing
 
 def draw_skeleton(image, joints, visible, colour=None, width=2, confidence=None, threshold=THRESHOLD):
@@ -298,6 +275,18 @@ def draw_skeleton(image, joints, visible, colour=None, width=2, confidence=None,
         if seen:
             pen.ellipse([x - width, y - width, x + width, y + width], fill=(*(colour or WHITE), alpha),
                         outline=(0, 0, 0, alpha))
+    return image
+
+
+def draw_poses(image, people, threshold=THRESHOLD, ids=()):
+    """Draw everybody's skeleton, and ids at their boxes, on a Pillow image, in place, and return it."""
+    width = max(THINNEST, round(max(image.size) / 250))
+    for person in people:
+        all_joints = np.ones(len(person.joints), bool)
+        draw_skeleton(image, person.joints, all_joints, None, width, person.confidence, threshold)
+    for number, person in zip(ids, people):
+        corner = [max(0, min(place, side - 8 * width)) for place, side in zip(person.box, image.size)]
+        ImageDraw.Draw(image).text(corner, str(number), font_size=8 * width, stroke_width=1, stroke_fill=0)
     return image
 
 

@@ -29,8 +29,7 @@ WINDOW_SIDES = 1.0, 0.75, 0.55     # of windows, in the image's shorter side
 STEP = 0.4                  # most between two windows, in their sides
 THIN = 6                    # a longer strip is taken for one that is this many times as long as wide
 SUREST = 8                  # joints of which a person's score is the mean: half of the body may be hidden
-# Least scores: of a window that is refined, of a person in the end, of somebody who was in the last frame
-CANDIDATE, PERSON, STILL = 0.2, 0.6, 0.52
+CANDIDATE, PERSON = 0.2, 0.6       # least scores: of a window that is refined, of a person in the end
 MOST = 24                   # windows that are refined
 SURE, LEAST = 0.1, 6        # confidence of joints that a box is drawn around, and their least number
 BEYOND = 0.15               # by how much a person is larger than the box of the joints, in its longer side
@@ -39,8 +38,6 @@ ROUNDS = 2                  # refinements
 SAME, SAME_CANDIDATE = (0.6, 0.9, 0.5), (0.75, 0.95, 1)      # person; window that is refined
 CLEAR, CLOSE = 0.3, 0.1     # least confidence of shared joints; most distance, in the smaller box's side
 BATCH = 32                  # crops in the network at once
-# frames of a video after which newcomers are looked for, and, where somebody gets lost, everybody
-LOOK_AGAIN, LOOK_SOON = 30, 5
 
 
 class Found(NamedTuple):
@@ -156,52 +153,3 @@ def find_people(model, image, device="cpu", flip_test=True):
         people = poses_in_boxes(model, image, boxes, device, flip_test and last)
     return suppress([person._replace(box=box_of_joints(person)) for person in people
                      if person_score(person) >= PERSON])
-
-
-# ------------------------------------------------------------------------------- people in a video
-
-class Tracker:
-    """People followed from frame to frame: each is looked for around the joints that it had in the last one.
-
-    Everybody is looked for in the first frame, every LOOK_AGAIN frames, and where somebody gets lost. Who is
-    lost is also looked for around the last joints, and given up when the second look around ends in vain.
-    """
-
-    def __init__(self, model, device="cpu", flip_test=False):
-        self.model, self.device, self.flip_test = model, device, flip_test
-        self.people, self.lost = {}, {}                       # {id: Found}
-        self.missed = set()                                   # ids of lost people whom a look around missed
-        self.since, self.ids = LOOK_AGAIN, 0                  # frames since the last look around, ids given
-
-    def __call__(self, image):
-        """The next frame, a Pillow image -> {id: Found}.
-
-        A person keeps its id. People of whom one hides the other may exchange theirs.
-        """
-        people, lost = {}, {}
-        for before, least, flip_test in ((self.people, STILL, self.flip_test), (self.lost, PERSON, True)):
-            boxes = list(map(box_of_joints, before.values()))
-            seen = poses_in_boxes(self.model, image, boxes, self.device, flip_test)
-            for number, person in zip(before, seen):
-                if person_score(person) >= least and is_new(person, people.values()):
-                    people[number] = person
-                else:
-                    lost[number] = before[number]
-        missed = self.missed & lost.keys()
-        if self.since >= LOOK_AGAIN or len(missed) < len(lost) and self.since >= LOOK_SOON:
-            for person in find_people(self.model, image, self.device):
-                if is_new(person, people.values()):
-                    number = self.who(person, lost)
-                    lost.pop(number, None)
-                    people[number] = person
-            lost = {number: person for number, person in lost.items() if number not in missed}
-            missed, self.since = set(lost), 0
-        self.people, self.lost, self.missed, self.since = people, lost, missed, self.since + 1
-        return dict(people)
-
-    def who(self, person, lost):
-        """The id of the lost person whose box is most alike, if one is that of this person, or a new id."""
-        alike = {number: shared(box_of_joints(person), box_of_joints(old))[0] for number, old in lost.items()
-                 if not is_new(person, [old])}
-        self.ids += not alike
-        return max(alike, key=alike.get, default=self.ids - 1)

@@ -11,31 +11,24 @@ Pillow does not read and OpenCV does is a video.
 """
 
 import json
-import math
 import os
-import time
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from itertools import chain, repeat
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import checkpoint
 from common import (BadInput, CommandLine, check_device, check_folder, check_writable, default_device,
-                    main_with_clear_errors, optional, refuse)
+                    main_with_clear_errors, refuse)
 from data_coco import is_box, without_twins
 from data_mpii import JOINTS
 from export import SHIPPED_STUDENT, for_inference
-from images import (FARTHEST, LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, WHOLE, draw_skeleton, frame_rate,
-                    list_files, name_outputs, open_video, read_image, report, system_error, utf8,
-                    write_image)
-from people import Tracker, find_people, person_score, poses_in_boxes
-
-THINNEST = 2                         # pixels of a line
-CUTOFF, BETA, SPEED_CUTOFF = 1.0, 5.0, 1.0       # of OneEuro: Hz, Hz for each box side a second, Hz
+from images import (FARTHEST, LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, draw_poses, list_files, name_outputs,
+                    read_image, report, write_image)
+from people import find_people, person_score, poses_in_boxes
+from videos import Tracker, draw_video
 
 
 # ------------------------------------------------------------------------------- images and boxes
@@ -102,54 +95,17 @@ def people_in(args, model, image, boxes):
     return find_people(model, image, args.device)
 
 
-class OneEuro:
-    """1 Euro filter: smooth at rest, quick in motion (Casiez, Roussel and Vogel, CHI 2012).
-
-        a(f) = 1 / (1 + 1 / (2 pi f dt))               weight of a new value at a cut-off frequency f
-        v   <- v + a(SPEED_CUTOFF) ((x_new - x) / dt - v)
-        x   <- x + a(CUTOFF + BETA |v| / side) (x_new - x)
-    """
-
-    def __init__(self):
-        self.x, self.speed = None, 0
-
-    def __call__(self, x, dt, side):
-        """Filtered positions: x is an array of any shape in pixels, dt the seconds since the last call.
-
-        side: of the person's box, in pixels; what is quick is measured in it.
-        """
-        if self.x is None:
-            self.x = x
-        self.speed = self.speed + self.weight(SPEED_CUTOFF, dt) * ((x - self.x) / dt - self.speed)
-        self.x = self.x + self.weight(CUTOFF + BETA * np.abs(self.speed) / side, dt) * (x - self.x)
-        return self.x
-
-    @staticmethod
-    def weight(frequency, dt):
-        return 1 / (1 + 1 / (2 * math.pi * frequency * dt))
-
-
-def draw_poses(image, people, threshold=THRESHOLD, ids=()):
-    """Draw everybody's skeleton, and ids at their boxes, on a Pillow image, in place, and return it."""
-    width, visible = max(THINNEST, round(max(image.size) / 250)), np.ones(len(JOINTS), bool)
-    for person in people:
-        draw_skeleton(image, person.joints, visible, None, width, person.confidence, threshold)
-    for number, person in zip(ids, people):
-        corner = [max(0, min(place, side - 8 * width)) for place, side in zip(person.box, image.size)]
-        ImageDraw.Draw(image).text(corner, str(number), font_size=8 * width, stroke_width=1, stroke_fill=0)
-    return image
-
-
 # ------------------------------------------------------------------------------- output
 
-def record(path, people, scale):
-    """The entry of --json for an image, in the pixels of the file as it is shown upright."""
+def record(path, people, scale=1, ids=None, **when):
+    """The entry of --json for an image or a frame, in the pixels of the file as it is shown upright."""
     of_file = lambda value: round(float((value + 0.5) / scale - 0.5), 2)     # of a pixel's centre
-    return {"file": str(path), "people": [
-        {"box": [round(number / scale, 2) for number in person.box], "score": round(person_score(person), 4),
+    return {"file": str(path), **when, "people": [
+        {**({} if number is None else {"id": number}),
+         "box": [round(side / scale, 2) for side in person.box], "score": round(person_score(person), 4),
          "joints": {name: [of_file(x), of_file(y), round(float(sure), 4)]
                     for name, (x, y), sure in zip(JOINTS, person.joints, person.confidence)}}
-        for person in people]}
+        for number, person in zip(ids or repeat(None), people)]}
 
 
 def in_words(count):
@@ -182,36 +138,35 @@ def json_file(path):
             partial.unlink(missing_ok=True)
 
 
-def predict_images(args, model, listed, boxes_of, failed):
+def predict_images(args, model, listed, boxes_of, add, failed):
     """Find people in images: (file, path in the named folder) each. What fails is reported, the rest goes on.
 
-    boxes_of: {file: its boxes}, others have --box.
+    boxes_of: {file: its boxes}, others have --box. add: a function that takes each `record`, or None.
     """
     outputs = name_outputs([name for _, name in listed], OUTPUT)
     bar = tqdm(listed, "images", leave=False, disable=None if len(listed) > 1 else True)
     counts, reduced = [], 0                        # people in each image that was read
-    with json_file(args.json) if args.json else nullcontext() as add:
-        for (path, _), output in zip(bar, outputs):
-            try:
-                image, scale = read_image(path)
-                boxes = boxes_of.get(os.path.abspath(path), args.box)
-                check_overlap(path, boxes, image.size, scale)
-                boxes = boxes and [[scale * number for number in box] for box in boxes]
-                people = people_in(args, model, image, boxes)
-            except BadInput as error:
-                report(error, failed)
-                continue
-            if add:
-                add(record(path, people, scale))
-            try:
-                write_image(draw_poses(image, people, args.threshold), args.out / output)
-                counts.append(len(people))
-                reduced += scale < 1
-            except BadInput as error:
-                report(error, failed)
-            except OSError as error:
-                report(f"{path}: {args.out / output} cannot be written ({error.strerror or error})"
-                       + (f"; its joints are in {args.json}" if add else ""), failed)
+    for (path, _), output in zip(bar, outputs):
+        try:
+            image, scale = read_image(path)
+            boxes = boxes_of.get(os.path.abspath(path), args.box)
+            check_overlap(path, boxes, image.size, scale)
+            boxes = boxes and [[scale * number for number in box] for box in boxes]
+            people = people_in(args, model, image, boxes)
+        except BadInput as error:
+            report(error, failed)
+            continue
+        if add:
+            add(record(path, people, scale))
+        try:
+            write_image(draw_poses(image, people, args.threshold), args.out / output)
+            counts.append(len(people))
+            reduced += scale < 1
+        except BadInput as error:
+            report(error, failed)
+        except OSError as error:
+            report(f"{path}: {args.out / output} cannot be written ({error.strerror or error})"
+                   + (f"; its joints are in {args.json}" if add else ""), failed)
     if counts or args.json:
         nobody = f", nobody found in {counts.count(0)}" if 0 in counts else ""
         print(f"{in_words(sum(counts))} in {len(counts)} of {len(listed)} images{nobody}: "
@@ -221,72 +176,26 @@ def predict_images(args, model, listed, boxes_of, failed):
               f"; boxes and joints are in pixels of the file")
 
 
-def predict_video(args, model, source, name):
-    """Draw the frames of a video file, or of a camera (an int) until Ctrl-C, into the video `name`."""
-    camera = isinstance(source, int)
-    if not camera and not source.is_file():
-        raise BadInput(f"there is no video {source}")
-    stream, cv2 = open_video(source), optional("cv2")
-    if not stream.isOpened():
-        raise BadInput(f"OpenCV cannot open {'camera ' if camera else ''}{source}")
-    stated, target = stream.get(cv2.CAP_PROP_FPS), args.out / name
-    tracker, smooth, most = Tracker(model, args.device, args.flip_test), defaultdict(OneEuro), 0
-    rate = stated if 0 < stated < 1000 else 25           # a header may state the ticks of a clock instead
-    if not camera:
-        rate, stream = frame_rate(cv2, stream) or rate, open_video(source)
-    rate = float(f"{rate:.4g}")                          # MPEG-4 has no room for more digits
-    target.parent.mkdir(parents=True, exist_ok=True)
-    writer, frames, written, began, last = None, 0, 0, time.perf_counter(), 0
-    try:
-        while (read := stream.read())[0]:
-            image = Image.fromarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
-            check_overlap(source, args.box, image.size)
-            fixed = args.box or args.whole
-            people = dict(enumerate(people_in(args, model, image, args.box))) if fixed else tracker(image)
-            most = max(most, len(people))
-            seconds = time.perf_counter() - began
-            now = seconds if camera else stream.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            if args.smooth:
-                for number in smooth.keys() - people.keys():  # who comes back is elsewhere
-                    del smooth[number]
-                step = now - last if now > last else 1 / rate
-                for number, person in people.items():        # each by itself
-                    joints = smooth[number](person.joints, step, max(person.box[2:]))
-                    people[number] = person._replace(joints=joints)
-            last = now
-            drawn = draw_poses(image, people.values(), args.threshold, () if fixed else people)
-            frame = cv2.cvtColor(np.asarray(drawn), cv2.COLOR_RGB2BGR)
-            if writer is None:
-                if why := system_error(target, "wb"):
-                    raise BadInput(f"{target} cannot be written: {why}")
-                writer = cv2.VideoWriter(utf8(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, image.size)
-                if not writer.isOpened():
-                    raise BadInput(f"OpenCV cannot write {target}: it has no codec mp4v, or not for "
-                                   f"{image.width} x {image.height} pixels")
-            # a camera's frame stands for the time that the network took
-            for _ in range(max(1, round(now * rate) - written) if camera else 1):
-                writer.write(frame)
-                written += 1
-            frames += 1
-            print(f"\r{frames} frames, {frames / seconds:.1f} a second", end="", flush=True)
-    except KeyboardInterrupt:
-        if not camera:                   # Ctrl-C ends a camera, and stops the work on files
-            raise
-    finally:
-        expected = stream.get(cv2.CAP_PROP_FRAME_COUNT)          # by the header, as `stated` is
-        stream.release()
-        if writer is not None:
-            writer.release()
-    if not frames:
-        raise BadInput(f"{source} gave no frame")
-    if not open_video(target).read()[0]:
-        why = system_error(target, "ab") or "OpenCV does not say why"
-        raise BadInput(f"{target} cannot be written: {why}")
-    found = f"at most {in_words(most)} in a frame" if most else "nobody found"
-    print(f"\n{target}: {frames} frames, {rate:g} a second, {found}")
-    if not camera and frames < WHOLE * expected and stated > 0 and frames / rate < WHOLE * expected / stated:
-        raise BadInput(f"{source} seems to be cut short: {frames / rate:.1f} of {expected / stated:.1f} "
-                       f"seconds could be read, and are in {target}")
+def predict_video(args, model, source, name, add):
+    """Follow people through a video file, or a camera (an int), into the video `name`."""
+    target, fixed = args.out / name, args.box or args.whole
+    tracker = Tracker(model, args.device, args.flip_test)
+
+    def follow(image):
+        check_overlap(source, args.box, image.size)
+        return dict(enumerate(people_in(args, model, image, args.box))) if fixed else tracker(image)
+
+    def draw(image, people, frame, seconds):
+        draw_poses(image, people.values(), args.threshold, () if fixed else people)
+        if add:
+            add(record(source, people.values(), ids=people, frame=frame, seconds=round(seconds, 3)))
+
+    video = draw_video(source, target, follow, draw, args.smooth)
+    found = f"at most {in_words(video.most)} in a frame" if video.most else "nobody found"
+    print(f"{target}: {video.frames} frames, {video.rate:g} a second, {found}"
+          + (f", {args.json}" if add else ""))
+    if video.missing:
+        raise BadInput(f"{source} seems to be cut short: {video.missing} could be read, and are in {target}")
 
 
 def parse_arguments():
@@ -310,8 +219,8 @@ def parse_arguments():
         help=f"draw joints of less confidence faint (default: {THRESHOLD})")
     add("--smooth", action="store_true", help="smooth joints over time (videos and cameras; 1 Euro filter)")
     add("--out", type=Path, default=Path("predictions"), help="folder (default: predictions/)")
-    add("--json", type=Path, help="write the boxes, scores, joints and confidences "
-        "of images to this file, too")
+    add("--json", type=Path, help="write boxes, scores, joints and confidences to this file, too; of videos "
+        "also the frame, the second and each person's id")
     add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
     args = parser.parse_args()
     check_device(args.device)
@@ -335,10 +244,10 @@ def main():
     sources = videos + [(args.camera, Path("camera"))] * (args.camera is not None)
     if images and not (sources or any(os.path.lexists(file) for file, _ in images)):
         raise BadInput(f"there is no file {images[0][0]}: name images, folders of images, or videos")
-    if sources and (args.json or args.boxes):
+    if sources and args.boxes:
         refuse((not images or args.camera is not None or any(file in args.images for file, _ in videos),
-                "--json and --boxes are for images: leave them out for videos and cameras"))
-        print(f"left out, as --json and --boxes are for images: {', '.join(str(file) for file, _ in videos)}")
+                "--boxes is for images: leave it out for videos and cameras"))
+        print(f"left out, as --boxes is for images: {', '.join(str(file) for file, _ in videos)}")
         sources = []
     refuse((args.smooth and not sources, "--smooth is for videos and cameras: leave it out for images"))
     boxes = match_boxes(args.boxes, images) if args.boxes else {}
@@ -347,14 +256,21 @@ def main():
     model, metadata = checkpoint.load(args.checkpoint, args.device)
     print(f"{args.checkpoint.name}: {checkpoint.describe(model.config)}, learned from {metadata.get('data')}"
           + (f", PCKh@0.5 {metadata['pckh@0.5']:.1f} on people held out" if "pckh@0.5" in metadata else ""))
+    if str(metadata.get("data")).startswith("drawn/"):
+        print("it has only seen synthetic people: expect little of photos")
+    refuse((not getattr(model.head, "scored", True) and not (args.box or args.whole)
+            and (sources or any(os.path.abspath(file) not in boxes for file, _ in images)),
+            f"{args.checkpoint} was trained without confidence, by which people are found: say where they are "
+            f"with --box, --boxes or --whole, or train it with a teacher"))
     model = for_inference(model)
-    for (source, _), name in zip(sources, name_outputs([name for _, name in sources], VIDEO_OUTPUT)):
-        try:
-            predict_video(args, model, source, name)
-        except (BadInput, OSError) as error:             # the others go on
-            report(error, failed)
-    if images:
-        predict_images(args, model, images, boxes, failed)
+    with json_file(args.json) if args.json else nullcontext() as add:
+        for (source, _), name in zip(sources, name_outputs([name for _, name in sources], VIDEO_OUTPUT)):
+            try:
+                predict_video(args, model, source, name, add)
+            except BadInput as error:                    # the others go on
+                report(error, failed)
+        if images:
+            predict_images(args, model, images, boxes, add, failed)
     if failed:
         raise SystemExit(2)
 

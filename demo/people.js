@@ -1,4 +1,4 @@
-// People in a whole image, found by a pose network alone: people.py for the browser, with its numbers.
+// People in images and videos, found by a pose network alone: people.py and videos.py with their numbers.
 //
 //     person    {box, joints}: box [x, y, width, height], joints (K, 3): x, y in frame pixels, confidence
 //     request   {boxes, tight, mirrored, done, all}: yielded by the generators below, which go on with the
@@ -117,7 +117,7 @@ export function* findPeople(width, height) {
 /** People followed from frame to frame: each is looked for around the joints that it had in the last one.
  *
  *  Everybody is looked for from the first frame, every LOOK_AGAIN frames, and where somebody gets lost. In
- *  people.py this takes one frame, here a number of requests a frame, so that the video keeps moving. Who is
+ *  videos.py this takes one frame, here a number of requests a frame, so that the video keeps moving. Who is
  *  lost is also looked for around the last joints, and given up when the second look around ends in vain.
  *  With a chosen box only one person is followed, who is looked for there. */
 export class Tracker {

@@ -30,12 +30,11 @@ from dynamic import watch
 from evaluate import SCORED, load_to_score, predict, validation_samples
 from gfl import GlobalDynamicFilter, StaticFilter
 from models import FILTERS, STUDENTS
-from images import contact_sheet, draw_skeleton
+from images import contact_sheet, draw_poses, draw_skeleton
 from evaluate import prediction_sheet
 from export import SHIPPED_STUDENT, for_inference
 from people import box_of_joints, candidates, find_people, person_score, poses_in_boxes, windows
 from photos import EPOCHS, ROWS
-from predict import draw_poses
 from results import result
 from sweep import SEEDS, name_of
 from synthetic import SERIES, draw_people, draw_person, drawn_people

@@ -26,7 +26,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from test_people import PEOPLE, StandIn, crossing, drawn
+from test_following import crossing
+from test_people import PEOPLE, StandIn, drawn
 
 import checkpoint
 import people
@@ -35,9 +36,10 @@ from data_mpii import BOX_ENLARGEMENT
 from evaluate import predict_crops
 from export import SHIPPED_STUDENT, export_onnx
 from images import LEFT, RIGHT, read_image
-from people import (LOOK_AGAIN, Found, Tracker, box_matrix, box_of_joints, candidates, find_people, is_new,
-                    person_score, poses_in_boxes, shared, suppress, windows)
+from people import (Found, box_matrix, box_of_joints, candidates, find_people, is_new, person_score,
+                    poses_in_boxes, shared, suppress, windows)
 from synthetic import draw_person
+from videos import LOOK_AGAIN, Tracker
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 # a photo of a person who stands upright

@@ -15,7 +15,7 @@ from test_data import ENTRY, folder
 from common import BadInput
 from crops import store
 from data_mpii import load_samples
-from images import (LEFT, MIDDLE, RIGHT, contact_sheet, draw_skeleton, frame_rate, image_endings, is_video,
+from images import (LEFT, MIDDLE, RIGHT, contact_sheet, draw_skeleton, image_endings, is_video,
                     list_files, name_outputs, open_image, open_safely, open_video, read_image, rgb, to_bytes,
                     upright_size, write_image)
 
@@ -309,25 +309,6 @@ def test_what_jpeg_cannot_hold(gradient, tmp_path):
     assert Image.open(tmp_path / "new/deep/a.jpg").size == (90, 60)
     with pytest.raises(OSError, match="a JPEG has at most 65,500 pixels a side"):
         write_image(Image.new("L", (65_501, 2)), tmp_path / "b.jpg")
-
-
-def test_the_rate_of_timestamps_by_hand():
-    """3 steps of 40 ms; at most a thousand frames are looked at; a clock that stands still, or goes back."""
-    class Stream:
-        def __init__(self, times):
-            self.times, self.at = times, -1
-
-        def grab(self):
-            self.at += 1
-            return self.at < len(self.times)
-
-        def get(self, what):
-            return 1000 * self.times[self.at]
-
-    cv2, slow = type("cv2", (), {"CAP_PROP_POS_MSEC": 0}), Stream(np.arange(2000) / 10)
-    for times, rate in (([0, 0.04, 0.08, 0.12], 25), ([0, 0, 0.1, 0], 10), ([0] * 9, 0), ([0], 0), ([], 0)):
-        assert frame_rate(cv2, Stream(times)) == pytest.approx(rate)
-    assert frame_rate(cv2, slow) == pytest.approx(10) and slow.at == 999
 
 
 # ------------------------------------------------------------------------------- drawing

@@ -17,15 +17,15 @@ from PIL import Image
 from test_data import ENTRY, folder
 from test_images import touch
 
+import checkpoint
 import predict as module
 from common import BadInput
 from crops import store
 from data_mpii import load_samples
-from images import list_files, read_image
+from images import draw_poses, list_files, read_image
 from models import build_student
 from people import Found
-from predict import (BETA, CUTOFF, OneEuro, draw_poses, json_file, match_boxes, people_in, read_boxes,
-                     record)
+from predict import json_file, match_boxes, people_in, read_boxes, record
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "weights/student-cc-gd-drawn.pt"
@@ -156,47 +156,6 @@ def test_unsure_joints_of_each_person_are_faint():
     assert np.array_equal(seven[:, 40:60], outside[:, :20])
 
 
-# ------------------------------------------------------------------------------- smoothing
-
-def test_one_step_of_smoothing_by_hand():
-    """dt = 1 / (2 pi): weight 1 / (1 + 1 / f) for a cut-off of f Hz; from 0 to 1 at rest the speed becomes
-    half of 2 pi.
-    """
-    smooth, dt = OneEuro(), 1 / (2 * np.pi)
-    assert smooth(np.zeros(1), dt, 1) == 0
-    f = CUTOFF + BETA * np.pi
-    assert smooth(np.ones(1), dt, 1) == pytest.approx(1 / (1 + 1 / f))
-    speed = np.pi + 0.5 * (2 * np.pi * (1 - 1 / (1 + 1 / f)) - np.pi)  # stands still at 1: the filter goes on
-    f2, x = CUTOFF + BETA * speed, 1 / (1 + 1 / f)
-    assert smooth(np.ones(1), dt, 1) == pytest.approx(x + (1 - x) / (1 + 1 / f2))
-
-
-def test_smoothing_is_the_same_at_any_size_and_place():
-    """Pixels twice as large, and far from the image's corner; a box that changes moves nobody who stands."""
-    steps = np.random.default_rng(0).standard_normal((20, 16, 2)).cumsum(0)
-    small, large, still = OneEuro(), OneEuro(), OneEuro()
-    for n, step in enumerate(steps):
-        expected = small(step, 1 / 30, 50)
-        np.testing.assert_allclose(large(1000 + 2 * step, 1 / 30, 100), 1000 + 2 * expected)
-        np.testing.assert_allclose(still(steps[0] + 1000, 1 / 30, 50 + 10 * (n % 3)), steps[0] + 1000)
-    assert np.abs(expected - steps[-1]).max() > 0.1
-
-
-def test_a_noisy_sine_comes_out_smoother_and_nearer():
-    """30 frames a second; a joint swings by 0.2 box sides every 3 seconds and is seen with a deviation of
-    0.02.
-    """
-    t = np.arange(300) / 30
-    true = 0.2 * np.sin(2 * np.pi * t / 3)
-    noisy = true + 0.02 * np.random.default_rng(0).standard_normal(300)
-    smooth = OneEuro()
-    found = np.array([smooth(x, 1 / 30, 1) for x in noisy])
-    assert np.abs(np.diff(found)).mean() < 0.6 * np.abs(np.diff(noisy)).mean()
-    assert ((found - true) ** 2).mean() < 0.7 * ((noisy - true) ** 2).mean()
-    still = OneEuro()
-    assert np.std([still(x, 1 / 30, 1) for x in noisy - true][60:]) < 0.5 * 0.02
-
-
 # ------------------------------------------------------------------------------- the command
 
 def test_a_process(tmp_path):
@@ -271,6 +230,24 @@ def test_boxes_and_the_whole_image(tmp_path):
                   ["--box", 1, 2, 3, 4, "--boxes", "boxes.json"]):
         refused(predict("a.jpg", *words, cwd=tmp_path),
                 "--box, --boxes and --whole each say where people are: leave all but one out")
+
+
+def test_a_student_without_confidence_needs_boxes(tmp_path):
+    """A regression student that learns from labels alone is always sure: it would see people everywhere."""
+    model = build_student("reg", "gs", "none", "tiny")
+    model.head.scored = False
+    checkpoint.save(tmp_path / "reg.pt", model, {"data": "mine/train"})
+    for name in ("a.jpg", "b.jpg"):
+        IMAGE.save(tmp_path / name)
+    boxes = {"a.jpg": [[1, 2, 30, 40]]}
+    for named, words in ((boxes, ["--boxes", "boxes.json"]), (boxes, [])):
+        (tmp_path / "boxes.json").write_text(json.dumps(named))
+        refused(call("predict.py", "a.jpg", "b.jpg", *words, "--checkpoint", "reg.pt", cwd=tmp_path),
+                "reg.pt was trained without confidence, by which people are found: say where they are")
+    (tmp_path / "boxes.json").write_text(json.dumps({**boxes, "b.jpg": []}))
+    for words, count in ((["--boxes", "boxes.json"], "1 person"), (["--whole"], "2 people")):
+        done = call("predict.py", "a.jpg", "b.jpg", *words, "--checkpoint", "reg.pt", cwd=tmp_path)
+        assert done.returncode == 0 and f"{count} in 2 of 2 images" in done.stdout, done
 
 
 def test_images_without_a_box_of_their_own_are_searched(crowd, tmp_path):

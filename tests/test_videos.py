@@ -1,5 +1,6 @@
 """Videos: whatever OpenCV reads, at the pace of their timestamps, and why one cannot be written."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,8 @@ import pytest
 from commands import call, refused, run
 from PIL import Image
 
-import predict as module
+import predict
+import videos as module
 from people import Found
 
 cv2 = pytest.importorskip("cv2")
@@ -52,9 +54,10 @@ def test_whatever_opencv_reads_is_a_video(film, tmp_path):
     assert {path.name for path in (tmp_path / "predictions").iterdir()} == {
         *(f"{name}-pose.mp4" for name in ("a", "b", "c", "d", "e", "clip")), "image-pose.jpg"}
     image.save(tmp_path / "some/f.jpg")
-    done = predict_film("some", "--json", "x.json", cwd=tmp_path)
-    assert done.returncode == 0 and "as --json and --boxes are for images: some/a.m4v, " in done.stdout
-    refused(predict_film("some/a.m4v", "--json", "x.json", cwd=tmp_path), "--json and --boxes are for images")
+    (tmp_path / "boxes.json").write_text('{"f.jpg": [[1, 2, 30, 40]]}')
+    done = predict_film("some", "--boxes", "boxes.json", cwd=tmp_path)
+    assert done.returncode == 0 and "as --boxes is for images: some/a.m4v, " in done.stdout
+    refused(predict_film("some/a.m4v", "--boxes", "boxes.json", cwd=tmp_path), "--boxes is for images")
     refused(predict_film("some/a.m4v", "--box", "9000", "9000", "10", "10", cwd=tmp_path),
             "a.m4v has nothing in the box")
     (tmp_path / "text.unknown").write_text("hello")
@@ -123,9 +126,9 @@ def test_the_people_of_a_video(film, tmp_path, monkeypatch, smooth):
     one = lambda x, y: Found([x - 5, y - 5, 10, 10], np.full((16, 2), [x, y], float), np.ones(16))
     frames = [{0: one(20, 30), 2: one(10, 10)}, {0: one(20, 30), 1: one(70, 50), 2: one(14, 10)},
               {1: one(70, 50), 2: one(18, 10)}, {}]
-    followed, drawn, draw = iter(frames), [], module.draw_poses
-    monkeypatch.setattr(module, "Tracker", lambda *how: lambda image: dict(next(followed)))
-    monkeypatch.setattr(module, "draw_poses",
+    followed, drawn, draw = iter(frames), [], predict.draw_poses
+    monkeypatch.setattr(predict, "Tracker", lambda *how: lambda image: dict(next(followed)))
+    monkeypatch.setattr(predict, "draw_poses",
                         lambda image, people, *how: drawn.append(list(people)) or draw(image, people, *how))
     film("clip.avi", frames=4, codec="MJPG")
     done = predict_film("clip.avi", *["--smooth"] * smooth, cwd=tmp_path)
@@ -140,17 +143,39 @@ def test_the_people_of_a_video(film, tmp_path, monkeypatch, smooth):
             assert np.allclose(found.joints[:, 1], expected.joints[:, 1]) and found.box == expected.box
 
 
+def test_the_joints_of_a_video(film, tmp_path, monkeypatch):
+    """--json: an entry a frame, with its number, its second and each person's id; images stand behind."""
+    one = Found([5, 6, 30, 40], np.full((16, 2), [20, 30], float), np.full(16, 0.5))
+    followed = iter([{}, {3: one}, {3: one, 4: one}])
+    monkeypatch.setattr(predict, "Tracker", lambda *how: lambda image: next(followed))
+    film("clip.avi", rate=10, frames=3, codec="MJPG")
+    Image.new("RGB", (90, 60)).save(tmp_path / "a.jpg")
+    done = predict_film("clip.avi", "a.jpg", "--whole", "--json", "all.json", cwd=tmp_path)
+    assert done.returncode == 0, done
+    fixed = json.loads((tmp_path / "all.json").read_text())["images"]
+    assert [[person["id"] for person in frame["people"]] for frame in fixed[:3]] == [[0]] * 3
+    assert fixed[3]["file"] == "a.jpg" and "id" not in fixed[3]["people"][0] and "frame" not in fixed[3]
+    done = predict_film("clip.avi", "--json", "all.json", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.endswith("at most 2 people in a frame, all.json\n"), done
+    frames = json.loads((tmp_path / "all.json").read_text())["images"]
+    assert [(frame["file"], frame["frame"], frame["seconds"]) for frame in frames] == [
+        ("clip.avi", 0, 0), ("clip.avi", 1, 0.1), ("clip.avi", 2, 0.2)]
+    assert [[person["id"] for person in frame["people"]] for frame in frames] == [[], [3], [3, 4]]
+    assert frames[1]["people"][0]["joints"]["r-ankle"] == [20, 30, 0.5]
+    assert frames[1]["people"][0]["box"] == [5, 6, 30, 40] and frames[1]["people"][0]["score"] == 0.5
+
+
 def test_one_box_for_all_frames(film, tmp_path, monkeypatch):
     """With --box or --whole nobody is looked for, nor followed."""
-    monkeypatch.setattr(module, "find_people", None)
-    monkeypatch.setattr(module.Tracker, "__call__", None)
+    monkeypatch.setattr(predict, "find_people", None)
+    monkeypatch.setattr(predict.Tracker, "__call__", None)
     film("clip.avi", frames=3, codec="MJPG")
     for words, count in ((["--whole"], "1 person"),
                          (["--box", 5, 6, 30, 40, "--box", 50, 6, 30, 40], "2 people")):
         done = predict_film("clip.avi", *words, cwd=tmp_path)
         assert done.returncode == 0, done
         assert done.stdout.endswith(f"3 frames, 30 a second, at most {count} in a frame\n")
-    monkeypatch.setattr(module, "Tracker", lambda *how: lambda image: {})
+    monkeypatch.setattr(predict, "Tracker", lambda *how: lambda image: {})
     assert predict_film("clip.avi", cwd=tmp_path).stdout.endswith("3 frames, 30 a second, nobody found\n")
 
 

@@ -1,0 +1,211 @@
+"""People in videos: followed from frame to frame, smoothed, drawn into a video of the same pace.
+
+    python predict.py film.mp4 --smooth        # or --camera 0; needs OpenCV, requirements-extra.txt
+
+    Tracker       looks for each person around the joints of the last frame, and now and then for everybody
+    OneEuro       lets joints shake less
+    draw_video    reads frames, asks who is in each, draws them, writes them
+"""
+
+import math
+import time
+from collections import defaultdict
+from contextlib import suppress
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from common import BadInput, optional
+from images import open_video, utf8
+from people import PERSON, box_of_joints, find_people, is_new, person_score, poses_in_boxes, shared
+
+STILL = 0.52                # least score of somebody who was in the last frame: below PERSON
+# frames after which newcomers are looked for, and, where somebody gets lost, everybody
+LOOK_AGAIN, LOOK_SOON = 30, 5
+CUTOFF, BETA, SPEED_CUTOFF = 1.0, 5.0, 1.0       # of OneEuro: Hz, Hz for each box side a second, Hz
+TIMED_FRAMES = 1000         # whose timestamps give a video's rate
+WHOLE = 0.9                 # of a video's stated duration is there, or it is cut short
+
+
+# ------------------------------------------------------------------------------- from frame to frame
+
+class Tracker:
+    """People followed from frame to frame: each is looked for around the joints that it had in the last one.
+
+    Everybody is looked for in the first frame, every LOOK_AGAIN frames, and where somebody gets lost. Who is
+    lost is also looked for around the last joints, and given up when the second look around ends in vain.
+    """
+
+    def __init__(self, model, device="cpu", flip_test=False):
+        self.model, self.device, self.flip_test = model, device, flip_test
+        self.people, self.lost = {}, {}                       # {id: Found}
+        self.missed = set()                                   # ids of lost people whom a look around missed
+        self.since, self.ids = LOOK_AGAIN, 0                  # frames since the last look around, ids given
+
+    def __call__(self, image):
+        """The next frame, a Pillow image -> {id: Found}.
+
+        A person keeps its id. People of whom one hides the other may exchange theirs.
+        """
+        people, lost = {}, {}
+        for before, least, flip_test in ((self.people, STILL, self.flip_test), (self.lost, PERSON, True)):
+            boxes = list(map(box_of_joints, before.values()))
+            seen = poses_in_boxes(self.model, image, boxes, self.device, flip_test)
+            for number, person in zip(before, seen):
+                if person_score(person) >= least and is_new(person, people.values()):
+                    people[number] = person
+                else:
+                    lost[number] = before[number]
+        missed = self.missed & lost.keys()
+        if self.since >= LOOK_AGAIN or len(missed) < len(lost) and self.since >= LOOK_SOON:
+            for person in find_people(self.model, image, self.device):
+                if is_new(person, people.values()):
+                    number = self.who(person, lost)
+                    lost.pop(number, None)
+                    people[number] = person
+            lost = {number: person for number, person in lost.items() if number not in missed}
+            missed, self.since = set(lost), 0
+        self.people, self.lost, self.missed, self.since = people, lost, missed, self.since + 1
+        return dict(people)
+
+    def who(self, person, lost):
+        """The id of the lost person whose box is most alike, if one is that of this person, or a new id."""
+        alike = {number: shared(box_of_joints(person), box_of_joints(old))[0] for number, old in lost.items()
+                 if not is_new(person, [old])}
+        self.ids += not alike
+        return max(alike, key=alike.get, default=self.ids - 1)
+
+
+class OneEuro:
+    """1 Euro filter: smooth at rest, quick in motion (Casiez, Roussel and Vogel, CHI 2012).
+
+        a(f) = 1 / (1 + 1 / (2 pi f dt))               weight of a new value at a cut-off frequency f
+        v   <- v + a(SPEED_CUTOFF) ((x_new - x) / dt - v)
+        x   <- x + a(CUTOFF + BETA |v| / side) (x_new - x)
+    """
+
+    def __init__(self):
+        self.x, self.speed = None, 0
+
+    def __call__(self, x, dt, side):
+        """Filtered positions: x is an array of any shape in pixels, dt the seconds since the last call.
+
+        side: of the person's box, in pixels; what is quick is measured in it.
+        """
+        if self.x is None:
+            self.x = x
+        self.speed = self.speed + self.weight(SPEED_CUTOFF, dt) * ((x - self.x) / dt - self.speed)
+        self.x = self.x + self.weight(CUTOFF + BETA * np.abs(self.speed) / side, dt) * (x - self.x)
+        return self.x
+
+    @staticmethod
+    def weight(frequency, dt):
+        return 1 / (1 + 1 / (2 * math.pi * frequency * dt))
+
+
+# ------------------------------------------------------------------------------- a whole video
+
+class Drawn(NamedTuple):
+    """What `draw_video` has read and written."""
+    frames: int
+    rate: float                      # frames a second
+    most: int                        # people in a frame
+    missing: str                     # "": the video is whole; else how much of it could be read
+
+
+def draw_video(source, target, follow, draw, smooth=False):
+    """Draw people into the frames of a video file, or of a camera (an int) until Ctrl-C -> Drawn.
+
+    follow(image) -> {id: Found} of the next frame, a Pillow image; draw(image, people, frame, seconds) draws
+    them, in place. smooth: joints by OneEuro, each person's by itself. BadInput where nothing can be read or
+    written.
+    """
+    camera = isinstance(source, int)
+    if not camera and not source.is_file():
+        raise BadInput(f"there is no video {source}")
+    stream, cv2 = open_video(source), optional("cv2")
+    if not stream.isOpened():
+        raise BadInput(f"OpenCV cannot open {'camera ' if camera else ''}{source}")
+    stated, filters, most = stream.get(cv2.CAP_PROP_FPS), defaultdict(OneEuro), 0
+    rate = stated if 0 < stated < 1000 else 25           # a header may state the ticks of a clock instead
+    if not camera:
+        rate, stream = frame_rate(cv2, stream) or rate, open_video(source)
+    rate = float(f"{rate:.4g}")                          # MPEG-4 has no room for more digits
+    writer, frames, written, began, last = None, 0, 0, time.perf_counter(), 0
+    try:
+        while (read := stream.read())[0]:
+            image = Image.fromarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
+            people = follow(image)
+            most = max(most, len(people))
+            seconds = time.perf_counter() - began
+            now = seconds if camera else stream.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            if smooth:
+                for number in filters.keys() - people.keys():     # who comes back is elsewhere
+                    del filters[number]
+                step = now - last if now > last else 1 / rate
+                for number, person in people.items():
+                    joints = filters[number](person.joints, step, max(person.box[2:]))
+                    people[number] = person._replace(joints=joints)
+            last = now
+            draw(image, people, frames, now)
+            frame = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
+            if writer is None:
+                writer = open_writer(cv2, target, rate, image.size)
+            # a camera's frame stands for the time that the network took
+            for _ in range(max(1, round(now * rate) - written) if camera else 1):
+                writer.write(frame)
+                written += 1
+            frames += 1
+            print(f"\r{frames} frames, {frames / seconds:.1f} a second", end="", flush=True)
+    except KeyboardInterrupt:
+        if not camera:                   # Ctrl-C ends a camera, and stops the work on files
+            raise
+    finally:
+        expected = stream.get(cv2.CAP_PROP_FRAME_COUNT)          # by the header, as `stated` is
+        stream.release()
+        if writer is not None:
+            writer.release()
+    if not frames:
+        raise BadInput(f"{source} gave no frame")
+    print()
+    if not open_video(target).read()[0]:
+        raise BadInput(f"{target} cannot be written: "
+                       + (system_error(target, "ab") or "OpenCV does not say why"))
+    is_cut = (not camera and frames < WHOLE * expected
+              and stated > 0 and frames / rate < WHOLE * expected / stated)
+    return Drawn(frames, rate, most,
+                 f"{frames / rate:.1f} of {expected / stated:.1f} seconds" if is_cut else "")
+
+
+def frame_rate(cv2, stream):
+    """Frames a second by the timestamps of an opened video, which is read; 0 where it has none."""
+    times = []
+    while len(times) < TIMED_FRAMES and stream.grab():
+        times.append(stream.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    steps = np.diff(times)
+    return 1 / steps[steps > 0].mean() if (steps > 0).any() else 0
+
+
+def open_writer(cv2, target, rate, size):
+    """A cv2.VideoWriter of an MPEG-4 file. BadInput where it cannot be written."""
+    why = system_error(target, "wb")
+    writer = why or cv2.VideoWriter(utf8(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+    if why or not writer.isOpened():
+        raise BadInput(f"{target} cannot be written: "
+                       + (why or f"OpenCV has no codec mp4v, or not for {size[0]} x {size[1]} pixels"))
+    return writer
+
+
+def system_error(target, mode):
+    """What the system says of writing 64 kB to a file, "" if nothing. The file is removed."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, mode) as file:
+            file.write(bytes(2 ** 16))
+        return ""
+    except OSError as error:
+        return error.strerror
+    finally:
+        with suppress(OSError):
+            target.unlink()
