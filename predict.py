@@ -258,10 +258,10 @@ def main():
           + (f", PCKh@0.5 {metadata['pckh@0.5']:.1f} on people held out" if "pckh@0.5" in metadata else ""))
     if str(metadata.get("data")).startswith("drawn/"):
         print("it has only seen synthetic people: expect little of photos")
-    refuse((not getattr(model.head, "scored", True) and not (args.box or args.whole)
-            and (sources or any(os.path.abspath(file) not in boxes for file, _ in images)),
-            f"{args.checkpoint} was trained without confidence, by which people are found: say where they are "
-            f"with --box, --boxes or --whole, or train it with a teacher"))
+    looks = sources or any(os.path.abspath(file) not in boxes for file, _ in images)
+    refuse((looks and not (args.box or args.whole or getattr(model.head, "scored", True)),
+            f"{args.checkpoint} was trained without confidence, by which people are found: name boxes with "
+            f"--box, --boxes or --whole, or train it with a teacher"))
     model = for_inference(model)
     with json_file(args.json) if args.json else nullcontext() as add:
         for (source, _), name in zip(sources, name_outputs([name for _, name in sources], VIDEO_OUTPUT)):

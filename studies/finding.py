@@ -1,9 +1,11 @@
 """How well people are found in whole photos, without boxes.
 
     python studies/finding.py --data everyday --checkpoint weights/student-small-photos.pt
+    python studies/finding.py --data everyday --photos 100 --page        # as the browser finds them
 
 Scored on the people of annot/valid.json whose box is at least LARGE of the photo's shorter side. What is seen
-where nobody is counts against annot/boxes.json, which lists everybody.
+where nobody is counts against annot/boxes.json, which lists everybody. Without that file (LSP, one person a
+photo) a person's box is that of the labelled joints, and `false`, `nobody` and `auroc` are not known.
 
     found    large people who have a predicted person whose box overlaps theirs by at least HALF (intersection
              over union; each prediction stands for one person), %
@@ -19,18 +21,23 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
+import people as people_py
 from common import CommandLine, main_with_clear_errors, refuse
 from confidence import auroc
+from crops import FLIP
 from data_coco import LIMB_JOINTS
 from data_mpii import BOX_ENLARGEMENT, crops_without_people, load_samples
-from images import open_image
+from evaluate import predict_crops
 from export import SHIPPED_STUDENT, for_inference
-from people import find_people, person_score, poses_in_boxes, shared
+from images import open_image
+from people import Found, box_of_joints, find_people, person_score, poses_in_boxes, shared
 
 LARGE, HALF, NEAR = 0.35, 0.5, 0.3
+AGREE = 1 / 20               # of a crop: joints of it and of its mirror image agree, in the browser
 EMPTY_SIDE = 0.3             # least shorter side of a photo without people, in the photo's
 
 
@@ -62,6 +69,25 @@ def without_people(image, boxes):
     return image.crop([int(np.ceil(v)) if i < 2 else int(v) for i, v in enumerate(best)])
 
 
+def agree(xy, sure, mirrored_xy, mirrored_sure, size):
+    """Joints (..., K, 2) and confidences (..., K) of crops and of their mirror images -> the browser's.
+
+    Its network gives joints, not distributions: their mean where they agree, else the surer one, by half.
+    """
+    across, other = mirrored_xy[..., FLIP, :].clone(), mirrored_sure[..., FLIP]
+    across[..., 0] = size - 1 - across[..., 0]
+    near, weights = (xy - across).norm(dim=-1) <= AGREE * size, torch.stack([sure, other])
+    mean = (weights[..., None] * torch.stack([xy, across])).sum(0) / weights.sum(0)[..., None]
+    surer = torch.where((sure > other)[..., None], xy, across)
+    return torch.where(near[..., None], mean, surer), torch.where(near, weights.mean(0), weights.amax(0) / 2)
+
+
+def predict_crops_as_the_page(model, crops, flip_test=False):
+    """evaluate.predict_crops with the browser's flip test."""
+    joints = predict_crops(model, crops)
+    return agree(*joints, *predict_crops(model, crops.flip(-1)), model.size) if flip_test else joints
+
+
 def person_auroc(model, samples):
     """Does person_score tell crops of people from crops of nobody? 0.5: no, 1: always."""
     scores, nobody = [], crops_without_people(samples)
@@ -75,10 +101,19 @@ def person_auroc(model, samples):
     return auroc(np.repeat([True, False], list(map(len, scores))), np.concatenate(scores))
 
 
+def boxes_of_joints(samples):
+    """{photo: boxes of its labelled people}, each around the joints as `people.box_of_joints` draws it."""
+    boxes = defaultdict(list)
+    for file, joints, visible in zip(samples.files, samples.joints, samples.visible):
+        boxes[file].append(box_of_joints(Found(None, joints, visible.astype(float))))
+    return boxes
+
+
 def measure(model, data, find=find_people, limit=None):
     """The figures of the module's docstring, as a dictionary, and seconds a photo."""
     samples = load_samples(data, "valid")
-    unknown = [file for file in samples.files if not len(samples.everybody.get(file, ()))]
+    everybody = samples.everybody or boxes_of_joints(samples)
+    unknown = [file for file in samples.files if not len(everybody.get(file, ()))]
     refuse((unknown, f"{data} does not say where everybody in {unknown and unknown[0]} is: it needs "
                      f"annot/boxes.json, or COCO's layout"))
     by_photo = defaultdict(list)
@@ -87,7 +122,7 @@ def measure(model, data, find=find_people, limit=None):
     large = found = joints = right = false = photos = quiet = empty = 0
     seconds = []
     for file, rows in list(by_photo.items())[:limit]:
-        image, boxes = open_image(file), samples.everybody[file]
+        image, boxes = open_image(file), everybody[file]
         began = time.perf_counter()
         people = find(model, image)
         seconds.append(time.perf_counter() - began)
@@ -107,6 +142,8 @@ def measure(model, data, find=find_people, limit=None):
             if b in matched:
                 error = np.linalg.norm(people[matched[b]].joints - samples.joints[i], axis=1)[LIMB_JOINTS]
                 right += (error[seen] <= 0.5 * samples.head_size[i]).sum()
+        if not samples.everybody:
+            continue
         for person in people:
             false += max((shared(person.box, box)[0] for box in boxes), default=0) < NEAR
         strip = without_people(image, boxes)
@@ -114,8 +151,8 @@ def measure(model, data, find=find_people, limit=None):
             empty += 1
             quiet += not find(model, strip)
     return dict(photos=photos, large=large, found=percent(found, large), joints=percent(right, joints),
-                false=false / photos, nobody=percent(quiet, empty), empty=empty,
-                seconds=float(np.median(seconds)))
+                false=false / photos if samples.everybody else float("nan"), nobody=percent(quiet, empty),
+                empty=empty, seconds=float(np.median(seconds)))
 
 
 def main():
@@ -123,10 +160,15 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder with annot/boxes.json")
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED_STUDENT,
                         help="student (default: the shipped one)")
+    parser.add_argument("--photos", type=int, help="so many photos, the first (default: all)")
+    parser.add_argument("--page", action="store_true", help="find people as the browser does (demo/)")
     args = parser.parse_args()
+    refuse((args.photos is not None and args.photos < 1, f"--photos {args.photos} must be above 0"))
     model, _ = checkpoint.load(args.checkpoint)
     model = for_inference(model)
-    figures = measure(model, args.data)
+    if args.page:
+        people_py.predict_crops = predict_crops_as_the_page
+    figures = measure(model, args.data, limit=args.photos)
     figures["auroc"] = person_auroc(model, load_samples(args.data, "valid"))
     print("  ".join(f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
                     for name, value in figures.items()))

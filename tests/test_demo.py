@@ -31,10 +31,11 @@ from test_people import PEOPLE, StandIn, drawn
 
 import checkpoint
 import people
+import videos
 from crops import FLIP, cut
 from data_mpii import BOX_ENLARGEMENT
-from evaluate import predict_crops
 from export import SHIPPED_STUDENT, export_onnx
+from finding import agree, predict_crops_as_the_page
 from images import LEFT, RIGHT, read_image
 from people import (Found, box_matrix, box_of_joints, candidates, find_people, is_new, person_score,
                     poses_in_boxes, shared, suppress, windows)
@@ -165,14 +166,15 @@ def same(found, expected):
 
 
 def test_numbers_are_those_of_people_py():
-    """Of all that people.py uses to find and to follow people; none is left over."""
-    parts = re.split("# -{20,} ", inspect.getsource(people))
-    using = "".join(part for part in parts if part.startswith(("people in an image", "people in a video")))
+    """Of all that is used to find people, and by videos.py to follow them; none is left over."""
+    to_find = inspect.getsource(people).partition("- people in an image\n")[2]
+    using = to_find + inspect.getsource(Tracker)
     written = dict(re.findall(r"\b([A-Z][A-Z_]+) = (\[.*?\]|[\d.]+)", (DEMO / "people.js").read_text()))
-    used = {name for name in re.findall(r"\b[A-Z][A-Z_]+\b", using) if hasattr(people, name)}
+    numbers = vars(videos) | vars(people)
+    used = set(re.findall(r"\b[A-Z][A-Z_]+\b", using)) & numbers.keys()
     assert written.keys() == used
     for name, value in written.items():
-        assert np.array_equal(json.loads(value), getattr(people, name)), name
+        assert np.array_equal(json.loads(value), numbers[name]), name
 
 
 @pytest.mark.parametrize("width, height", [(640, 480), (97, 211), (1, 1), (4096, 17), (333, 332)])
@@ -538,24 +540,10 @@ def test_joints_in_a_box_are_those_of_predict(page, model, images):
         assert apart < 1, path.name
 
 
-def agree(xy, sure, mirrored_xy, mirrored_sure, size):
-    """Joints (..., K, 2) and confidences (..., K) of crops and of their mirror images -> the page's."""
-    across, other = mirrored_xy[..., FLIP, :].clone(), mirrored_sure[..., FLIP]
-    across[..., 0] = size - 1 - across[..., 0]
-    near, weights = (xy - across).norm(dim=-1) <= size / 20, torch.stack([sure, other])
-    mean = (weights[..., None] * torch.stack([xy, across])).sum(0) / weights.sum(0)[..., None]
-    surer = torch.where((sure > other)[..., None], xy, across)
-    return torch.where(near[..., None], mean, surer), torch.where(near, weights.mean(0), weights.amax(0) / 2)
-
-
 @pytest.fixture
 def page_flip_test(monkeypatch):
     """Has people.py do as the page does, which has joints instead of distributions for its flip test."""
-    def flip_test_of_page(model, crops, flip_test):
-        joints = predict_crops(model, crops)
-        return agree(*joints, *predict_crops(model, crops.flip(-1)), model.size) if flip_test else joints
-
-    monkeypatch.setattr(people, "predict_crops", flip_test_of_page)
+    monkeypatch.setattr(people, "predict_crops", predict_crops_as_the_page)
 
 
 @in_browser

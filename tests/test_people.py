@@ -415,13 +415,13 @@ def test_squares_of_cocos_folder_avoid_crowds_too(tmp_path, monkeypatch):
 
 def test_finding_needs_everybodys_boxes(tmp_path):
     data = folder(tmp_path / "data", ENTRY, split="valid")
-    for boxes in ({}, {"a.jpg": []}, {"b.jpg": [[1, 2, 3, 4]]}):
+    for boxes in ({"a.jpg": []}, {"b.jpg": [[1, 2, 3, 4]]}):
         (data / "annot/boxes.json").write_text(json.dumps(boxes))
         with pytest.raises(BadInput, match="does not say where everybody in .*a.jpg is: it needs"):
             finding.measure(None, data)
 
 
-def test_finding_by_hand(tmp_path):
+def test_finding_by_hand(tmp_path, monkeypatch):
     """a.jpg: one of two large people is found, six of her twelve limb joints within half a unit, and somebody
     where nobody is. b.jpg: a small person, who does not count, and nobody in what is left without him.
     """
@@ -446,6 +446,13 @@ def test_finding_by_hand(tmp_path):
     figures = finding.measure(None, data, find)
     assert shown == [(200, 200), (200, 200), (150, 200)] and figures.pop("seconds") < 1
     assert figures == dict(photos=2, large=2, found=50, joints=25, false=0.5, nobody=100, empty=1)
+    # without boxes: those of the labelled joints; which would be false, and where nobody is, is not known
+    (data / "annot/boxes.json").unlink()
+    monkeypatch.setattr(finding, "LARGE", 0.3)
+    figures = finding.measure(None, data, lambda model, image: [
+        one._replace(box=box_of_joints(one)) for one in find(model, image)[:1]], limit=1)
+    assert [figures[name] for name in ("photos", "large", "found", "joints")] == [1, 2, 50, 25]
+    assert np.isnan(figures["false"]) and np.isnan(figures["nobody"])
 
 
 def test_training_gets_people_and_then_nobody(tmp_path, capsys):

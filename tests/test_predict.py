@@ -243,7 +243,7 @@ def test_a_student_without_confidence_needs_boxes(tmp_path):
     for named, words in ((boxes, ["--boxes", "boxes.json"]), (boxes, [])):
         (tmp_path / "boxes.json").write_text(json.dumps(named))
         refused(call("predict.py", "a.jpg", "b.jpg", *words, "--checkpoint", "reg.pt", cwd=tmp_path),
-                "reg.pt was trained without confidence, by which people are found: say where they are")
+                "reg.pt was trained without confidence, by which people are found: name boxes")
     (tmp_path / "boxes.json").write_text(json.dumps({**boxes, "b.jpg": []}))
     for words, count in ((["--boxes", "boxes.json"], "1 person"), (["--whole"], "2 people")):
         done = call("predict.py", "a.jpg", "b.jpg", *words, "--checkpoint", "reg.pt", cwd=tmp_path)
