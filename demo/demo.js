@@ -16,7 +16,7 @@ const frame = make("canvas").getContext("2d", {willReadFrequently: true}), view 
 
 const LARGEST = 4096, SMALLEST_VIEW = 640;       // longest side: of an image at most, of the view at least
 const ROUNDED = 2 ** 20, SMALLEST_BOX = 0.04;    // as crops.py; of the longest side, smaller drags are slips
-const ERROR_SECONDS = 10;                        // for which an error stands over what moves
+const ERROR_SECONDS = 10;                        // for which an error stands
 const NEAR = 1 / 20;                             // of a crop: joints of it and of its mirror image agree
 const COLOURS = {"r-": "rgb(255 140 0)", "l-": "rgb(0 200 255)"}, MIDDLE = "rgb(120 220 90)";
 const OF_PERSON = ["white", "yellow", "magenta", "lime", "red", "aqua"];         // box and joints, in turn
@@ -190,7 +190,7 @@ async function look(from) {
   let step = steps.next();
   while (!step.done) {
     const changed = () => mine !== tracker || follow !== following();
-    if (still && !chosen) say(progress(step.value));
+    if (still && !chosen) tell(progress(step.value));
     if (!follow) await new Promise(shown => setTimeout(shown));
     if (changed()) return;                           // the visitor wants something else meanwhile
     const found = await peopleIn(step.value);
@@ -202,7 +202,7 @@ async function look(from) {
   paint();
   if (!still) return report(from.title, mine);
   const {joints} = people.get(0) ?? {}, count = people.size;
-  say(`${from.name}${from.note ?? ""}: ${chosen ? `${sure(joints).length} of ${joints.length} joints`
+  tell(`${from.name}${from.note ?? ""}: ${chosen ? `${sure(joints).length} of ${joints.length} joints`
     : count > 1 ? `${count} people` : count ? "1 person" : "nobody"} found`);
 }
 
@@ -286,14 +286,23 @@ function paint() {
   view.setLineDash([]);
 }
 
-let clearing;
+let clearing, told = "";               // told: what stands below an error
 
 function say(message, error = false) {
-  $("message").className = error ? "error" : "";
-  $("message").setAttribute("role", error ? "alert" : "status");
-  $("message").textContent = message;
+  const shown = $("message"), className = error ? "error" : "";
+  if (shown.textContent !== message || shown.className !== className) {        // or it is read out again
+    shown.className = className;
+    shown.setAttribute("role", error ? "alert" : "status");
+    shown.textContent = message;
+  }
   clearTimeout(clearing);
-  if (error && source?.moving) clearing = setTimeout(() => say(source.title), 1000 * ERROR_SECONDS);
+  if (error && source) clearing = setTimeout(() => say(told || source.title), 1000 * ERROR_SECONDS);
+}
+
+/** Says how the search in a still image goes; an error stands for its seconds before that. */
+function tell(message) {
+  told = message;
+  if ($("message").className !== "error") say(message);
 }
 
 /** Says in a video what changes, over no other message: progress until somebody or nobody is found, and nobody
@@ -369,6 +378,7 @@ function pause(on) {
   paused = on;
   $("pause").setAttribute("aria-pressed", on);
   source.pause?.(on);
+  told = "";
   if (!on) say(source.title);
   refresh();
 }
@@ -514,6 +524,7 @@ function choose(next) {
   chosen = next;
   tracker = new Tracker(chosen);
   people = new Map();
+  if ($("message").className === "error") say(source.title);
   refresh();
 }
 

@@ -884,6 +884,17 @@ def test_broken_file_is_said(page, tmp_path, images):
         assert page.js("message.className") == "error"
         page.drop(images[1])
         page.wait("message.className === '' && message.textContent.startsWith('large.jpg')")
+    # while an image is searched: the error stands, and then what was found in the image
+    page.js("said = [], new MutationObserver(() => said.push(message.textContent)).observe(message, "
+            "{childList: true}), undefined")
+    page.drop(images[0])
+    page.wait("message.textContent.startsWith('looking')")
+    page.drop(tmp_path / "notes.txt")
+    page.wait("message.className === 'error'")
+    page.wait(f"message.textContent.startsWith('{images[0].name}')")
+    said = page.js("said")
+    error = said.index("notes.txt cannot be read as an image")
+    assert said[error + 1:] == [page.text("message")] and page.js("message.className") == ""
     assert page.complaints() == []
 
 
