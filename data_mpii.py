@@ -161,11 +161,16 @@ def load_samples(root, split, images=True):
 
 
 def load_joined(folders):
-    """The Samples to train on of one or more folders, and crops without people where these can be found."""
+    """The Samples to train on of one or more folders, and crops without people where these can be found.
+
+    note: how many people of each.
+    """
     sets = [load_samples(folder, "train") for folder in folders]
     people = join(sets)
     without = [samples for samples in map(crops_without_people, sets) if samples]
-    return replace(join([people, *without]), name=people.name)
+    counts = " + ".join(f"{len(samples):,}" for samples in sets) + " people"
+    counts += f", {sum(map(len, without)):,} crops of nobody" if without else ""
+    return replace(join([people, *without]), name=people.name, note=counts)
 
 
 def crops_without_people(samples):

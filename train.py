@@ -221,8 +221,8 @@ def load_data(args, size):
     else:
         train = load_joined(args.data)
     valid = {name: validation_samples(data, size) for name, data in zip(names_of(args.data), args.data)}
-    nobody = f" ({train.empty.sum():,} of them show nobody)" if train.empty.any() else ""
-    print("; ".join([f"{train.name}: {len(train):,} samples to train on{nobody}",
+    counts = f" ({train.note})" if train.note else ""
+    print("; ".join([f"{train.name}: {len(train):,} samples to train on{counts}",
                      *(f"{samples.name}: {len(samples):,} to score on" for samples in valid.values()),
                      *(samples.note for samples in valid.values() if samples.note)]))
     if args.batch_size > len(train):

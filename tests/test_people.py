@@ -467,7 +467,7 @@ def test_training_gets_people_and_then_nobody(tmp_path, capsys):
     (train, crops), valid = load_data(args, 64)
     nobody, said = data_coco.EMPTY_PER_PHOTO, capsys.readouterr().out
     assert train.name == "M+C/train" and train.empty.tolist() == [False] * 2 + [True] * nobody
-    assert f"M+C/train: {2 + nobody} samples to train on ({nobody} of them show nobody)" in said
+    assert f"M+C/train: {2 + nobody} samples to train on (1 + 1 people, {nobody} crops of nobody)" in said
     assert len(crops) == 2 + nobody and train.image(2).size == (320, 200)
     assert not any(samples.empty.any() for samples, _ in valid.values())
 

@@ -207,7 +207,8 @@ def test_a_run_on_several_folders(folders, monkeypatch):
     out = folders / "a run"
     done = call("train.py", *FLAGS, "--data", "one", "two", "--select", "two", "--out", out, cwd=folders)
     assert done.returncode == 0, done.stderr
-    assert "one+two/train: 16 samples to train on; one/valid: 4 to score on; two/valid: 3 to" in done.stdout
+    assert "one+two/train: 16 samples to train on (6 + 10 people); one/valid: 4 to score on; " in done.stdout
+    assert "two/valid: 3 to score on" in done.stdout
     assert "5 epochs of 2 steps, 8 samples each" in done.stdout
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     scored = [line for line in log if "one@0.5" in line and line["pckh@0.5"] == line["two@0.5"]]
