@@ -63,7 +63,7 @@ class Samples:
     head_size: np.ndarray                      # (N,) float32: PCKh's unit of length, pixels
     image: Callable[[int], Image.Image]        # RGB image of sample i
     files: tuple = ()                          # paths of the images, one per sample; none for synthetic
-    note: str = ""                             # a caveat printed with every result
+    note: str = ""                   # a caveat printed with every result; of training sets how many people
     empty: np.ndarray | None = None            # (N,) bool: crops without a person; None: there are none
     everybody: dict = field(default_factory=dict)      # {image: boxes of all its people}: x, y, width, height
 

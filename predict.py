@@ -13,7 +13,7 @@ Pillow does not read and OpenCV does is a video.
 import json
 import os
 from collections import defaultdict
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -121,27 +121,48 @@ def json_file(path):
     is_device = str(path.absolute()).startswith(("/dev/", "/proc/")) or path.exists() and not path.is_file()
     path = path if is_device else path.resolve()
     partial = path if is_device else path.with_name(path.name + ".partial")
+    separators = chain(["\n"], repeat(",\n"))
+
+    def add(record):
+        text = next(separators) + json.dumps(record)
+        with json_errors(path):
+            file.write(text)
+
     try:
-        print(end="", flush=True)                  # before what goes to standard output
-        opened = os.dup(1) if str(path) == "/dev/stdout" else partial
-        with open(opened, "a" if is_device else "w") as file:
+        with json_errors(path):
+            print(end="", flush=True)              # before what goes to standard output
+            file = open(os.dup(1) if str(path) == "/dev/stdout" else partial, "a" if is_device else "w")
             file.write(f'{{"joints": {json.dumps(JOINTS)}, "images": [')
-            separators = chain(["\n"], repeat(",\n"))
-            yield lambda record: file.write(next(separators) + json.dumps(record))
+        try:
+            yield add
+        except BaseException:
+            with suppress(OSError):
+                file.close()
+            raise
+        with json_errors(path):
             file.write("]}\n")
-        if not is_device:
-            os.replace(partial, path)
-    except OSError as error:                       # those of images do not get here
-        raise BadInput(f"--json {path} cannot be written: {error.strerror or error}") from error
+            file.close()
+            if not is_device:
+                os.replace(partial, path)
     finally:
         if not is_device:
             partial.unlink(missing_ok=True)
 
 
-def predict_images(args, model, listed, boxes_of, add, failed):
-    """Find people in images: (file, path in the named folder) each. What fails is reported, the rest goes on.
+@contextmanager
+def json_errors(path):
+    """OSErrors in it become BadInput of --json."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"--json {path} cannot be written: {error.strerror or error}") from error
 
-    boxes_of: {file: its boxes}, others have --box. add: a function that takes each `record`, or None.
+
+def predict_images(args, model, listed, boxes_of, add, failed):
+    """Find people in images: (file, path in the named folder) each -> lines that say what was found.
+
+    What fails is reported, the rest goes on. boxes_of: {file: its boxes}, others have --box. add: a function
+    that takes each `record`, or None.
     """
     outputs = name_outputs([name for _, name in listed], OUTPUT)
     bar = tqdm(listed, "images", leave=False, disable=None if len(listed) > 1 else True)
@@ -167,17 +188,21 @@ def predict_images(args, model, listed, boxes_of, add, failed):
         except OSError as error:
             report(f"{path}: {args.out / output} cannot be written ({error.strerror or error})"
                    + (f"; its joints are in {args.json}" if add else ""), failed)
+    lines = []
     if counts or args.json:
         nobody = f", nobody found in {counts.count(0)}" if 0 in counts else ""
-        print(f"{in_words(sum(counts))} in {len(counts)} of {len(listed)} images{nobody}: "
-              f"{args.out}/*{OUTPUT}" + (f", {args.json}" if args.json else ""))
+        lines.append(f"{in_words(sum(counts))} in {len(counts)} of {len(listed)} images{nobody}: "
+                     f"{args.out}/*{OUTPUT}" + (f", {args.json}" if args.json else ""))
     if reduced:
-        print(f"drawn in 1/2, 1/4 or 1/8 of their size, as JPEGs of {2 * LONGEST:,} pixels and up: {reduced}"
-              f"; boxes and joints are in pixels of the file")
+        lines.append(f"drawn in 1/2, 1/4 or 1/8 of their size, as JPEGs of {2 * LONGEST:,} pixels and up: "
+                     f"{reduced}; boxes and joints are in pixels of the file")
+    return lines
 
 
 def predict_video(args, model, source, name, add):
-    """Follow people through a video file, or a camera (an int), into the video `name`."""
+    """Follow people through a video file, or a camera (an int), into the video `name` -> a line on it, and
+    an error where it is cut short, or "".
+    """
     target, fixed = args.out / name, args.box or args.whole
     tracker = Tracker(model, args.device, args.flip_test)
 
@@ -185,17 +210,18 @@ def predict_video(args, model, source, name, add):
         check_overlap(source, args.box, image.size)
         return dict(enumerate(people_in(args, model, image, args.box))) if fixed else tracker(image)
 
-    def draw(image, people, frame, seconds):
+    def draw(image, people):
         draw_poses(image, people.values(), args.threshold, () if fixed else people)
-        if add:
-            add(record(source, people.values(), ids=people, frame=frame, seconds=round(seconds, 3)))
 
-    video = draw_video(source, target, follow, draw, args.smooth)
+    def note(people, frame, seconds):
+        file = f"camera {source}" if isinstance(source, int) else source
+        add(record(file, people.values(), ids=people, frame=frame, seconds=round(seconds, 3)))
+
+    video = draw_video(source, target, follow, draw, add and note, args.smooth)
     found = f"at most {in_words(video.most)} in a frame" if video.most else "nobody found"
-    print(f"{target}: {video.frames} frames, {video.rate:g} a second, {found}"
-          + (f", {args.json}" if add else ""))
-    if video.missing:
-        raise BadInput(f"{source} seems to be cut short: {video.missing} could be read, and are in {target}")
+    line = f"{target}: {video.frames} frames, {video.rate:g} a second, {found}"
+    cut = f"{source} seems to be cut short: {video.cut} could be read, and are in {target}"
+    return line + (f", {args.json}" if add else ""), cut if video.cut else ""
 
 
 def parse_arguments():
@@ -260,17 +286,23 @@ def main():
         print("it has only seen synthetic people: expect little of photos")
     looks = sources or any(os.path.abspath(file) not in boxes for file, _ in images)
     refuse((looks and not (args.box or args.whole or getattr(model.head, "scored", True)),
-            f"{args.checkpoint} was trained without confidence, by which people are found: name boxes with "
-            f"--box, --boxes or --whole, or train it with a teacher"))
-    model = for_inference(model)
+            f"{args.checkpoint} was trained without confidence, by which people are found: name them with "
+            f"--box{'' if sources else ', --boxes'} or --whole, or train it with a teacher"))
+    model, lines = for_inference(model), []
+    tell = lines.append if args.json else print              # a json file may go to standard output
     with json_file(args.json) if args.json else nullcontext() as add:
         for (source, _), name in zip(sources, name_outputs([name for _, name in sources], VIDEO_OUTPUT)):
             try:
-                predict_video(args, model, source, name, add)
+                line, cut = predict_video(args, model, source, name, add)
+                tell(line)
+                refuse((cut, cut))
             except BadInput as error:                    # the others go on
                 report(error, failed)
         if images:
-            predict_images(args, model, images, boxes, add, failed)
+            for line in predict_images(args, model, images, boxes, add, failed):
+                tell(line)
+    for line in lines:
+        print(line)
     if failed:
         raise SystemExit(2)
 

@@ -11,10 +11,12 @@ import math
 import time
 from collections import defaultdict
 from contextlib import suppress
+from os.path import isfile
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from common import BadInput, optional
 from images import open_video, utf8
@@ -106,23 +108,23 @@ class OneEuro:
 
 # ------------------------------------------------------------------------------- a whole video
 
-class Drawn(NamedTuple):
+class Video(NamedTuple):
     """What `draw_video` has read and written."""
     frames: int
     rate: float                      # frames a second
     most: int                        # people in a frame
-    missing: str                     # "": the video is whole; else how much of it could be read
+    cut: str                         # how much could be read of a video that is cut short; "": all of it
 
 
-def draw_video(source, target, follow, draw, smooth=False):
-    """Draw people into the frames of a video file, or of a camera (an int) until Ctrl-C -> Drawn.
+def draw_video(source, target, follow, draw, note=None, smooth=False):
+    """Draw people into the frames of a video file, or of a camera (an int) until Ctrl-C -> Video.
 
-    follow(image) -> {id: Found} of the next frame, a Pillow image; draw(image, people, frame, seconds) draws
-    them, in place. smooth: joints by OneEuro, each person's by itself. BadInput where nothing can be read or
-    written.
+    follow(image) -> {id: Found} of the next frame, a Pillow image; draw(image, people) draws them, in place;
+    note(people, frame, seconds), if any, is told of each frame that is written. smooth: joints by OneEuro,
+    each person's by itself. BadInput where nothing can be read or written.
     """
     camera = isinstance(source, int)
-    if not camera and not source.is_file():
+    if not camera and not isfile(source):
         raise BadInput(f"there is no video {source}")
     stream, cv2 = open_video(source), optional("cv2")
     if not stream.isOpened():
@@ -133,6 +135,7 @@ def draw_video(source, target, follow, draw, smooth=False):
         rate, stream = frame_rate(cv2, stream) or rate, open_video(source)
     rate = float(f"{rate:.4g}")                          # MPEG-4 has no room for more digits
     writer, frames, written, began, last = None, 0, 0, time.perf_counter(), 0
+    bar = tqdm(unit=" frames", leave=False, disable=None)
     try:
         while (read := stream.read())[0]:
             image = Image.fromarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
@@ -140,41 +143,44 @@ def draw_video(source, target, follow, draw, smooth=False):
             most = max(most, len(people))
             seconds = time.perf_counter() - began
             now = seconds if camera else stream.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            step = now - last if now > last else 1 / rate
+            now = last + step if frames else now                  # also where there are no timestamps
             if smooth:
                 for number in filters.keys() - people.keys():     # who comes back is elsewhere
                     del filters[number]
-                step = now - last if now > last else 1 / rate
                 for number, person in people.items():
                     joints = filters[number](person.joints, step, max(person.box[2:]))
                     people[number] = person._replace(joints=joints)
             last = now
-            draw(image, people, frames, now)
-            frame = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
             if writer is None:
                 writer = open_writer(cv2, target, rate, image.size)
+            draw(image, people)
+            frame = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
             # a camera's frame stands for the time that the network took
             for _ in range(max(1, round(now * rate) - written) if camera else 1):
                 writer.write(frame)
                 written += 1
+            if note:
+                note(people, frames, now)
             frames += 1
-            print(f"\r{frames} frames, {frames / seconds:.1f} a second", end="", flush=True)
+            bar.update()
     except KeyboardInterrupt:
         if not camera:                   # Ctrl-C ends a camera, and stops the work on files
             raise
     finally:
+        bar.close()
         expected = stream.get(cv2.CAP_PROP_FRAME_COUNT)          # by the header, as `stated` is
         stream.release()
         if writer is not None:
             writer.release()
     if not frames:
         raise BadInput(f"{source} gave no frame")
-    print()
     if not open_video(target).read()[0]:
         raise BadInput(f"{target} cannot be written: "
                        + (system_error(target, "ab") or "OpenCV does not say why"))
     is_cut = (not camera and frames < WHOLE * expected
               and stated > 0 and frames / rate < WHOLE * expected / stated)
-    return Drawn(frames, rate, most,
+    return Video(frames, rate, most,
                  f"{frames / rate:.1f} of {expected / stated:.1f} seconds" if is_cut else "")
 
 
@@ -189,16 +195,17 @@ def frame_rate(cv2, stream):
 
 def open_writer(cv2, target, rate, size):
     """A cv2.VideoWriter of an MPEG-4 file. BadInput where it cannot be written."""
-    why = system_error(target, "wb")
-    writer = why or cv2.VideoWriter(utf8(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
-    if why or not writer.isOpened():
-        raise BadInput(f"{target} cannot be written: "
-                       + (why or f"OpenCV has no codec mp4v, or not for {size[0]} x {size[1]} pixels"))
+    if why := system_error(target, "wb"):
+        raise BadInput(f"{target} cannot be written: {why}")
+    writer = cv2.VideoWriter(utf8(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+    if not writer.isOpened():
+        raise BadInput(f"OpenCV cannot write {target}: it has no codec mp4v, or not for "
+                       f"{size[0]} x {size[1]} pixels")
     return writer
 
 
 def system_error(target, mode):
-    """What the system says of writing 64 kB to a file, "" if nothing. The file is removed."""
+    """What the system says of writing 64 kB to a file, "" if nothing. Makes its folder, removes the file."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, mode) as file:

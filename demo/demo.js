@@ -175,7 +175,11 @@ async function run() {
   for (;;) {
     const reason = new Promise(resolve => { refresh = resolve; });          // to look again
     if (source.moving && !paused) source.next(refresh);                     // may come while it still looks
-    await look(source).catch(error => say(`the network failed: ${error.message ?? error}`, true));
+    await look(source).catch(error => {
+      const message = `the network failed: ${error.message ?? error}`;
+      told = message;
+      if ($("message").textContent !== message) say(message, true);         // not in each frame
+    });
     await reason;
   }
 }
@@ -286,17 +290,15 @@ function paint() {
   view.setLineDash([]);
 }
 
-let clearing, told = "";               // told: what stands below an error
+let clearing, told = "";               // told: what is said when an error has stood long enough
 
 function say(message, error = false) {
-  const shown = $("message"), className = error ? "error" : "";
-  if (shown.textContent !== message || shown.className !== className) {        // or it is read out again
-    shown.className = className;
-    shown.setAttribute("role", error ? "alert" : "status");
-    shown.textContent = message;
-  }
+  $("message").className = error ? "error" : "";
+  $("message").setAttribute("role", error ? "alert" : "status");
+  $("message").textContent = message;
   clearTimeout(clearing);
-  if (error && source) clearing = setTimeout(() => say(told || source.title), 1000 * ERROR_SECONDS);
+  if (error && source) clearing = setTimeout(() => say(source.moving && !paused ? source.title : told || source.title),
+                                            1000 * ERROR_SECONDS);
 }
 
 /** Says how the search in a still image goes; an error stands for its seconds before that. */
@@ -524,6 +526,7 @@ function choose(next) {
   chosen = next;
   tracker = new Tracker(chosen);
   people = new Map();
+  told = "";
   if ($("message").className === "error") say(source.title);
   refresh();
 }

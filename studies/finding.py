@@ -4,15 +4,15 @@
     python studies/finding.py --data everyday --photos 100 --page        # as the browser finds them
 
 Scored on the people of annot/valid.json whose box is at least LARGE of the photo's shorter side. What is seen
-where nobody is counts against annot/boxes.json, which lists everybody. Without that file (LSP, one person a
-photo) a person's box is that of the labelled joints, and `false`, `nobody` and `auroc` are not known.
+where nobody is counts against annot/boxes.json, which lists everybody. A set of one person a photo (LSP)
+needs none: a person's box is that of the labelled joints; `false`, `nobody` and `auroc` are not known.
 
     found    large people who have a predicted person whose box overlaps theirs by at least HALF (intersection
              over union; each prediction stands for one person), %
     joints   their labelled limb joints within half a unit of PCKh, missed people counted as missed joints, %
     false    predicted people who overlap nobody's box by NEAR, per photo
     nobody   photos of the same set with everybody cut away in which nobody is predicted, %
-    auroc    how often a labelled person's box has a higher person_score than a square without people
+    auroc    how often a labelled person's box has a higher person_score than a square without people; of all
 """
 
 import sys
@@ -72,14 +72,17 @@ def without_people(image, boxes):
 def agree(xy, sure, mirrored_xy, mirrored_sure, size):
     """Joints (..., K, 2) and confidences (..., K) of crops and of their mirror images -> the browser's.
 
-    Its network gives joints, not distributions: their mean where they agree, else the surer one, by half.
+    Its network gives joints, not distributions: their mean where they agree, else the surer, half as sure.
     """
     across, other = mirrored_xy[..., FLIP, :].clone(), mirrored_sure[..., FLIP]
     across[..., 0] = size - 1 - across[..., 0]
-    near, weights = (xy - across).norm(dim=-1) <= AGREE * size, torch.stack([sure, other])
-    mean = (weights[..., None] * torch.stack([xy, across])).sum(0) / weights.sum(0)[..., None]
+    near = (xy - across).norm(dim=-1) <= AGREE * size
+    total = sure + other
+    part = other / torch.where(total > 0, total, 1)                          # of the mirror image's joint
+    mean = xy + part[..., None] * (across - xy)
     surer = torch.where((sure > other)[..., None], xy, across)
-    return torch.where(near[..., None], mean, surer), torch.where(near, weights.mean(0), weights.amax(0) / 2)
+    return (torch.where(near[..., None], mean, surer),
+            torch.where(near, total, torch.maximum(sure, other)) / 2)
 
 
 def predict_crops_as_the_page(model, crops, flip_test=False):
@@ -102,17 +105,19 @@ def person_auroc(model, samples):
 
 
 def boxes_of_joints(samples):
-    """{photo: boxes of its labelled people}, each around the joints as `people.box_of_joints` draws it."""
-    boxes = defaultdict(list)
+    """{photo: [box]} where each has one person: around the labelled joints as `box_of_joints` draws it."""
+    boxes = {}
     for file, joints, visible in zip(samples.files, samples.joints, samples.visible):
-        boxes[file].append(box_of_joints(Found(None, joints, visible.astype(float))))
+        labelled = joints[np.resize(np.flatnonzero(visible), len(joints))]
+        boxes[file] = [box_of_joints(Found(None, labelled, np.ones(len(joints))))]
     return boxes
 
 
 def measure(model, data, find=find_people, limit=None):
     """The figures of the module's docstring, as a dictionary, and seconds a photo."""
     samples = load_samples(data, "valid")
-    everybody = samples.everybody or boxes_of_joints(samples)
+    file, alone = Path(data) / "annot/boxes.json", len(set(samples.files)) == len(samples.files)
+    everybody = boxes_of_joints(samples) if alone and not file.exists() else samples.everybody
     unknown = [file for file in samples.files if not len(everybody.get(file, ()))]
     refuse((unknown, f"{data} does not say where everybody in {unknown and unknown[0]} is: it needs "
                      f"annot/boxes.json, or COCO's layout"))
@@ -142,7 +147,7 @@ def measure(model, data, find=find_people, limit=None):
             if b in matched:
                 error = np.linalg.norm(people[matched[b]].joints - samples.joints[i], axis=1)[LIMB_JOINTS]
                 right += (error[seen] <= 0.5 * samples.head_size[i]).sum()
-        if not samples.everybody:
+        if everybody is not samples.everybody:
             continue
         for person in people:
             false += max((shared(person.box, box)[0] for box in boxes), default=0) < NEAR
@@ -151,13 +156,14 @@ def measure(model, data, find=find_people, limit=None):
             empty += 1
             quiet += not find(model, strip)
     return dict(photos=photos, large=large, found=percent(found, large), joints=percent(right, joints),
-                false=false / photos if samples.everybody else float("nan"), nobody=percent(quiet, empty),
-                empty=empty, seconds=float(np.median(seconds)))
+                false=false / photos if everybody is samples.everybody else float("nan"),
+                nobody=percent(quiet, empty), empty=empty, seconds=float(np.median(seconds)))
 
 
 def main():
     parser = CommandLine(__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with annot/boxes.json")
+    parser.add_argument("--data", type=Path, required=True,
+                        help="folder, with annot/boxes.json or one person a photo")
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED_STUDENT,
                         help="student (default: the shipped one)")
     parser.add_argument("--photos", type=int, help="so many photos, the first (default: all)")
@@ -165,11 +171,14 @@ def main():
     args = parser.parse_args()
     refuse((args.photos is not None and args.photos < 1, f"--photos {args.photos} must be above 0"))
     model, _ = checkpoint.load(args.checkpoint)
+    refuse((not getattr(model.head, "scored", True),
+            f"{args.checkpoint} was trained without confidence, by which people are found"))
     model = for_inference(model)
     if args.page:
         people_py.predict_crops = predict_crops_as_the_page
     figures = measure(model, args.data, limit=args.photos)
-    figures["auroc"] = person_auroc(model, load_samples(args.data, "valid"))
+    if args.photos is None:
+        figures["auroc"] = person_auroc(model, load_samples(args.data, "valid"))
     print("  ".join(f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
                     for name, value in figures.items()))
 

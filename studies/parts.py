@@ -14,7 +14,8 @@
     long             all six students from labels alone, 4,000 steps
     terms            each term of the loss beside labels, for cc gs and reg gs
     terms-photos     the terms on photos: cc gs of preset small without a backbone, 4 epochs
-    teacher-photos   the same by the first teacher of photos (see FIRST_TEACHER)
+    teacher-photos   the same by the first teacher of photos, before which
+                     git show 753515d:weights/teacher-small-photos.pt > runs/first-teacher.pt
     control-photos   cc gd of preset small without a backbone and its static control, labels alone, 4 epochs
     tokens           the teacher's tokens standardised, or raw as in DistilPose
 
@@ -38,8 +39,7 @@ PHOTO_EPOCHS = 16        # of tiny students on photos
 COMPARED_EPOCHS = 8      # of students of small-64
 SHORT_EPOCHS = 4         # of students of small
 TERMS = tuple(WEIGHTS["cc"])
-# learned from LSPET alone: git show 753515d:weights/teacher-small-photos.pt > runs/first-teacher.pt
-FIRST_TEACHER = RUNS.parent / "first-teacher.pt"
+FIRST_TEACHER = RUNS.parent / "first-teacher.pt"                 # it has learned from LSPET alone
 GS, GD = ({"student": "cc", "filter": filter} for filter in ("gs", "gd"))
 LABELS = {"no-distill": True}
 RATES = {"-double-rate": "2e-3", "": "1e-3", "-half-rate": "5e-4", "-quarter-rate": "2.5e-4"}
@@ -67,7 +67,7 @@ def of_photos(title, *changes):
 
 
 def told_of_photos(title, *changes, views=2, mixer=GS, **flags):
-    """A cell of the cc gs student of preset small without a backbone, on photos in so many views."""
+    """A cell of a cc student of preset small without a backbone, on photos in so many views."""
     short = {"backbone": "none", "preset": "small", "amp": True, "epochs": SHORT_EPOCHS}
     return title, {**mixer, **short, **flags}, [f"train.RECIPES.small.views={views}", *changes]
 
@@ -163,8 +163,8 @@ CELLS = {
         "told-first-teacher": told_of_photos("all four of the first teacher, of one set",
                                              teacher=FIRST_TEACHER)},
     "control-photos": {
-        "told-gd": told_of_photos("**1 + z**", mixer=GD, **LABELS),
-        "told-gd-constant": told_of_photos("ones: the static control", "constant", mixer=GD, **LABELS)},
+        "small-gd": told_of_photos("**1 + z**", mixer=GD, **LABELS),
+        "small-gd-constant": told_of_photos("ones: the static control", "constant", mixer=GD, **LABELS)},
     "tokens": {
         "cc-gs-raw-as-distilpose": ("raw, a1 = a2 = 5e-4 (DistilPose)", GS,
                                     ["raw-tokens", *token_weights("cc", 5e-4, 5e-4)]),
@@ -182,6 +182,10 @@ def parts_runs(groups=tuple(CELLS), seeds=SEEDS, data=None):
     if not data and list(groups) != list(CELLS):
         refuse(*((group.endswith("-photos"), f"{group} needs photos: name their folders with --data")
                  for group in groups))
+    if not FIRST_TEACHER.exists():
+        refuse(("teacher-photos" in groups and list(groups) != list(CELLS),
+                f"teacher-photos needs {FIRST_TEACHER}: --help says how it is made"))
+        groups = [group for group in groups if group != "teacher-photos"]
     runs = {}
     for seed, group in product(seeds, groups):
         photos = {"epochs": PHOTO_EPOCHS, "data": data} if group.endswith("-photos") else {}

@@ -158,8 +158,10 @@ def compared_table():
 def parts_table(group, decisive=False):
     """The cells of a group of parts.py that were run: PCKh, and what is asked of the part."""
     kind = group.removesuffix("-photos")
-    more, about = {"dynamic": (["deviation by block", "dead by block", "frozen"], dynamic_cells),
-                   "terms": (["ECE", "AUROC"], confidence_cells)}.get(kind, ([], None))
+    of_filters = ["deviation by block", "dead by block", "frozen"], dynamic_cells
+    of_terms = ["ECE", "AUROC"], confidence_cells
+    more, about = {"dynamic": of_filters, "control": of_filters,
+                   "terms": of_terms, "teacher": of_terms}.get(kind, ([], None))
     rows = []
     for cell in DECISIVE[group] if decisive else CELLS[group]:
         names = [f"parts-{cell}-{seed}" for seed in SEEDS]

@@ -894,6 +894,7 @@ def test_broken_file_is_said(page, tmp_path, images):
     page.wait(f"message.textContent.startsWith('{images[0].name}')")
     said = page.js("said")
     error = said.index("notes.txt cannot be read as an image")
+    assert said[error - 1].startswith("looking")
     assert said[error + 1:] == [page.text("message")] and page.js("message.className") == ""
     assert page.complaints() == []
 

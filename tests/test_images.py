@@ -15,9 +15,10 @@ from test_data import ENTRY, folder
 from common import BadInput
 from crops import store
 from data_mpii import load_samples
-from images import (LEFT, MIDDLE, RIGHT, contact_sheet, draw_skeleton, image_endings, is_video,
+from images import (LEFT, MIDDLE, RIGHT, contact_sheet, draw_poses, draw_skeleton, image_endings, is_video,
                     list_files, name_outputs, open_image, open_safely, open_video, read_image, rgb, to_bytes,
                     upright_size, write_image)
+from people import Found
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -351,3 +352,21 @@ def test_the_threshold_decides_which_joints_are_faint():
     faint, strong = (np.asarray(draw_skeleton(Image.new("RGB", (20, 20)), joints, seen, confidence=confidence,
                                               threshold=threshold)).max() for threshold in (0.41, 0.4))
     assert faint < strong == 255
+
+
+def test_unsure_joints_of_each_person_are_faint():
+    """The right ankle of two people, of whom one is below the threshold; all else is outside the image."""
+    far = np.full((15, 2), -99.0)
+    people = [Found([0] * 4, np.r_[[[60.0, y]], far], np.full(16, sure))
+              for y, sure in ((20, 0.6), (60, 0.4))]
+    for order in (people, people[::-1]):
+        pixels = np.asarray(draw_poses(Image.new("RGB", (90, 90)), order, threshold=0.5))
+        assert pixels[20, 60].min() == 255 and 0 < pixels[60, 60].max() < 150
+    assert np.asarray(draw_poses(Image.new("RGB", (90, 90)), people, threshold=0.4))[60, 60].min() == 255
+    assert not np.asarray(draw_poses(Image.new("RGB", (90, 90)), [])).any()
+    # ids: each in its box's corner, or in the image's
+    at = lambda number, x: np.asarray(draw_poses(Image.new("RGB", (90, 90)), [people[0]._replace(
+        box=[x, 60, 9, 9], joints=np.zeros((16, 2)))], ids=[number]))[60:, :].astype(int)
+    seven, outside = at(7, 40), at(7, -5)
+    assert seven[:, 40:60].any() and not seven[:, :39].any() and (seven != at(8, 40)).any()
+    assert np.array_equal(seven[:, 40:60], outside[:, :20])

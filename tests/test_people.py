@@ -415,7 +415,7 @@ def test_squares_of_cocos_folder_avoid_crowds_too(tmp_path, monkeypatch):
 
 def test_finding_needs_everybodys_boxes(tmp_path):
     data = folder(tmp_path / "data", ENTRY, split="valid")
-    for boxes in ({"a.jpg": []}, {"b.jpg": [[1, 2, 3, 4]]}):
+    for boxes in ({}, {"a.jpg": []}, {"b.jpg": [[1, 2, 3, 4]]}):
         (data / "annot/boxes.json").write_text(json.dumps(boxes))
         with pytest.raises(BadInput, match="does not say where everybody in .*a.jpg is: it needs"):
             finding.measure(None, data)
@@ -448,10 +448,15 @@ def test_finding_by_hand(tmp_path, monkeypatch):
     assert figures == dict(photos=2, large=2, found=50, joints=25, false=0.5, nobody=100, empty=1)
     # without boxes: those of the labelled joints; which would be false, and where nobody is, is not known
     (data / "annot/boxes.json").unlink()
-    monkeypatch.setattr(finding, "LARGE", 0.3)
+    with pytest.raises(BadInput, match="does not say where everybody in .*a.jpg is"):       # two people
+        finding.measure(None, data, find)
+    entries[0]["joints_vis"] = [1] * 4 + [0] * 12                 # of the other joints no place is known
+    entries[0]["joints"][4:] = [[-1, -1]] * 12
+    folder(data, entries[0], split="valid")
+    monkeypatch.setattr(finding, "LARGE", 0.05)
     figures = finding.measure(None, data, lambda model, image: [
-        one._replace(box=box_of_joints(one)) for one in find(model, image)[:1]], limit=1)
-    assert [figures[name] for name in ("photos", "large", "found", "joints")] == [1, 2, 50, 25]
+        Found([20, 20, 7, 13], people.joints[0], np.ones(16)), *find(model, image)], limit=1)
+    assert [figures[name] for name in ("photos", "large", "found", "joints")] == [1, 1, 100, 100]
     assert np.isnan(figures["false"]) and np.isnan(figures["nobody"])
 
 

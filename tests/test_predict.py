@@ -22,7 +22,7 @@ import predict as module
 from common import BadInput
 from crops import store
 from data_mpii import load_samples
-from images import draw_poses, list_files, read_image
+from images import list_files, read_image
 from models import build_student
 from people import Found
 from predict import json_file, match_boxes, people_in, read_boxes, record
@@ -138,24 +138,6 @@ def test_who_is_looked_for_and_where(monkeypatch):
     assert people_in(how, "model", IMAGE, None) == [[[0, 0, 90, 60]], {"tight": False}]
 
 
-def test_unsure_joints_of_each_person_are_faint():
-    """The right ankle of two people, of whom one is below the threshold; all else is outside the image."""
-    far = np.full((15, 2), -99.0)
-    people = [Found([0] * 4, np.r_[[[60.0, y]], far], np.full(16, sure))
-              for y, sure in ((20, 0.6), (60, 0.4))]
-    for order in (people, people[::-1]):
-        pixels = np.asarray(draw_poses(Image.new("RGB", (90, 90)), order, threshold=0.5))
-        assert pixels[20, 60].min() == 255 and 0 < pixels[60, 60].max() < 150
-    assert np.asarray(draw_poses(Image.new("RGB", (90, 90)), people, threshold=0.4))[60, 60].min() == 255
-    assert not np.asarray(draw_poses(Image.new("RGB", (90, 90)), [])).any()
-    # ids: each in its box's corner, or in the image's
-    at = lambda number, x: np.asarray(draw_poses(Image.new("RGB", (90, 90)), [people[0]._replace(
-        box=[x, 60, 9, 9], joints=np.zeros((16, 2)))], ids=[number]))[60:, :].astype(int)
-    seven, outside = at(7, 40), at(7, -5)
-    assert seven[:, 40:60].any() and not seven[:, :39].any() and (seven != at(8, 40)).any()
-    assert np.array_equal(seven[:, 40:60], outside[:, :20])
-
-
 # ------------------------------------------------------------------------------- the command
 
 def test_a_process(tmp_path):
@@ -243,7 +225,7 @@ def test_a_student_without_confidence_needs_boxes(tmp_path):
     for named, words in ((boxes, ["--boxes", "boxes.json"]), (boxes, [])):
         (tmp_path / "boxes.json").write_text(json.dumps(named))
         refused(call("predict.py", "a.jpg", "b.jpg", *words, "--checkpoint", "reg.pt", cwd=tmp_path),
-                "reg.pt was trained without confidence, by which people are found: name boxes")
+                "reg.pt was trained without confidence, by which people are found: name them with --box, ")
     (tmp_path / "boxes.json").write_text(json.dumps({**boxes, "b.jpg": []}))
     for words, count in ((["--boxes", "boxes.json"], "1 person"), (["--whole"], "2 people")):
         done = call("predict.py", "a.jpg", "b.jpg", *words, "--checkpoint", "reg.pt", cwd=tmp_path)

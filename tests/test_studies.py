@@ -47,15 +47,21 @@ def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatc
         flags = {key: value for key, value in flags.items() if key != "changes"}
         monkeypatch.setattr("sys.argv", ["train.py", *sweep.command_line(flags)])
         args = train.parse_arguments()
-        told = name.startswith("parts-told")
-        epochs = 16 if "photos" in name else 32 if "long-0" in name else 4 if told else 8
+        short = name.startswith(("parts-told", "parts-small-gd"))
+        epochs = 16 if "photos" in name else 32 if "long-0" in name else 4 if short else 8
         assert args.epochs == epochs
-        preset = "small-64" if name.startswith("parts-small-64") else "small" if told else "tiny"
+        preset = "small-64" if name.startswith("parts-small-64") else "small" if short else "tiny"
         assert args.preset == preset
     with pytest.raises(BadInput, match="there is no group x"):
         parts.parts_runs(["x"])
     with pytest.raises(BadInput, match="terms-photos needs photos: name their folders with --data"):
         parts.parts_runs(["dynamic", "terms-photos"])
+    monkeypatch.setattr(parts, "FIRST_TEACHER", tmp_path / "first.pt")
+    with pytest.raises(BadInput, match="teacher-photos needs .*first.pt: --help says how"):
+        parts.parts_runs(["teacher-photos"], data=["photos"])
+    assert not any("first-teacher" in name for name in parts.parts_runs(data=["photos"]))
+    (tmp_path / "first.pt").touch()
+    assert list(parts.parts_runs(["teacher-photos"], (0,), ["photos"])) == ["parts-told-first-teacher-0"]
 
 
 def test_rows_of_real_people_differ_in_what_they_learn_from_alone(monkeypatch, tmp_path):

@@ -163,6 +163,45 @@ def test_the_joints_of_a_video(film, tmp_path, monkeypatch):
     assert [[person["id"] for person in frame["people"]] for frame in frames] == [[], [3], [3, 4]]
     assert frames[1]["people"][0]["joints"]["r-ankle"] == [20, 30, 0.5]
     assert frames[1]["people"][0]["box"] == [5, 6, 30, 40] and frames[1]["people"][0]["score"] == 0.5
+    # into standard output, which holds lines for people, too: 40 frames are more than one block of it
+    film("clip.avi", rate=10, frames=40, codec="MJPG")
+    done = run("predict.py", "clip.avi", "--whole", "--json", "/dev/stdout", "--checkpoint", WEIGHTS,
+               "--device", "cpu", cwd=tmp_path)
+    first, *lines = done.stdout[done.stdout.index("{"):].splitlines()
+    assert len(json.loads("".join([first, *lines[:-1]]))["images"]) == 40
+    assert lines[-1].startswith("predictions/clip-pose.mp4: 40 frames")
+
+
+def test_seconds_without_timestamps(film, tmp_path, monkeypatch):
+    """A frame that has none is as long as others."""
+    film("clip.webm.avi", codec="MJPG").rename(tmp_path / "clip.webm")
+    opened, notes = module.open_video, []
+    for times, expected in (([0] * 4, [0, 0.1, 0.2, 0.3]), ([0, 0.1, 0.25, 0], [0, 0.1, 0.25, 0.37])):
+        def stream(path, times=times):
+            return opened(path) if "pose" in path.name else Stream(times, 10)
+
+        monkeypatch.setattr(module, "open_video", stream)
+        notes.clear()
+        module.draw_video(tmp_path / "clip.webm", tmp_path / "pose.mp4", lambda image: {},
+                          lambda image, people: None, lambda people, frame, seconds: notes.append(seconds))
+        assert notes == pytest.approx(expected, abs=0.01)
+
+
+def test_what_is_written_of_a_video_that_fails(film, tmp_path):
+    """Of several videos one whose name is too long, and one that cannot be written: the others go on, and
+    --json holds these alone.
+    """
+    (tmp_path / "some").mkdir()
+    for name in ("b.avi", "c.avi"):
+        film(f"some/{name}", frames=2, codec="MJPG")
+    (tmp_path / "some/a.mp4").symlink_to("x" * 300)
+    (tmp_path / "predictions/b-pose.mp4").mkdir(parents=True)
+    done = predict_film("some", "--json", "x.json", cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 2
+    assert "there is no video some/a.mp4" in done.stderr
+    assert "b-pose.mp4 cannot be written: Is a directory" in done.stderr
+    assert [entry["file"] for entry in json.loads((tmp_path / "x.json").read_text())["images"]] == (
+        ["some/c.avi"] * 2)
 
 
 def test_one_box_for_all_frames(film, tmp_path, monkeypatch):
