@@ -6,8 +6,8 @@
     python predict.py --camera 0 --smooth  # a camera, or name a video (OpenCV, requirements-extra.txt)
 
 The network sees one person at a time: a square crop around a box. Without boxes, people.py finds them. A
-person's right is orange, the left blue; joints whose confidence is below --threshold are drawn faint. What
-Pillow does not read and OpenCV does is a video.
+person's right is orange, the left blue; joints whose confidence is below --threshold are drawn faint. A
+video is known by its ending, or because OpenCV reads it and Pillow does not.
 """
 
 import json
@@ -228,7 +228,7 @@ def parse_arguments():
     parser = CommandLine(__doc__)
     add = parser.add_argument
     add("images", nargs="*", type=Path,
-        help=f"images, videos, or folders of them (our own *{OUTPUT} and *{VIDEO_OUTPUT} are left out)")
+        help=f"images, videos, or folders of them (without our own *{OUTPUT} and *{VIDEO_OUTPUT})")
     add("--camera", type=int, metavar="N", help="number of a camera")
     add("--checkpoint", type=Path, default=SHIPPED_STUDENT,
         help=f"network (default: {SHIPPED_STUDENT.parent.name}/{SHIPPED_STUDENT.name})")
@@ -275,7 +275,10 @@ def main():
                 "--boxes is for images: leave it out for videos and cameras"))
         print(f"left out, as --boxes is for images: {', '.join(str(file) for file, _ in videos)}")
         sources = []
-    refuse((args.smooth and not sources, "--smooth is for videos and cameras: leave it out for images"))
+    is_input = args.json and any(os.path.realpath(file) == os.path.realpath(args.json)
+                                 for file, _ in images + videos)
+    refuse((is_input, f"--json {args.json} is one of the images or videos: name another file"),
+           (args.smooth and not sources, "--smooth is for videos and cameras: leave it out for images"))
     boxes = match_boxes(args.boxes, images) if args.boxes else {}
     if not (images or sources):
         raise SystemExit(2)

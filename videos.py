@@ -23,7 +23,7 @@ from images import open_video, utf8
 from people import PERSON, box_of_joints, find_people, is_new, person_score, poses_in_boxes, shared
 
 STILL = 0.52                # least score of somebody who was in the last frame: below PERSON
-# frames after which newcomers are looked for, and, where somebody gets lost, everybody
+# frames after which newcomers are looked for; the same where somebody gets lost, or nobody is there
 LOOK_AGAIN, LOOK_SOON = 30, 5
 CUTOFF, BETA, SPEED_CUTOFF = 1.0, 5.0, 1.0       # of OneEuro: Hz, Hz for each box side a second, Hz
 TIMED_FRAMES = 1000         # whose timestamps give a video's rate
@@ -35,8 +35,9 @@ WHOLE = 0.9                 # of a video's stated duration is there, or it is cu
 class Tracker:
     """People followed from frame to frame: each is looked for around the joints that it had in the last one.
 
-    Everybody is looked for in the first frame, every LOOK_AGAIN frames, and where somebody gets lost. Who is
-    lost is also looked for around the last joints, and given up when the second look around ends in vain.
+    Everybody is looked for in the first frame, every LOOK_AGAIN frames, and sooner where somebody gets lost
+    or nobody is there. Who is lost is also looked for around the last joints, and given up when the second
+    look around ends in vain.
     """
 
     def __init__(self, model, device="cpu", flip_test=False):
@@ -60,7 +61,8 @@ class Tracker:
                 else:
                     lost[number] = before[number]
         missed = self.missed & lost.keys()
-        if self.since >= LOOK_AGAIN or len(missed) < len(lost) and self.since >= LOOK_SOON:
+        soon = len(missed) < len(lost) or not (people or lost)
+        if self.since >= LOOK_AGAIN or soon and self.since >= LOOK_SOON:
             for person in find_people(self.model, image, self.device):
                 if is_new(person, people.values()):
                     number = self.who(person, lost)
@@ -128,7 +130,8 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
         raise BadInput(f"there is no video {source}")
     stream, cv2 = open_video(source), optional("cv2")
     if not stream.isOpened():
-        raise BadInput(f"OpenCV cannot open {'camera ' if camera else ''}{source}")
+        raise BadInput(f"OpenCV cannot open {'camera ' if camera else ''}{source}"
+                       + ("" if camera else ": it is no video, a damaged one, or of a kind to be converted"))
     stated, filters, most = stream.get(cv2.CAP_PROP_FPS), defaultdict(OneEuro), 0
     rate = stated if 0 < stated < 1000 else 25           # a header may state the ticks of a clock instead
     if not camera:

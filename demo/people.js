@@ -116,9 +116,10 @@ export function* findPeople(width, height) {
 
 /** People followed from frame to frame: each is looked for around the joints that it had in the last one.
  *
- *  Everybody is looked for from the first frame, every LOOK_AGAIN frames, and where somebody gets lost. In
- *  videos.py this takes one frame, here a number of requests a frame, so that the video keeps moving. Who is
- *  lost is also looked for around the last joints, and given up when the second look around ends in vain.
+ *  Everybody is looked for from the first frame, every LOOK_AGAIN frames, and sooner where somebody gets lost
+ *  or nobody is there. In videos.py this takes one frame, here a number of requests a frame, so that the video
+ *  keeps moving. Who is lost is also looked for around the last joints, and given up when the second look around
+ *  ends in vain.
  *  With a chosen box only one person is followed, who is looked for there. */
 export class Tracker {
   people = new Map();      // {id: person}, as the next one
@@ -147,7 +148,8 @@ export class Tracker {
       else if (!this.chosen) lost.set(id, was);
     });
     for (const ids of ["missed", "sought"]) this[ids] = this[ids].filter(id => lost.has(id));
-    const again = this.since >= LOOK_AGAIN || this.missed.length < lost.size && this.since >= LOOK_SOON;
+    const soon = this.missed.length < lost.size || !(people.size || lost.size);
+    const again = this.since >= LOOK_AGAIN || soon && this.since >= LOOK_SOON;
     if (!this.search && (this.chosen ? !people.size : again)) {
       this.search = this.chosen ? ask([this.chosen], true) : findPeople(width, height);
       this.step = this.search.next();

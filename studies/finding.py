@@ -12,6 +12,8 @@ needs none: a person's box is that of the labelled joints; `false`, `nobody` and
     joints   their labelled limb joints within half a unit of PCKh, missed people counted as missed joints, %
     false    predicted people who overlap nobody's box by NEAR, per photo
     nobody   photos of the same set with everybody cut away in which nobody is predicted, %
+    photos, large, empty    how many photos, large people, photos with everybody cut away
+    seconds  of the median photo
     auroc    how often a labelled person's box has a higher person_score than a square without people; of all
 """
 

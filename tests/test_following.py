@@ -70,13 +70,14 @@ def test_who_is_lost_is_looked_for_at_once():
 
 def test_who_is_not_seen_for_some_frames_keeps_the_id():
     """Unsure in frames 3, and 8 to 11: found again around the last joints. Lost for good from 25 on, through
-    the look around of 25 and the next: who is found by the one after that is new.
+    the look around of 25 and the next: who is found by the one after that, soon, is new.
     """
     model, image = StandIn(), drawn(*PEOPLE)
     tracker = Tracker(model)
-    for n in range(25 + 2 * LOOK_AGAIN + 1):
+    again = 25 + LOOK_AGAIN + LOOK_SOON
+    for n in range(again + 1):
         model.sure = 0.3 if n in (3, *range(8, 12), *range(25, 25 + LOOK_AGAIN + 1)) else 1
-        expected = [0, 1] if n < 25 and model.sure == 1 else [2, 3] if n == 25 + 2 * LOOK_AGAIN else []
+        expected = [0, 1] if n < 25 and model.sure == 1 else [2, 3] if n == again else []
         assert sorted(tracker(image)) == expected, n
 
 
@@ -126,7 +127,12 @@ def test_most_frames_cost_a_crop_a_person():
     assert sum(model.looked) > 2 * LOOK_AGAIN
     model = StandIn()
     assert follow([[]] * (LOOK_AGAIN + 1), model) == [{}] * (LOOK_AGAIN + 1)
-    assert sum(model.looked) == 2 * len(windows(320, 200))                     # nobody: two looks around
+    assert sum(model.looked) == (LOOK_AGAIN // LOOK_SOON + 1) * len(windows(320, 200))      # nobody is there
+
+
+def test_who_comes_where_nobody_is_is_soon_seen():
+    frames = [[]] * (LOOK_SOON + 1) + [[(RED, 20, 40, 50, 130)]] * LOOK_SOON
+    assert [list(found) for found in follow(frames)] == [[]] * (2 * LOOK_SOON) + [[0]]
 
 
 # ------------------------------------------------------------------------------- smoothing
