@@ -118,7 +118,8 @@ def json_file(path):
 
     A link stays one. A device or a pipe, such as /dev/stdout, is written into as it is.
     """
-    is_device = str(path.absolute()).startswith(("/dev/", "/proc/")) or path.exists() and not path.is_file()
+    is_stream = str(path.absolute()).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+    is_device = is_stream or path.exists() and not path.is_file()
     path = path if is_device else path.resolve()
     partial = path if is_device else path.with_name(path.name + ".partial")
     separators = chain(["\n"], repeat(",\n"))
@@ -149,13 +150,17 @@ def json_file(path):
             partial.unlink(missing_ok=True)
 
 
+class JsonError(BadInput):
+    """--json cannot be written: nothing goes on."""
+
+
 @contextmanager
 def json_errors(path):
-    """OSErrors in it become BadInput of --json."""
+    """OSErrors in it become a JsonError."""
     try:
         yield
     except OSError as error:
-        raise BadInput(f"--json {path} cannot be written: {error.strerror or error}") from error
+        raise JsonError(f"--json {path} cannot be written: {error.strerror or error}") from error
 
 
 def predict_images(args, model, listed, boxes_of, add, failed):
@@ -275,9 +280,9 @@ def main():
                 "--boxes is for images: leave it out for videos and cameras"))
         print(f"left out, as --boxes is for images: {', '.join(str(file) for file, _ in videos)}")
         sources = []
-    is_input = args.json and any(os.path.realpath(file) == os.path.realpath(args.json)
-                                 for file, _ in images + videos)
-    refuse((is_input, f"--json {args.json} is one of the images or videos: name another file"),
+    read = [file for file, _ in images + videos] + [args.checkpoint] + [args.boxes] * bool(args.boxes)
+    is_read = args.json and os.path.realpath(args.json) in map(os.path.realpath, read)
+    refuse((is_read, f"--json {args.json} is one of the files that are read: name another one"),
            (args.smooth and not sources, "--smooth is for videos and cameras: leave it out for images"))
     boxes = match_boxes(args.boxes, images) if args.boxes else {}
     if not (images or sources):
@@ -299,6 +304,8 @@ def main():
                 line, cut = predict_video(args, model, source, name, add)
                 tell(line)
                 refuse((cut, cut))
+            except JsonError:
+                raise
             except BadInput as error:                    # the others go on
                 report(error, failed)
         if images:

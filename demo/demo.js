@@ -178,7 +178,7 @@ async function run() {
     await look(source).catch(error => {
       const message = `the network failed: ${error.message ?? error}`;
       told = message;
-      if ($("message").textContent !== message) say(message, true);         // not in each frame
+      if ($("message").className !== "error") say(message, true);           // not in each frame
     });
     await reason;
   }

@@ -305,7 +305,7 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
     for arguments, message in (
         (["--out", "a.jpg"], "a.jpg cannot be written into (Not a directory): name another place with --out"),
         (["--json", "folder"], "--json folder is a folder: name a file"),
-        (["--json", "./a.jpg"], "--json a.jpg is one of the images or videos: name another file"),
+        (["--json", "./a.jpg"], "--json a.jpg is one of the files that are read: name another one"),
         (["--json", "a.jpg/b.json"], "--json a.jpg/b.json: there is no folder a.jpg"),
     ):
         refused(call("predict.py", "a.jpg", *arguments, cwd=tmp_path), message)

@@ -172,6 +172,14 @@ def test_the_joints_of_a_video(film, tmp_path, monkeypatch):
     assert lines[-1].startswith("predictions/clip-pose.mp4: 40 frames")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_json_file_that_cannot_be_written_ends_the_work(film, tmp_path):
+    for name in ("a.avi", "b.avi"):
+        film(name, frames=40, codec="MJPG")
+    refused(predict_film("a.avi", "b.avi", "--whole", "--json", "/dev/full", cwd=tmp_path),
+            "--json /dev/full cannot be written: No space left on device")
+
+
 def test_seconds_without_timestamps(film, tmp_path, monkeypatch):
     """A frame that has none is as long as others."""
     film("clip.webm.avi", codec="MJPG").rename(tmp_path / "clip.webm")
