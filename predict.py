@@ -28,7 +28,7 @@ from export import SHIPPED_STUDENT, for_inference
 from images import (FARTHEST, LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, draw_poses, list_files, name_outputs,
                     read_image, report, write_image)
 from people import find_people, person_score, poses_in_boxes
-from videos import Tracker, draw_video
+from videos import Tracker, draw_video, title_of
 
 
 # ------------------------------------------------------------------------------- images and boxes
@@ -163,11 +163,11 @@ def json_errors(path):
         raise JsonError(f"--json {path} cannot be written: {error.strerror or error}") from error
 
 
-def predict_images(args, model, listed, boxes_of, add, failed):
-    """Find people in images: (file, path in the named folder) each -> lines that say what was found.
+def predict_images(args, model, listed, boxes_of, add, tell, failed):
+    """Find people in images, (file, path in the named folder) each, and draw them.
 
-    What fails is reported, the rest goes on. boxes_of: {file: its boxes}, others have --box. add: a function
-    that takes each `record`, or None.
+    What fails is reported, the rest goes on. boxes_of: {file: its boxes}, others have --box. add takes each
+    `record`, if it is not None; tell takes lines that say what was found.
     """
     outputs = name_outputs([name for _, name in listed], OUTPUT)
     bar = tqdm(listed, "images", leave=False, disable=None if len(listed) > 1 else True)
@@ -193,40 +193,38 @@ def predict_images(args, model, listed, boxes_of, add, failed):
         except OSError as error:
             report(f"{path}: {args.out / output} cannot be written ({error.strerror or error})"
                    + (f"; its joints are in {args.json}" if add else ""), failed)
-    lines = []
     if counts or args.json:
         nobody = f", nobody found in {counts.count(0)}" if 0 in counts else ""
-        lines.append(f"{in_words(sum(counts))} in {len(counts)} of {len(listed)} images{nobody}: "
-                     f"{args.out}/*{OUTPUT}" + (f", {args.json}" if args.json else ""))
+        tell(f"{in_words(sum(counts))} in {len(counts)} of {len(listed)} images{nobody}: "
+             f"{args.out}/*{OUTPUT}" + (f", {args.json}" if args.json else ""))
     if reduced:
-        lines.append(f"drawn in 1/2, 1/4 or 1/8 of their size, as JPEGs of {2 * LONGEST:,} pixels and up: "
-                     f"{reduced}; boxes and joints are in pixels of the file")
-    return lines
+        tell(f"drawn in 1/2, 1/4 or 1/8 of their size, as JPEGs of {2 * LONGEST:,} pixels and up: "
+             f"{reduced}; boxes and joints are in pixels of the file")
 
 
-def predict_video(args, model, source, name, add):
-    """Follow people through a video file, or a camera (an int), into the video `name` -> a line on it, and
-    an error where it is cut short, or "".
+def predict_video(args, model, source, name, add, tell):
+    """Follow people through a video file, or a camera (an int), and draw them into the video `name`.
+
+    add and tell as in `predict_images`. BadInput where it cannot be read, or not to its end.
     """
-    target, fixed = args.out / name, args.box or args.whole
+    target, fixed, title = args.out / name, args.box or args.whole, title_of(source)
     tracker = Tracker(model, args.device, args.flip_test)
 
     def follow(image):
-        check_overlap(source, args.box, image.size)
+        check_overlap(title, args.box, image.size)
         return dict(enumerate(people_in(args, model, image, args.box))) if fixed else tracker(image)
 
     def draw(image, people):
         draw_poses(image, people.values(), args.threshold, () if fixed else people)
 
     def note(people, frame, seconds):
-        file = f"camera {source}" if isinstance(source, int) else source
-        add(record(file, people.values(), ids=people, frame=frame, seconds=round(seconds, 3)))
+        add(record(title, people.values(), ids=people, frame=frame, seconds=round(seconds, 3)))
 
     video = draw_video(source, target, follow, draw, add and note, args.smooth)
     found = f"at most {in_words(video.most)} in a frame" if video.most else "nobody found"
-    line = f"{target}: {video.frames} frames, {video.rate:g} a second, {found}"
-    cut = f"{source} seems to be cut short: {video.cut} could be read, and are in {target}"
-    return line + (f", {args.json}" if add else ""), cut if video.cut else ""
+    tell(f"{target}: {video.frames} frames, {video.rate:g} a second, {found}"
+         + (f", {args.json}" if add else ""))
+    refuse((video.cut, f"{title} seems to be cut short: {video.cut} could be read, and are in {target}"))
 
 
 def parse_arguments():
@@ -301,16 +299,13 @@ def main():
     with json_file(args.json) if args.json else nullcontext() as add:
         for (source, _), name in zip(sources, name_outputs([name for _, name in sources], VIDEO_OUTPUT)):
             try:
-                line, cut = predict_video(args, model, source, name, add)
-                tell(line)
-                refuse((cut, cut))
+                predict_video(args, model, source, name, add, tell)
             except JsonError:
                 raise
             except BadInput as error:                    # the others go on
                 report(error, failed)
         if images:
-            for line in predict_images(args, model, images, boxes, add, failed):
-                tell(line)
+            predict_images(args, model, images, boxes, add, tell, failed)
     for line in lines:
         print(line)
     if failed:

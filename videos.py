@@ -118,6 +118,11 @@ class Video(NamedTuple):
     cut: str                         # how much could be read of a video that is cut short; "": all of it
 
 
+def title_of(source):
+    """What messages and --json call a video file or a camera (an int)."""
+    return f"camera {source}" if isinstance(source, int) else str(source)
+
+
 def draw_video(source, target, follow, draw, note=None, smooth=False):
     """Draw people into the frames of a video file, or of a camera (an int) until Ctrl-C -> Video.
 
@@ -125,12 +130,12 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
     note(people, frame, seconds), if any, is told of each frame that is written. smooth: joints by OneEuro,
     each person's by itself. BadInput where nothing can be read or written.
     """
-    camera = isinstance(source, int)
+    camera, title = isinstance(source, int), title_of(source)
     if not camera and not isfile(source):
         raise BadInput(f"there is no video {source}")
     stream, cv2 = open_video(source), optional("cv2")
     if not stream.isOpened():
-        raise BadInput(f"OpenCV cannot open {'camera ' if camera else ''}{source}"
+        raise BadInput(f"OpenCV cannot open {title}"
                        + ("" if camera else ": it is no video, a damaged one, or of a kind to be converted"))
     stated, filters, most = stream.get(cv2.CAP_PROP_FPS), defaultdict(OneEuro), 0
     rate = stated if 0 < stated < 1000 else 25           # a header may state the ticks of a clock instead
@@ -177,7 +182,7 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
         if writer is not None:
             writer.release()
     if not frames:
-        raise BadInput(f"{source} gave no frame")
+        raise BadInput(f"{title} gave no frame")
     if not open_video(target).read()[0]:
         raise BadInput(f"{target} cannot be written: "
                        + (system_error(target, "ab") or "OpenCV does not say why"))

@@ -118,8 +118,9 @@ def boxes_of_joints(samples):
 def measure(model, data, find=find_people, limit=None):
     """The figures of the module's docstring, as a dictionary, and seconds a photo."""
     samples = load_samples(data, "valid")
-    file, alone = Path(data) / "annot/boxes.json", len(set(samples.files)) == len(samples.files)
-    everybody = boxes_of_joints(samples) if alone and not file.exists() else samples.everybody
+    listed = samples.everybody or (Path(data) / "annot/boxes.json").exists()
+    alone = len(set(samples.files)) == len(samples.files)
+    everybody = boxes_of_joints(samples) if alone and not listed else samples.everybody
     unknown = [file for file in samples.files if not len(everybody.get(file, ()))]
     refuse((unknown, f"{data} does not say where everybody in {unknown and unknown[0]} is: it needs "
                      f"annot/boxes.json, or COCO's layout"))

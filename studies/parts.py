@@ -1,10 +1,10 @@
-"""What each part is worth: one table a group, on drawings, preset tiny, 1,000 steps in every cell.
+"""What each part is worth, one table a group: drawings, preset tiny, 1,000 steps a cell unless it says more.
 
     python studies/parts.py                     # all groups, some minutes a run on two cores
     python studies/parts.py dynamic --seeds 0   # one group, one seed
     python studies/parts.py dynamic-photos --data lspet
     python studies/parts.py labels-photos --data lspet_refined
-    python studies/parts.py terms-photos --data lspet_refined everyday lsp
+    python studies/parts.py terms-photos teacher-photos control-photos --data lspet_refined everyday lsp
 
     dynamic          what M of the dynamic filter sees, the static control, filters in series
     dynamic-photos   the same on photos, from labels alone, 16 epochs
@@ -185,6 +185,8 @@ def parts_runs(groups=tuple(CELLS), seeds=SEEDS, data=None):
     if not FIRST_TEACHER.exists():
         refuse(("teacher-photos" in groups and list(groups) != list(CELLS),
                 f"teacher-photos needs {FIRST_TEACHER}: --help says how it is made"))
+        if data and "teacher-photos" in groups:
+            print(f"left out: teacher-photos, as there is no {FIRST_TEACHER}")
         groups = [group for group in groups if group != "teacher-photos"]
     runs = {}
     for seed, group in product(seeds, groups):

@@ -460,6 +460,15 @@ def test_finding_by_hand(tmp_path, monkeypatch):
     assert np.isnan(figures["false"]) and np.isnan(figures["nobody"])
 
 
+def test_finding_on_coco_knows_everybodys_boxes(tmp_path):
+    """Of a photo with one labelled person, too: the person's box is COCO's, not that of the joints."""
+    data = coco(tmp_path, COCO_PERSON)
+    figures = finding.measure(None, data, lambda model, image: [
+        Found(COCO_PERSON["bbox"], np.zeros((16, 2)), np.ones(16)), Found([0, 0, 5, 5], np.zeros((16, 2)),
+                                                                         np.ones(16))])
+    assert [figures[name] for name in ("large", "found", "joints", "false")] == [1, 100, 0, 1]
+
+
 def test_training_gets_people_and_then_nobody(tmp_path, capsys):
     """Two folders, of which one knows everybody: a set of one name, in which the empty crops come last."""
     (tmp_path / "M").mkdir()

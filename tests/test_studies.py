@@ -30,7 +30,7 @@ from speed_parts import CELLS, SIZE, sample_by_sample, whole_batches
 from synthetic import drawn_people
 
 
-def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatch, tmp_path):
+def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distill, "WEIGHTS", copy.deepcopy(distill.WEIGHTS))
     monkeypatch.setattr(optim, "ADAM_ALONE", optim.ADAM_ALONE)
@@ -60,6 +60,7 @@ def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatc
     with pytest.raises(BadInput, match="teacher-photos needs .*first.pt: --help says how"):
         parts.parts_runs(["teacher-photos"], data=["photos"])
     assert not any("first-teacher" in name for name in parts.parts_runs(data=["photos"]))
+    assert f"left out: teacher-photos, as there is no {tmp_path}" in capsys.readouterr().out
     (tmp_path / "first.pt").touch()
     assert list(parts.parts_runs(["teacher-photos"], (0,), ["photos"])) == ["parts-told-first-teacher-0"]
 

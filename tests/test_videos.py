@@ -237,6 +237,15 @@ def test_a_camera_keeps_its_pace_however_slow_the_network_is(tmp_path, monkeypat
     assert seconds(tmp_path / "predictions/camera-pose.mp4") == pytest.approx(2)
 
 
+def test_errors_name_a_camera(tmp_path, monkeypatch):
+    opened = module.open_video
+    for frames, box, message in (([0] * 4, (9000, 0, 5, 5), "camera 0 has nothing in the box"),
+                                 ([], (0, 0, 5, 5), "camera 0 gave no frame")):
+        monkeypatch.setattr(
+            module, "open_video", lambda source: Stream(frames, 10) if source == 0 else opened(source))
+        refused(predict_film("--camera", "0", "--box", *box, cwd=tmp_path), message)
+
+
 def test_videos_that_are_cut_short_are_said(film, tmp_path):
     for name, codec in (("cut.avi", "MJPG"), ("cut.mkv", "mp4v")):
         whole = film(name, codec=codec).read_bytes()
