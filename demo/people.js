@@ -119,8 +119,7 @@ export function* findPeople(width, height) {
  *  Everybody is looked for from the first frame, every LOOK_AGAIN frames, and sooner where somebody gets lost
  *  or nobody is there. In videos.py this takes one frame, here a number of requests a frame, so that the video
  *  keeps moving. Who is lost is also looked for around the last joints, and given up when the second look around
- *  ends in vain.
- *  With a chosen box only one person is followed, who is looked for there. */
+ *  ends in vain. With a chosen box only one person is followed, who is looked for there. */
 export class Tracker {
   people = new Map();      // {id: person}, as the next one
   lost = new Map();

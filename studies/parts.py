@@ -4,7 +4,7 @@
     python studies/parts.py dynamic --seeds 0   # one group, one seed
     python studies/parts.py dynamic-photos --data lspet
     python studies/parts.py labels-photos --data lspet_refined
-    python studies/parts.py terms-photos teacher-photos control-photos --data lspet_refined everyday lsp
+    python studies/parts.py terms-photos --data lspet_refined everyday lsp       # and so the next three
 
     dynamic          what M of the dynamic filter sees, the static control, filters in series
     dynamic-photos   the same on photos, from labels alone, 16 epochs
@@ -17,6 +17,7 @@
     teacher-photos   the same by the first teacher of photos, before which
                      git show 753515d:weights/teacher-small-photos.pt > runs/first-teacher.pt
     control-photos   cc gd of preset small without a backbone and its static control, labels alone, 4 epochs
+    attention-photos cc attention of preset small without a backbone at three rates, labels alone, 4 epochs
     tokens           the teacher's tokens standardised, or raw as in DistilPose
 
 sweep.py says how runs are skipped, stopped and resumed, changed.py what the changes are. What stands behind
@@ -40,7 +41,7 @@ COMPARED_EPOCHS = 8      # of students of small-64
 SHORT_EPOCHS = 4         # of students of small
 TERMS = tuple(WEIGHTS["cc"])
 FIRST_TEACHER = RUNS.parent / "first-teacher.pt"                 # it has learned from LSPET alone
-GS, GD = ({"student": "cc", "filter": filter} for filter in ("gs", "gd"))
+GS, GD, SELF_ATTENTION = ({"student": "cc", "filter": filter} for filter in FILTERS)
 LABELS = {"no-distill": True}
 RATES = {"-double-rate": "2e-3", "": "1e-3", "-half-rate": "5e-4", "-quarter-rate": "2.5e-4"}
 
@@ -165,6 +166,10 @@ CELLS = {
     "control-photos": {
         "small-gd": told_of_photos("**1 + z**", mixer=GD, **LABELS),
         "small-gd-constant": told_of_photos("ones: the static control", "constant", mixer=GD, **LABELS)},
+    "attention-photos": {
+        f"told-attention-alone{name}": told_of_photos(
+            f"rate {RATES[name]}", mixer=SELF_ATTENTION, lr=float(RATES[name]), **LABELS)
+        for name in ("", "-half-rate", "-quarter-rate")},
     "tokens": {
         "cc-gs-raw-as-distilpose": ("raw, a1 = a2 = 5e-4 (DistilPose)", GS,
                                     ["raw-tokens", *token_weights("cc", 5e-4, 5e-4)]),
