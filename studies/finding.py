@@ -4,8 +4,8 @@
     python studies/finding.py --data everyday --photos 100 --page        # as the browser finds them
 
 Scored on the people of annot/valid.json whose box is at least LARGE of the photo's shorter side. What is seen
-where nobody is counts against annot/boxes.json, which lists everybody. A set of one person a photo (LSP)
-needs none: a person's box is that of the labelled joints; `false`, `nobody` and `auroc` are not known.
+where nobody is counts against everybody's boxes: annot/boxes.json, or COCO's. A set of one person a photo
+(LSP) needs none: a person's box is that of the labelled joints; `false`, `nobody` and `auroc` are not known.
 
     found    large people who have a predicted person whose box overlaps theirs by at least HALF (intersection
              over union; each prediction stands for one person), %
@@ -166,7 +166,7 @@ def measure(model, data, find=find_people, limit=None):
 def main():
     parser = CommandLine(__doc__)
     parser.add_argument("--data", type=Path, required=True,
-                        help="folder, with annot/boxes.json or one person a photo")
+                        help="folder: with annot/boxes.json, COCO's, or of one person a photo")
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED_STUDENT,
                         help="student (default: the shipped one)")
     parser.add_argument("--photos", type=int, help="so many photos, the first (default: all)")

@@ -4,7 +4,7 @@
     python studies/parts.py dynamic --seeds 0   # one group, one seed
     python studies/parts.py dynamic-photos --data lspet
     python studies/parts.py labels-photos --data lspet_refined
-    python studies/parts.py terms-photos --data lspet_refined everyday lsp       # and so the next three
+    python studies/parts.py terms-photos --data lspet_refined everyday lsp    # so the next three
 
     dynamic          what M of the dynamic filter sees, the static control, filters in series
     dynamic-photos   the same on photos, from labels alone, 16 epochs
@@ -191,7 +191,7 @@ def parts_runs(groups=tuple(CELLS), seeds=SEEDS, data=None):
         refuse(("teacher-photos" in groups and list(groups) != list(CELLS),
                 f"teacher-photos needs {FIRST_TEACHER}: --help says how it is made"))
         if data and "teacher-photos" in groups:
-            print(f"left out: teacher-photos, as there is no {FIRST_TEACHER}")
+            print(f"left out: teacher-photos, which needs {FIRST_TEACHER}: --help says how it is made")
         groups = [group for group in groups if group != "teacher-photos"]
     runs = {}
     for seed, group in product(seeds, groups):

@@ -60,7 +60,7 @@ def test_every_part_has_changes_that_exist_and_flags_that_train_knows(monkeypatc
     with pytest.raises(BadInput, match="teacher-photos needs .*first.pt: --help says how"):
         parts.parts_runs(["teacher-photos"], data=["photos"])
     assert not any("first-teacher" in name for name in parts.parts_runs(data=["photos"]))
-    assert f"left out: teacher-photos, as there is no {tmp_path}" in capsys.readouterr().out
+    assert f"left out: teacher-photos, which needs {tmp_path}" in capsys.readouterr().out
     (tmp_path / "first.pt").touch()
     assert list(parts.parts_runs(["teacher-photos"], (0,), ["photos"])) == ["parts-told-first-teacher-0"]
 
