@@ -4,7 +4,7 @@
     python studies/parts.py dynamic --seeds 0   # one group, one seed
     python studies/parts.py dynamic-photos --data lspet
     python studies/parts.py labels-photos --data lspet_refined
-    python studies/parts.py terms-photos --data lspet_refined everyday lsp    # so the next three
+    python studies/parts.py terms-photos --data lspet_refined everyday lsp    # likewise the next 3
 
     dynamic          what M of the dynamic filter sees, the static control, filters in series
     dynamic-photos   the same on photos, from labels alone, 16 epochs

@@ -463,9 +463,8 @@ def test_finding_by_hand(tmp_path, monkeypatch):
 def test_finding_on_coco_knows_everybodys_boxes(tmp_path):
     """Of a photo with one labelled person, too: the person's box is COCO's, not that of the joints."""
     data = coco(tmp_path, COCO_PERSON)
-    figures = finding.measure(None, data, lambda model, image: [
-        Found(COCO_PERSON["bbox"], np.zeros((16, 2)), np.ones(16)), Found([0, 0, 5, 5], np.zeros((16, 2)),
-                                                                         np.ones(16))])
+    people = [Found(box, np.zeros((16, 2)), np.ones(16)) for box in (COCO_PERSON["bbox"], [0, 0, 5, 5])]
+    figures = finding.measure(None, data, lambda model, image: people)
     assert [figures[name] for name in ("large", "found", "joints", "false")] == [1, 100, 0, 1]
 
 
