@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -108,6 +109,19 @@ def check_folder(path, flag=""):
         raise BadInput(f"{flag}{path} is a folder: name a file")
     if path and (path.is_file() or not path.exists()):           # not /dev/stdout
         check_writable(path.resolve().parent, flag)
+
+
+STDOUT = "/dev/stdout"
+
+
+def json_path(word):
+    """The value of --json -> Path; "-" is standard output, as "/dev/stdout" is."""
+    return Path(STDOUT if word == "-" else word)
+
+
+def print_beside(path):
+    """A context: where a json file goes to standard output, what is printed goes to standard error."""
+    return contextlib.redirect_stdout(sys.stderr) if str(path) == STDOUT else contextlib.nullcontext()
 
 
 def check_writable(folder, flag=""):

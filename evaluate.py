@@ -19,6 +19,7 @@ labelled (`mean`), and the plain mean of 14 joints (`mean_unweighted`). @0.1 is 
 """
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -27,8 +28,8 @@ import torch
 from tqdm import tqdm
 
 import checkpoint
-from common import (BadInput, CommandLine, check_device, check_folder, default_device, main_with_clear_errors,
-                    read_mat, refuse)
+from common import (STDOUT, BadInput, CommandLine, check_device, check_folder, default_device, json_path,
+                    main_with_clear_errors, print_beside, read_mat, refuse)
 from costs import COST_SECONDS, cost_table, measure_costs, protocol
 from crops import CROPS, invert, make_batch, store, transform
 from data_mpii import JOINTS, load_samples, read_truth
@@ -225,31 +226,12 @@ def write_json(path, figures):
     """Write figures as json, with null for NaN and text for paths."""
     known = json.loads(json.dumps(figures, default=str), parse_constant=lambda name: None)
     text = json.dumps(known, indent=1) + "\n"
-    if str(path) == "/dev/stdout":                 # where what was printed would be written over
-        print(text, end="")
-    else:
-        path.write_text(text)
+    with open(os.dup(1) if str(path) == STDOUT else path, "w") as file:
+        file.write(text)
 
 
-def main():
-    parser = CommandLine(__doc__)
-    add = parser.add_argument
-    add("--checkpoint", type=Path, help="network to score (default, without other arguments: the newest of "
-                                        "runs/*-tiny-drawn*/best.pt, or a shipped one)")
-    add("--predictions", type=Path, help="a .mat file of predictions to score, in MPII's 1-based pixels")
-    add("--data", default="drawn", help="folder in MPII's or COCO's layout (default: drawn, for drawings)")
-    add("--flip-test", action="store_true", help="average over each crop and its mirror image")
-    add("--costs", action="store_true", help="parameters, GFLOPs, frames a second of all 16 students")
-    add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    add("--cache", type=Path, default=CROPS, help="folder for cut crops (default: runs/crops)")
-    add("--json", type=Path, help="write all figures to this file, too")
-    args = parser.parse_args()
-    check_device(args.device)
-    check_folder(args.json, "--json ")
-    refuse((args.predictions and (args.checkpoint or args.costs or args.flip_test),
-            "--predictions are scored as they are: leave out --checkpoint, --costs, --flip-test"),
-           (args.data != "drawn" and not (args.predictions or args.checkpoint),
-            "--data names what to score on: name what to score with --checkpoint or --predictions"))
+def score_all(args):
+    """Measure and print what the command line asks for, and write --json."""
     figures, nothing_asked = {}, not (args.checkpoint or args.predictions or args.costs)
     if args.costs or nothing_asked:
         print(f"timing the paper's 16 students for at most {COST_SECONDS} seconds", flush=True)
@@ -266,6 +248,29 @@ def main():
         print(f"next: python predict.py YOUR_IMAGE --checkpoint {shlex.quote(str(path))}")
     if args.json:
         write_json(args.json, figures)
+
+
+def main():
+    parser = CommandLine(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, help="network to score (default, without other arguments: the newest of "
+                                        "runs/*-tiny-drawn*/best.pt, or a shipped one)")
+    add("--predictions", type=Path, help="a .mat file of predictions to score, in MPII's 1-based pixels")
+    add("--data", default="drawn", help="folder in MPII's or COCO's layout (default: drawn, for drawings)")
+    add("--flip-test", action="store_true", help="average over each crop and its mirror image")
+    add("--costs", action="store_true", help="parameters, GFLOPs, frames a second of all 16 students")
+    add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    add("--cache", type=Path, default=CROPS, help="folder for cut crops (default: runs/crops)")
+    add("--json", type=json_path, help="write all figures to this file, too (-: standard output)")
+    args = parser.parse_args()
+    check_device(args.device)
+    check_folder(args.json, "--json ")
+    refuse((args.predictions and (args.checkpoint or args.costs or args.flip_test),
+            "--predictions are scored as they are: leave out --checkpoint, --costs, --flip-test"),
+           (args.data != "drawn" and not (args.predictions or args.checkpoint),
+            "--data names what to score on: name what to score with --checkpoint or --predictions"))
+    with print_beside(args.json):
+        score_all(args)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,17 @@ video is known by its ending, or because OpenCV reads it and Pillow does not.
 
 import json
 import os
+import sys
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext, suppress
-from itertools import chain, repeat
+from itertools import repeat
 from pathlib import Path
 
 from tqdm import tqdm
 
 import checkpoint
-from common import (BadInput, CommandLine, check_device, check_folder, check_writable, default_device,
-                    main_with_clear_errors, refuse)
+from common import (STDOUT, BadInput, CommandLine, check_device, check_folder, check_writable, default_device,
+                    json_path, main_with_clear_errors, print_beside, refuse)
 from data_coco import is_box, without_twins
 from data_mpii import JOINTS
 from export import SHIPPED_STUDENT, for_inference
@@ -29,7 +30,6 @@ from images import (FARTHEST, LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, draw_pos
                     read_image, report, write_image)
 from people import find_people, person_score, poses_in_boxes
 from videos import Tracker, draw_video, title_of
-
 
 # ------------------------------------------------------------------------------- images and boxes
 
@@ -116,37 +116,46 @@ def in_words(count):
 def json_file(path):
     """A function that adds a record to a json file; the file appears at its path when it is complete.
 
+    Where the work is interrupted, what was found stays as PATH.partial; without a record nothing is written.
     A link stays one. A device or a pipe, such as /dev/stdout, is written into as it is.
     """
     is_stream = str(path.absolute()).startswith(("/dev/std", "/dev/fd/", "/proc/"))
     is_device = is_stream or path.exists() and not path.is_file()
     path = path if is_device else path.resolve()
     partial = path if is_device else path.with_name(path.name + ".partial")
-    separators = chain(["\n"], repeat(",\n"))
+    records = 0
 
     def add(record):
-        text = next(separators) + json.dumps(record)
+        nonlocal records
         with json_errors(path):
-            file.write(text)
+            file.write((",\n" if records else "\n") + json.dumps(record))
+        records += 1
 
-    try:
-        with json_errors(path):
-            print(end="", flush=True)              # before what goes to standard output
-            file = open(os.dup(1) if str(path) == "/dev/stdout" else partial, "a" if is_device else "w")
-            file.write(f'{{"joints": {json.dumps(JOINTS)}, "images": [')
-        try:
-            yield add
-        except BaseException:
-            with suppress(OSError):
-                file.close()
-            raise
-        with json_errors(path):
+    def finish():
+        with json_errors(path), file:              # closed, also when it cannot be written
             file.write("]}\n")
-            file.close()
-            if not is_device:
+
+    with json_errors(path):
+        file = open(os.dup(1) if str(path) == STDOUT else partial, "a" if is_device else "w")
+        file.write(f'{{"joints": {json.dumps(JOINTS)}, "images": [')
+    try:
+        yield add
+        finish()
+        if records and not is_device:
+            with json_errors(path):
                 os.replace(partial, path)
+    except JsonError:
+        records = 0
+        raise
+    except BaseException:
+        finish()
+        if records and not is_device:
+            print(f"what was found until then is in {partial}", file=sys.stderr)
+        raise
     finally:
-        if not is_device:
+        with suppress(OSError):
+            file.close()
+        if not (records or is_device):
             partial.unlink(missing_ok=True)
 
 
@@ -163,11 +172,11 @@ def json_errors(path):
         raise JsonError(f"--json {path} cannot be written: {error.strerror or error}") from error
 
 
-def predict_images(args, model, listed, boxes_of, add, tell, failed):
+def predict_images(args, model, listed, boxes_of, add, failed):
     """Find people in images, (file, path in the named folder) each, and draw them.
 
     What fails is reported, the rest goes on. boxes_of: {file: its boxes}, others have --box. add takes each
-    `record`, if it is not None; tell takes lines that say what was found.
+    `record`, if it is not None.
     """
     outputs = name_outputs([name for _, name in listed], OUTPUT)
     bar = tqdm(listed, "images", leave=False, disable=None if len(listed) > 1 else True)
@@ -193,19 +202,20 @@ def predict_images(args, model, listed, boxes_of, add, tell, failed):
         except OSError as error:
             report(f"{path}: {args.out / output} cannot be written ({error.strerror or error})"
                    + (f"; its joints are in {args.json}" if add else ""), failed)
-    if counts or args.json:
+    if counts:
         nobody = f", nobody found in {counts.count(0)}" if 0 in counts else ""
-        tell(f"{in_words(sum(counts))} in {len(counts)} of {len(listed)} images{nobody}: "
-             f"{args.out}/*{OUTPUT}" + (f", {args.json}" if args.json else ""))
+        below = "**/" if any(output.parent.name for output in outputs) else ""
+        print(f"{in_words(sum(counts))} in {len(counts)} of {len(listed)} images{nobody}: "
+              f"{args.out}/{below}*{OUTPUT}" + (f", {args.json}" if args.json else ""))
     if reduced:
-        tell(f"drawn in 1/2, 1/4 or 1/8 of their size, as JPEGs of {2 * LONGEST:,} pixels and up: "
-             f"{reduced}; boxes and joints are in pixels of the file")
+        print(f"drawn in 1/2, 1/4 or 1/8 of their size, as JPEGs of {2 * LONGEST:,} pixels and up: "
+              f"{reduced}; boxes and joints are in pixels of the file")
 
 
-def predict_video(args, model, source, name, add, tell):
+def predict_video(args, model, source, name, add):
     """Follow people through a video file, or a camera (an int), and draw them into the video `name`.
 
-    add and tell as in `predict_images`. BadInput where it cannot be read, or not to its end.
+    add as in `predict_images`. BadInput where it cannot be read, or not to its end.
     """
     target, fixed, title = args.out / name, args.box or args.whole, title_of(source)
     tracker = Tracker(model, args.device, args.flip_test)
@@ -222,8 +232,8 @@ def predict_video(args, model, source, name, add, tell):
 
     video = draw_video(source, target, follow, draw, add and note, args.smooth)
     found = f"at most {in_words(video.most)} in a frame" if video.most else "nobody found"
-    tell(f"{target}: {video.frames} frames, {video.rate:g} a second, {found}"
-         + (f", {args.json}" if add else ""))
+    print(f"{target}: {video.frames} frames, {video.rate:g} a second, {found}"
+          + (f", {args.json}" if add else ""))
     refuse((video.cut, f"{title} seems to be cut short: {video.cut} could be read, and are in {target}"))
 
 
@@ -248,8 +258,8 @@ def parse_arguments():
         help=f"draw joints of less confidence faint (default: {THRESHOLD})")
     add("--smooth", action="store_true", help="smooth joints over time (videos and cameras; 1 Euro filter)")
     add("--out", type=Path, default=Path("predictions"), help="folder (default: predictions/)")
-    add("--json", type=Path, help="write boxes, scores, joints and confidences to this file, too; of videos "
-        "also the frame, the second and each person's id")
+    add("--json", type=json_path, help="write boxes, scores, joints and confidences to this file, too (-: "
+        "standard output); of videos also the frame, the second and each person's id")
     add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
     args = parser.parse_args()
     check_device(args.device)
@@ -268,7 +278,13 @@ def parse_arguments():
 
 
 def main():
-    args, failed = parse_arguments(), []
+    args = parse_arguments()
+    with print_beside(args.json):
+        predict(args)
+
+
+def predict(args):
+    failed = []
     images, videos = list_files(args.images, args.out, failed)
     sources = videos + [(args.camera, Path("camera"))] * (args.camera is not None)
     if images and not (sources or any(os.path.lexists(file) for file, _ in images)):
@@ -294,20 +310,17 @@ def main():
     refuse((looks and not (args.box or args.whole or getattr(model.head, "scored", True)),
             f"{args.checkpoint} was trained without confidence, by which people are found: name them with "
             f"--box{'' if sources else ', --boxes'} or --whole, or train it with a teacher"))
-    model, lines = for_inference(model), []
-    tell = lines.append if args.json else print              # a json file may go to standard output
+    model = for_inference(model)
     with json_file(args.json) if args.json else nullcontext() as add:
         for (source, _), name in zip(sources, name_outputs([name for _, name in sources], VIDEO_OUTPUT)):
             try:
-                predict_video(args, model, source, name, add, tell)
+                predict_video(args, model, source, name, add)
             except JsonError:
                 raise
             except BadInput as error:                    # the others go on
                 report(error, failed)
         if images:
-            predict_images(args, model, images, boxes, add, tell, failed)
-    for line in lines:
-        print(line)
+            predict_images(args, model, images, boxes, add, failed)
     if failed:
         raise SystemExit(2)
 

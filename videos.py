@@ -8,6 +8,7 @@
 """
 
 import math
+import sys
 import time
 from collections import defaultdict
 from contextlib import suppress
@@ -172,8 +173,10 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
                 note(people, frames, now)
             frames += 1
             bar.update()
-    except KeyboardInterrupt:
-        if not camera:                   # Ctrl-C ends a camera, and stops the work on files
+    except (KeyboardInterrupt, SystemExit) as reason:
+        if not camera or isinstance(reason, SystemExit):     # Ctrl-C ends a camera, and stops work on files
+            if frames:
+                print(f"{target} ends after {frames} frames", file=sys.stderr)
             raise
     finally:
         bar.close()

@@ -5,7 +5,7 @@
 
 Scored on the people of annot/valid.json whose box is at least LARGE of the photo's shorter side. What is seen
 where nobody is counts against everybody's boxes: annot/boxes.json, or COCO's. A set of one person a photo
-(LSP) needs none: a person's box is that of the labelled joints; `false`, `nobody` and `auroc` are not known.
+(LSP) needs none: a person's box is that of the labelled joints; `false`, `nobody` and `auroc` are left out.
 
     found    large people who have a predicted person whose box overlaps theirs by at least HALF (intersection
              over union; each prediction stands for one person), %
@@ -183,7 +183,7 @@ def main():
     if args.photos is None:
         figures["auroc"] = person_auroc(model, load_samples(args.data, "valid"))
     print("  ".join(f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
-                    for name, value in figures.items()))
+                    for name, value in figures.items() if not np.isnan(value)))
 
 
 if __name__ == "__main__":

@@ -83,17 +83,28 @@ def test_boxes_may_begin_with_a_byte_order_mark(tmp_path):
 
 # ------------------------------------------------------------------------------- what is written
 
-def test_a_json_file_is_whole_or_not_there(tmp_path):
-    with pytest.raises(KeyboardInterrupt), json_file(tmp_path / "a.json") as add:
-        add({"file": "x.jpg"})
-        raise KeyboardInterrupt
-    assert not list(tmp_path.iterdir())
-    for count in (0, 1, 3):
+def test_a_json_file_is_whole_or_not_there(tmp_path, capsys):
+    """What was found before an interruption is beside it; a file without a record replaces none."""
+    def files_of(name):
+        return [found["file"] for found in json.loads((tmp_path / name).read_text())["images"]]
+
+    made = False
+    for count in (0, 1, 3, 0):
         with json_file(tmp_path / "a.json") as add:
             for n in range(count):
                 add({"file": f"{n}.jpg"})
-        assert [found["file"] for found in json.loads((tmp_path / "a.json").read_text())["images"]] == [
-            f"{n}.jpg" for n in range(count)]
+        made |= count > 0
+        assert [path.name for path in tmp_path.iterdir()] == ["a.json"] * made
+    assert files_of("a.json") == ["0.jpg", "1.jpg", "2.jpg"]
+    for count, reason in ((0, KeyboardInterrupt), (2, KeyboardInterrupt), (1, SystemExit)):
+        with pytest.raises(reason), json_file(tmp_path / "a.json") as add:
+            for n in range(count):
+                add({"file": f"new {n}.jpg"})
+            raise reason
+        said = capsys.readouterr().err
+        assert (f"what was found until then is in {tmp_path}/a.json.partial" in said) == bool(count)
+        assert not count or files_of("a.json.partial") == [f"new {n}.jpg" for n in range(count)]
+        assert files_of("a.json") == ["0.jpg", "1.jpg", "2.jpg"]
 
 
 def test_joints_in_an_image_that_was_decoded_smaller():
@@ -195,6 +206,30 @@ def test_how_many_are_found_is_said(crowd, numbers, words, tmp_path):
             assert np.abs(pixels.astype(int) - IMAGE).max() < 9
 
 
+def test_ctrl_c_keeps_what_was_found(crowd, monkeypatch, tmp_path):
+    names, find = crowd(tmp_path, 2, 1, 1), module.find_people
+
+    def stop_at_the_third(*how):
+        if (tmp_path / "predictions/1-has-1-pose.jpg").exists():
+            raise KeyboardInterrupt
+        return find(*how)
+
+    monkeypatch.setattr(module, "find_people", stop_at_the_third)
+    (tmp_path / "all.json").write_text("older")
+    done = predict(*names, "--json", "all.json", cwd=tmp_path)
+    assert done.returncode == 130 and (tmp_path / "all.json").read_text() == "older"
+    assert done.stderr.endswith("all.json.partial\ninterrupted\n"), done
+    images = json.loads((tmp_path / "all.json.partial").read_text())["images"]
+    assert [len(image["people"]) for image in images] == [2, 1]
+
+
+def test_images_that_cannot_be_read_leave_an_older_json(tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "all.json").write_text("older")
+    refused(predict("text.jpg", "--json", "all.json", cwd=tmp_path), "text.jpg cannot be read as an image")
+    assert (tmp_path / "all.json").read_text() == "older"
+
+
 def test_boxes_and_the_whole_image(tmp_path):
     """--box for each image alike, --boxes for those that it names; in the others people are found."""
     for name in ("a.jpg", "b.jpg"):
@@ -273,7 +308,7 @@ def test_what_a_folder_holds_is_read_or_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", closed)
     done = predict(holiday, cwd=tmp_path)
-    assert done.returncode == 2 and "2 of 6 images" in done.stdout
+    assert done.returncode == 2 and "2 of 6 images" in done.stdout and "predictions/*-pose.jpg" in done.stdout
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 5 and all(line.startswith("error: ") for line in lines)
     for name in ("closed", "phone.HEIC", "raw.dng", "new.jxl", "lost.jpg"):
@@ -283,20 +318,21 @@ def test_what_a_folder_holds_is_read_or_named(tmp_path, monkeypatch):
 def test_one_image_that_cannot_be_written_does_not_end_the_others(tmp_path):
     """Too wide for a JPEG, a name that is too long with its ending, a folder that stands in the way."""
     folder = tmp_path / "some"
-    folder.mkdir()
-    for name in ("a.jpg", f"{'m' * 251}.jpg", "taken.jpg", "z.jpg"):
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.jpg", f"{'m' * 251}.jpg", "taken.jpg", "deep/z.jpg"):
         IMAGE.save(folder / name)
     Image.new("L", (65_501, 2)).save(folder / "pano.png")
     (tmp_path / "out/taken-pose.jpg").mkdir(parents=True)
     done = predict(folder, "--whole", "--out", "out", "--json", "all.json", cwd=tmp_path)
-    assert done.returncode == 2 and "2 of 5 images" in done.stdout
+    assert done.returncode == 2 and "2 of 5 images: out/**/*-pose.jpg" in done.stdout
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 3 and all("cannot be written" in line and "all.json" in line for line in lines)
     assert "a JPEG has at most 65,500 pixels a side" in next(line for line in lines if "pano.png" in line)
     entries = json.loads((tmp_path / "all.json").read_text())["images"]
     assert len(entries) == 5 and all(len(entry["people"]) == 1 for entry in entries)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "a-pose.jpg", "z-pose.jpg", "taken-pose.jpg"}
+        "a-pose.jpg", "deep", "taken-pose.jpg"}
+    assert (tmp_path / "out/deep/z-pose.jpg").exists()
 
 
 def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
@@ -357,17 +393,22 @@ def test_a_json_file_leaves_links_and_pipes_what_they_are(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="this system has no /dev/stdout")
-@pytest.mark.parametrize("how", ["wb", "ab"])
-def test_json_goes_to_standard_output_between_what_is_printed(how, tmp_path):
-    """Into a file, too, of which neither part writes over the other."""
-    code = ("from pathlib import Path; from evaluate import write_json; from predict import json_file\n"
-            "print('first')\nwith json_file(Path('/dev/stdout')) as add: add({'file': 'a.jpg'})\n"
-            "print('second')\nwrite_json(Path('/dev/stdout'), {'figure': 7})\nprint('third')")
-    with open(tmp_path / "log.txt", how) as log:
-        subprocess.run([sys.executable, "-c", code], stdout=log, check=True, cwd=Path(module.__file__).parent)
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+@pytest.mark.parametrize("script,words,said", [
+    ("predict.py", ["a.jpg", "--whole"], "1 person in 1 of 1 images"),
+    ("evaluate.py", ["--data", "."], "PCKh")])
+def test_json_has_standard_output_for_itself(script, words, said, name, tmp_path):
+    """What is printed goes to standard error; a file that it is sent to keeps what it holds."""
+    IMAGE.save(tmp_path / "a.jpg")
+    folder(tmp_path, ENTRY, split="valid")
+    (tmp_path / "log.txt").write_text("first\n")
+    with open(tmp_path / "log.txt", "a") as log:
+        command = [sys.executable, ROOT / script, *words, "--checkpoint", WEIGHTS, "--json", name]
+        done = subprocess.run(command, cwd=tmp_path, stdout=log, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and said in done.stderr
     text = (tmp_path / "log.txt").read_text()
-    assert text.startswith("first\n{") and text.endswith("third\n")
-    assert '[\n{"file": "a.jpg"}]}\nsecond\n{\n "figure": 7\n}\n' in text
+    assert text.startswith("first\n") and json.loads(text.removeprefix("first\n"))
+    assert not (tmp_path / "-").exists()
 
 
 def test_a_json_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):

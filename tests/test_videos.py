@@ -163,13 +163,12 @@ def test_the_joints_of_a_video(film, tmp_path, monkeypatch):
     assert [[person["id"] for person in frame["people"]] for frame in frames] == [[], [3], [3, 4]]
     assert frames[1]["people"][0]["joints"]["r-ankle"] == [20, 30, 0.5]
     assert frames[1]["people"][0]["box"] == [5, 6, 30, 40] and frames[1]["people"][0]["score"] == 0.5
-    # into standard output, which holds lines for people, too: 40 frames are more than one block of it
+    # into standard output: 40 frames are more than one block of it
     film("clip.avi", rate=10, frames=40, codec="MJPG")
     done = run("predict.py", "clip.avi", "--whole", "--json", "/dev/stdout", "--checkpoint", WEIGHTS,
                "--device", "cpu", cwd=tmp_path)
-    first, *lines = done.stdout[done.stdout.index("{"):].splitlines()
-    assert len(json.loads("".join([first, *lines[:-1]]))["images"]) == 40
-    assert lines[-1].startswith("predictions/clip-pose.mp4: 40 frames")
+    assert len(json.loads(done.stdout)["images"]) == 40
+    assert done.stderr.splitlines()[-1].startswith("predictions/clip-pose.mp4: 40 frames")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
@@ -193,6 +192,25 @@ def test_seconds_without_timestamps(film, tmp_path, monkeypatch):
         module.draw_video(tmp_path / "clip.webm", tmp_path / "pose.mp4", lambda image: {},
                           lambda image, people: None, lambda people, frame, seconds: notes.append(seconds))
         assert notes == pytest.approx(expected, abs=0.01)
+
+
+def test_ctrl_c_in_a_film_says_where_it_ends(film, tmp_path, monkeypatch):
+    film("clip.avi", rate=10, frames=9, codec="MJPG")
+    followed = iter([{}, {}])
+
+    def follow(image):
+        for people in followed:
+            return people
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "Tracker", lambda *how: follow)
+    done = predict_film("clip.avi", "--json", "all.json", cwd=tmp_path)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-3:] == ["predictions/clip-pose.mp4 ends after 2 frames",
+                                             f"what was found until then is in {tmp_path}/all.json.partial",
+                                             "interrupted"]
+    assert len(json.loads((tmp_path / "all.json.partial").read_text())["images"]) == 2
+    assert not (tmp_path / "all.json").exists()
 
 
 def test_what_is_written_of_a_video_that_fails(film, tmp_path):
