@@ -106,8 +106,8 @@ def read_safely(path):
                            f"loading such objects can run any command. Where you trust the file, save its "
                            f"tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], "
                            f"NEW)") from error
-        unknown = "weights_only" in str(error)
-        why = "torch.save did not write it, or it is truncated" if unknown else one_line(error)
+        told = isinstance(error, (OSError, ValueError))          # others are of torch's inner parts
+        why = one_line(error) if told else "torch.save did not write it, or it is truncated"
         raise BadInput(f"{path} is not a checkpoint that can be read ({why})") from error
 
 
