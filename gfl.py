@@ -136,7 +136,8 @@ class StarReLU(nn.Module):
 
     def forward(self, x):
         x = x.relu()
-        return torch.addcmul(self.bias, self.scale * x, x)
+        scale, bias = self.scale.to(x.dtype), self.bias.to(x.dtype)     # bfloat16 stays bfloat16: faster
+        return torch.addcmul(bias, scale * x, x)
 
 
 class DynamicFilter(nn.Module):

@@ -15,6 +15,7 @@ from gfl import (
     DynamicFilter,
     GlobalDynamicFilter,
     GlobalFilter,
+    StarReLU,
     StaticFilter,
     dft_matrices,
     global_filter_numpy,
@@ -200,6 +201,15 @@ def test_bfloat16_autocast(layer):
     assert low.dtype == torch.bfloat16
     assert relative_error(low.detach().float().numpy(), full.detach().numpy()) < 0.02   # bfloat16 has 8 bits
     assert all(torch.isfinite(parameter.grad).all() for parameter in layer.parameters())
+
+
+def test_star_relu_stays_in_bfloat16():
+    """Its parameters, of shape (1,), do not make float32 of it, which takes three times the time."""
+    act, x = StarReLU(), torch.tensor([-2.0, 0.0, 3.0])
+    act.scale.data.fill_(0.5), act.bias.data.fill_(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = act(x.bfloat16())
+    assert low.dtype == torch.bfloat16 and low.tolist() == act(x).tolist() == [1, 1, 5.5]
 
 
 @pytest.mark.parametrize("layer", [StaticFilter, GlobalDynamicFilter])
