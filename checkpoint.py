@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from common import BadInput, CommandLine, main_with_clear_errors
+from common import FULL, BadInput, CommandLine, main_with_clear_errors
 from hrnet import HRNet, fill, is_published_backbone, load_published, published_tensors
 from models import RegressionHead, build_student, build_teacher
 
@@ -101,12 +101,15 @@ def read_safely(path):
     except FileNotFoundError as error:
         raise BadInput(f"there is no checkpoint {path}: train.py writes one, or give another path") from error
     except Exception as error:          # torch raises a dozen kinds on damaged files
+        if isinstance(error, MemoryError) or FULL in str(error):
+            raise
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise BadInput(f"{path} cannot be read safely: it holds more than tensors ({wanted[1]}), and "
                            f"loading such objects can run any command. Where you trust the file, save its "
                            f"tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], "
                            f"NEW)") from error
-        told = isinstance(error, (OSError, ValueError))          # others are of torch's inner parts
+        # others are of torch's inner parts
+        told = isinstance(error, (OSError, ValueError)) or "supported version" in str(error)
         why = one_line(error) if told else "torch.save did not write it, or it is truncated"
         raise BadInput(f"{path} is not a checkpoint that can be read ({why})") from error
 

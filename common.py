@@ -103,11 +103,13 @@ def check_device(name):
 
 def check_folder(path, flag=""):
     """BadInput where a file that is to be written has no folder. flag: what names it, such as "--json "."""
+    if str(path) == STDOUT:
+        return
     if path and not path.resolve().parent.is_dir():
         raise BadInput(f"{flag}{path}: there is no folder {path.parent} to write into: make it first")
     if path and path.is_dir():
         raise BadInput(f"{flag}{path} is a folder: name a file")
-    if path and (path.is_file() or not path.exists()):           # not /dev/stdout
+    if path and (path.is_file() or not path.exists()):           # not a device
         check_writable(path.resolve().parent, flag)
 
 
@@ -115,8 +117,29 @@ STDOUT = "/dev/stdout"
 
 
 def json_path(word):
-    """The value of --json -> Path; "-" is standard output, as "/dev/stdout" is."""
-    return Path(STDOUT if word == "-" else word)
+    """The value of --json -> Path; "-" is standard output, as STDOUT is."""
+    return Path(STDOUT if word in ("-", "/dev/fd/1", "/proc/self/fd/1") else word)
+
+
+def place_of(path):
+    """Where to write a file that replaces `path` when it is complete -> what to open, mode, what to replace.
+
+    That is beside it. A link stays one. A device or a pipe is written into as it is: None is replaced.
+    """
+    if str(path) == STDOUT:
+        return os.dup(1), "a", None
+    if str(path.absolute()).startswith(("/dev/", "/proc/")) and path.exists() or path.is_fifo():
+        return path, "a", None
+    path = path.resolve()
+    return path.with_name(path.name + ".partial"), "w", path
+
+
+def check_not_read(path, read):
+    """BadInput where a file that is to be written, or is on its way, is one of those that are read."""
+    written = [os.path.realpath(path) + end for end in ("", ".partial")] if path else []
+    for file in read:
+        refuse((os.path.realpath(file) in written,
+                f"--json {path} would be written over {file}, which is read: name another file"))
 
 
 def print_beside(path):

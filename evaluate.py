@@ -28,8 +28,8 @@ import torch
 from tqdm import tqdm
 
 import checkpoint
-from common import (STDOUT, BadInput, CommandLine, check_device, check_folder, default_device, json_path,
-                    main_with_clear_errors, print_beside, read_mat, refuse)
+from common import (BadInput, CommandLine, check_device, check_folder, check_not_read, default_device,
+                    json_path, main_with_clear_errors, place_of, print_beside, read_mat, refuse)
 from costs import COST_SECONDS, cost_table, measure_costs, protocol
 from crops import CROPS, invert, make_batch, store, transform
 from data_mpii import JOINTS, load_samples, read_truth
@@ -223,11 +223,18 @@ def score_checkpoint(args, path):
 
 
 def write_json(path, figures):
-    """Write figures as json, with null for NaN and text for paths."""
+    """Write figures as json, with null for NaN and text for paths. If it cannot: BadInput, what was stays."""
     known = json.loads(json.dumps(figures, default=str), parse_constant=lambda name: None)
-    text = json.dumps(known, indent=1) + "\n"
-    with open(os.dup(1) if str(path) == STDOUT else path, "w") as file:
-        file.write(text)
+    place, mode, target = place_of(path)
+    try:
+        with open(place, mode) as file:
+            file.write(json.dumps(known, indent=1) + "\n")
+        if target:
+            os.replace(place, target)
+    except OSError as error:
+        if target:
+            place.unlink(missing_ok=True)
+        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def score_all(args):
@@ -265,6 +272,8 @@ def main():
     args = parser.parse_args()
     check_device(args.device)
     check_folder(args.json, "--json ")
+    read = [] if args.data == "drawn" else [*Path(args.data).glob("*.mat"), *Path(args.data).glob("annot*/*")]
+    check_not_read(args.json, filter(None, [args.checkpoint, args.predictions, *read]))
     refuse((args.predictions and (args.checkpoint or args.costs or args.flip_test),
             "--predictions are scored as they are: leave out --checkpoint, --costs, --flip-test"),
            (args.data != "drawn" and not (args.predictions or args.checkpoint),

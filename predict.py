@@ -14,15 +14,15 @@ import json
 import os
 import sys
 from collections import defaultdict
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from itertools import repeat
 from pathlib import Path
 
 from tqdm import tqdm
 
 import checkpoint
-from common import (STDOUT, BadInput, CommandLine, check_device, check_folder, check_writable, default_device,
-                    json_path, main_with_clear_errors, print_beside, refuse)
+from common import (BadInput, CommandLine, check_device, check_folder, check_not_read, check_writable,
+                    default_device, json_path, main_with_clear_errors, place_of, print_beside, refuse)
 from data_coco import is_box, without_twins
 from data_mpii import JOINTS
 from export import SHIPPED_STUDENT, for_inference
@@ -117,46 +117,36 @@ def json_file(path):
     """A function that adds a record to a json file; the file appears at its path when it is complete.
 
     Where the work is interrupted, what was found stays as PATH.partial; without a record nothing is written.
-    A link stays one. A device or a pipe, such as /dev/stdout, is written into as it is.
     """
-    is_stream = str(path.absolute()).startswith(("/dev/std", "/dev/fd/", "/proc/"))
-    is_device = is_stream or path.exists() and not path.is_file()
-    path = path if is_device else path.resolve()
-    partial = path if is_device else path.with_name(path.name + ".partial")
-    records = 0
+    place, mode, target = place_of(path)
+    file = None
 
     def add(record):
-        nonlocal records
+        nonlocal file
+        before = ",\n"
         with json_errors(path):
-            file.write((",\n" if records else "\n") + json.dumps(record))
-        records += 1
+            if file is None:
+                file, before = open(place, mode), f'{{"joints": {json.dumps(JOINTS)}, "images": [\n'
+            file.write(before + json.dumps(record))
 
-    def finish():
-        with json_errors(path), file:              # closed, also when it cannot be written
-            file.write("]}\n")
-
-    with json_errors(path):
-        file = open(os.dup(1) if str(path) == STDOUT else partial, "a" if is_device else "w")
-        file.write(f'{{"joints": {json.dumps(JOINTS)}, "images": [')
     try:
-        yield add
-        finish()
-        if records and not is_device:
+        try:
+            yield add
+        finally:
+            if file:
+                with json_errors(path), file:      # closed, also when it cannot be written
+                    file.write("]}\n")
+        if file and target:
             with json_errors(path):
-                os.replace(partial, path)
+                os.replace(place, target)
     except JsonError:
-        records = 0
+        if target:
+            place.unlink(missing_ok=True)
         raise
     except BaseException:
-        finish()
-        if records and not is_device:
-            print(f"what was found until then is in {partial}", file=sys.stderr)
+        if file and target:
+            print(f"what was found until then is in {place}", file=sys.stderr)
         raise
-    finally:
-        with suppress(OSError):
-            file.close()
-        if not (records or is_device):
-            partial.unlink(missing_ok=True)
 
 
 class JsonError(BadInput):
@@ -242,7 +232,7 @@ def parse_arguments():
     add = parser.add_argument
     add("images", nargs="*", type=Path,
         help=f"images, videos, or folders of them (without our own *{OUTPUT} and *{VIDEO_OUTPUT})")
-    add("--camera", type=int, metavar="N", help="number of a camera")
+    add("--camera", type=int, metavar="N", help="number of a camera; Ctrl-C ends it")
     add("--checkpoint", type=Path, default=SHIPPED_STUDENT,
         help=f"network (default: {SHIPPED_STUDENT.parent.name}/{SHIPPED_STUDENT.name})")
     add("--box", type=float, nargs=4, action="append", metavar=("X", "Y", "WIDTH", "HEIGHT"),
@@ -295,9 +285,8 @@ def predict(args):
         print(f"left out, as --boxes is for images: {', '.join(str(file) for file, _ in videos)}")
         sources = []
     read = [file for file, _ in images + videos] + [args.checkpoint] + [args.boxes] * bool(args.boxes)
-    is_read = args.json and os.path.realpath(args.json) in map(os.path.realpath, read)
-    refuse((is_read, f"--json {args.json} is one of the files that are read: name another one"),
-           (args.smooth and not sources, "--smooth is for videos and cameras: leave it out for images"))
+    check_not_read(args.json, read)
+    refuse((args.smooth and not sources, "--smooth is for videos and cameras: leave it out for images"))
     boxes = match_boxes(args.boxes, images) if args.boxes else {}
     if not (images or sources):
         raise SystemExit(2)

@@ -174,7 +174,7 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
             frames += 1
             bar.update()
     except (KeyboardInterrupt, SystemExit) as reason:
-        if not camera or isinstance(reason, SystemExit):     # Ctrl-C ends a camera, and stops work on files
+        if not (camera and frames) or isinstance(reason, SystemExit):     # Ctrl-C ends a camera alone
             if frames:
                 print(f"{target} ends after {frames} frames", file=sys.stderr)
             raise

@@ -94,9 +94,7 @@ class Visit:
     def note(self, item, **figures):
         """Add figures to an item, in the folder and in --back."""
         self.found.setdefault(item, {}).update(rounded(figures))
-        unfinished = self.file.with_suffix(".partial")
-        write_json(unfinished, self.found)
-        os.replace(unfinished, self.file)
+        write_json(self.file, self.found)
         if self.args.back:
             shutil.copy(self.file, self.args.back)
 

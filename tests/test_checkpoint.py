@@ -64,3 +64,30 @@ def test_the_shipped_weights_have_the_checksums_that_are_stated():
     assert stated == {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in WEIGHTS.glob("*.pt")
     }
+
+
+@pytest.mark.parametrize("error,words", [
+    (RuntimeError("PytorchStreamReader failed"), "torch.save did not write it, or it is truncated"),
+    (KeyError(105), "torch.save did not write it"),
+    (IsADirectoryError(21, "Is a directory"), "Is a directory"),
+    (RuntimeError("Attempted to read a file with version 11, but the maximum supported version is 10"),
+     "maximum supported version is 10")])
+def test_what_a_file_is_that_torch_cannot_read(error, words, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    (tmp_path / "a.pt").write_text("i am no network")
+    with pytest.raises(BadInput, match=words):
+        checkpoint.read_safely(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_is_full_is_no_fault_of_the_file(error, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    (tmp_path / "a.pt").write_text("")
+    with pytest.raises(type(error)):
+        checkpoint.read_safely(tmp_path / "a.pt")

@@ -204,7 +204,7 @@ def test_bfloat16_autocast(layer):
 
 
 def test_star_relu_stays_in_bfloat16():
-    """Its parameters, of shape (1,), do not make float32 of it, which takes three times the time."""
+    """Its parameters, of shape (1,), do not make float32 of it, which is slower (docs/lab.md)."""
     act, x = StarReLU(), torch.tensor([-2.0, 0.0, 3.0])
     act.scale.data.fill_(0.5), act.bias.data.fill_(1)
     with torch.autocast("cpu", torch.bfloat16):

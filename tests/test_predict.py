@@ -22,6 +22,7 @@ import predict as module
 from common import BadInput
 from crops import store
 from data_mpii import load_samples
+from evaluate import write_json
 from images import list_files, read_image
 from models import build_student
 from people import Found
@@ -341,7 +342,7 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
     for arguments, message in (
         (["--out", "a.jpg"], "a.jpg cannot be written into (Not a directory): name another place with --out"),
         (["--json", "folder"], "--json folder is a folder: name a file"),
-        (["--json", "./a.jpg"], "--json a.jpg is one of the files that are read: name another one"),
+        (["--json", "./a.jpg"], "--json a.jpg would be written over a.jpg, which is read: name another file"),
         (["--json", "a.jpg/b.json"], "--json a.jpg/b.json: there is no folder a.jpg"),
     ):
         refused(call("predict.py", "a.jpg", *arguments, cwd=tmp_path), message)
@@ -409,6 +410,44 @@ def test_json_has_standard_output_for_itself(script, words, said, name, tmp_path
     text = (tmp_path / "log.txt").read_text()
     assert text.startswith("first\n") and json.loads(text.removeprefix("first\n"))
     assert not (tmp_path / "-").exists()
+
+
+def test_figures_are_written_over_nothing_that_is_read(tmp_path):
+    """Nor over what was there, where they cannot be written."""
+    data, checkpoint_file = folder(tmp_path / "set", ENTRY, split="valid"), tmp_path / "my.pt"
+    checkpoint_file.write_bytes(WEIGHTS.read_bytes())
+    for target in (checkpoint_file, data / "annot/valid.json"):
+        before = target.read_bytes()
+        refused(call("evaluate.py", "--checkpoint", checkpoint_file, "--data", data, "--json", target,
+                     cwd=tmp_path), "would be written over")
+        assert target.read_bytes() == before
+    (tmp_path / "boxes.json.partial").write_text("{}")
+    IMAGE.save(tmp_path / "a.jpg")
+    refused(predict("a.jpg", "--boxes", "boxes.json.partial", "--json", "boxes.json", cwd=tmp_path),
+            "--json boxes.json would be written over boxes.json.partial, which is read: name another file")
+    (tmp_path / "old.json").write_text("old")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluate.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(BadInput, match="old.json cannot be written: No space left"):
+            write_json(tmp_path / "old.json", {"figure": 7})
+    assert (tmp_path / "old.json").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.glob("*.partial")) == ["boxes.json.partial"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file's size is limited by the system's signal")
+def test_a_json_file_that_does_not_fit_leaves_nothing(tmp_path):
+    """Neither while the work goes on nor when it is interrupted; in a process, as the limit stays."""
+    for rest in ("for n in range(99): add({'file': 8999 * 'a'})", "raise KeyboardInterrupt"):
+        code = ("import resource, signal\nfrom pathlib import Path\n"
+                "from predict import JsonError, json_file\n"
+                "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+                "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\ntry:\n"
+                f"    with json_file(Path({str(tmp_path / 'a.json')!r})) as add:\n"
+                f"        add({{'file': 8900 * 'a'}})\n        {rest}\n"
+                "except JsonError as error: print(error)")
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert "a.json cannot be written: File too large" in done.stdout, done
+        assert not done.stderr and not list(tmp_path.iterdir())
 
 
 def test_a_json_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
