@@ -274,6 +274,7 @@ def main():
 
 
 def predict(args):
+    """Find, draw and write what the command line asks for. SystemExit(2) where some of it failed."""
     failed = []
     images, videos = list_files(args.images, args.out, failed)
     sources = videos + [(args.camera, Path("camera"))] * (args.camera is not None)
