@@ -394,7 +394,7 @@ def test_a_json_file_leaves_links_and_pipes_what_they_are(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="this system has no /dev/stdout")
-@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1"])
 @pytest.mark.parametrize("script,words,said", [
     ("predict.py", ["a.jpg", "--whole"], "1 person in 1 of 1 images"),
     ("evaluate.py", ["--data", "."], "PCKh")])
