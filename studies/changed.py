@@ -161,6 +161,11 @@ def normed_loss_terms(head, output, batch, targets=None, weights=None, original=
     return original(head, normed, batch, targets, weights)
 
 
+def quiet_loss_terms(head, output, batch, targets=None, weights=None, original=distill.loss_terms):
+    """loss_terms without L_bb."""
+    return original(head, output._replace(backbone_heatmaps=None), batch, targets, weights)
+
+
 class TermsUntil:
     """loss_terms without the teacher's from this fraction of the training on.
 
@@ -235,13 +240,14 @@ CHANGES = {
         partial(nn.functional.binary_cross_entropy_with_logits, reduction="none"))],
     # what a student is told: tokens as they are (DistilPose); heatmaps of 0.7 and 1.4 times the width, or
     # averaged with those of the mirrored crop; tokens behind a layer norm; the terms for two thirds of the
-    # steps; SimCC labels of half and twice the width
+    # steps; no loss of the backbone's heatmaps; SimCC labels of half and twice the width
     "raw-tokens": [(distill.TokenScale, "__call__", lambda self, tokens: tokens)],
     "sharp-heatmaps": [heatmaps_to_the(2)],
     "soft-heatmaps": [heatmaps_to_the(0.5)],
     "mirrored-heatmaps": [(distill, "teacher_targets", mirrored_heatmaps)],
     "normed-tokens": [(distill, "teacher_targets", normed_targets), (train, "loss_terms", normed_loss_terms)],
     "two-thirds": [(train, name, getattr(TWO_THIRDS, name)) for name in ("rate_factor", "loss_terms")],
+    "quiet-backbone": [(train, "loss_terms", quiet_loss_terms)],
     "narrow-labels": [presets(lambda preset: dict(simcc_sigma=preset.simcc_sigma / 2))],
     "wide-labels": [presets(lambda preset: dict(simcc_sigma=preset.simcc_sigma * 2))],
 }

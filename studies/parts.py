@@ -4,7 +4,7 @@
     python studies/parts.py dynamic --seeds 0   # one group, one seed
     python studies/parts.py dynamic-photos --data lspet
     python studies/parts.py labels-photos --data lspet_refined
-    python studies/parts.py terms-photos --data lspet_refined everyday lsp    # likewise the next 3
+    python studies/parts.py terms-photos --data lspet_refined everyday lsp    # likewise the next 4
 
     dynamic          what M of the dynamic filter sees, the static control, filters in series
     dynamic-photos   the same on photos, from labels alone, 16 epochs
@@ -14,7 +14,8 @@
     long             all six students from labels alone, 4,000 steps
     terms            each term of the loss beside labels, for cc gs and reg gs
     terms-photos     the terms on photos: cc gs of preset small without a backbone, 4 epochs
-    teacher-photos   the same by the first teacher of photos, before which
+    backbone-photos  the same with w24, with and without the loss of the backbone's own heatmaps
+    teacher-photos   the terms by the first teacher of photos, before which
                      git show 753515d:weights/teacher-small-photos.pt > runs/first-teacher.pt
     control-photos   cc gd of preset small without a backbone and its static control, labels alone, 4 epochs
     attention-photos cc attention of preset small without a backbone at three rates, labels alone, 4 epochs
@@ -67,9 +68,9 @@ def of_photos(title, *changes):
     return of_labels("gd", title, *changes, preset="small-64", amp=True, epochs=COMPARED_EPOCHS)
 
 
-def told_of_photos(title, *changes, views=2, mixer=GS, **flags):
-    """A cell of a cc student of preset small without a backbone, on photos in so many views."""
-    short = {"backbone": "none", "preset": "small", "amp": True, "epochs": SHORT_EPOCHS}
+def told_of_photos(title, *changes, views=2, mixer=GS, backbone="none", **flags):
+    """A cell of a cc student of preset small, on photos in so many views."""
+    short = {"backbone": backbone, "preset": "small", "amp": True, "epochs": SHORT_EPOCHS}
     return title, {**mixer, **short, **flags}, [f"train.RECIPES.small.views={views}", *changes]
 
 
@@ -160,6 +161,15 @@ CELLS = {
         "told-new-views": told_of_photos("all four, a new view in every epoch", views=0),
         "told-two-thirds": told_of_photos("all four, off for the last third", "two-thirds"),
         "told-normed": told_of_photos("all four, tokens behind a layer norm", "normed-tokens")},
+    "backbone-photos": {
+        f"told-w24-{name}": told_of_photos(title, *changes, backbone="w24", **flags)
+        for name, title, flags, changes in (
+            ("alone", "labels alone", LABELS, []),
+            ("all", "labels and all four", {}, []),
+            ("alone-quiet", "labels alone, no loss of the backbone's heatmaps", LABELS, ["quiet-backbone"]),
+            ("all-quiet", "labels and all four, no loss of the backbone's heatmaps", {}, ["quiet-backbone"]),
+            ("keypoint_tokens", "labels and keypoint tokens", {}, terms_of("cc", "keypoint_tokens")),
+            ("normed", "all four, tokens behind a layer norm", {}, ["normed-tokens"]))},
     "teacher-photos": {
         "told-first-teacher": told_of_photos("all four of the first teacher, of one set",
                                              teacher=FIRST_TEACHER)},

@@ -28,9 +28,9 @@ MIXERS = {"gs": "static filter (GS)", "gd": "dynamic filter (GD)", "attention": 
 HEADINGS = {"dynamic": "M sees", "dynamic-photos": "on photos, M sees",
             "labels-photos": "SimCC's labels, on photos", "attention": "cc from labels alone",
             "mixers": "cc distilled", "long": "4,000 steps", "terms": "learns from",
-            "terms-photos": "`cc gs none` learns from", "teacher-photos": "`cc gs none` learns from",
-            "control-photos": "`cc gd none`, M sees", "attention-photos": "`cc attention none`",
-            "tokens": "the teacher's tokens"}
+            "terms-photos": "`cc gs none` learns from", "backbone-photos": "`cc gs w24` learns from",
+            "teacher-photos": "`cc gs none` learns from", "control-photos": "`cc gd none`, M sees",
+            "attention-photos": "`cc attention none`", "tokens": "the teacher's tokens"}
 # the rows of a group that are in docs/results.md; all are in docs/lab.md
 DECISIVE = {"dynamic": ("gd", "gd-constant", "gd-keypoint-mean"),
             "terms": [*(f"cc-gs-{name}" for name in ("alone", *TERMS, "all")),
