@@ -1,4 +1,4 @@
-"""What commands share: errors in one line, Matlab files, devices, locks, distributed training."""
+"""What commands share: errors in one line, Matlab files, devices, --json, locks, distributed training."""
 
 import argparse
 import atexit
@@ -101,6 +101,9 @@ def check_device(name):
         torch.cuda.set_device(name if index else 0)      # what events and memory counters refer to
 
 
+STDOUT = "/dev/stdout"
+
+
 def check_folder(path, flag=""):
     """BadInput where a file that is to be written has no folder. flag: what names it, such as "--json "."""
     if str(path) == STDOUT:
@@ -113,7 +116,14 @@ def check_folder(path, flag=""):
         check_writable(path.resolve().parent, flag)
 
 
-STDOUT = "/dev/stdout"
+def check_writable(folder, flag=""):
+    """BadInput where nothing can be written into a folder, or around one that is yet to be made."""
+    there = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise BadInput(f"{there} cannot be written into ({error.strerror}): name another place"
+                       + (f" with {flag.strip()}" if flag else "")) from error
 
 
 def json_path(word):
@@ -128,7 +138,8 @@ def place_of(path):
     """
     if str(path) == STDOUT:
         return os.dup(1), "a", None
-    if str(path.absolute()).startswith(("/dev/", "/proc/")) and path.exists() or path.is_fifo():
+    is_stream = str(path.absolute()).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+    if is_stream or path.exists() and not path.is_file():
         return path, "a", None
     path = path.resolve()
     return path.with_name(path.name + ".partial"), "w", path
@@ -145,16 +156,6 @@ def check_not_read(path, read):
 def print_beside(path):
     """A context: where a json file goes to standard output, what is printed goes to standard error."""
     return contextlib.redirect_stdout(sys.stderr) if str(path) == STDOUT else contextlib.nullcontext()
-
-
-def check_writable(folder, flag=""):
-    """BadInput where nothing can be written into a folder, or around one that is yet to be made."""
-    there = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        raise BadInput(f"{there} cannot be written into ({error.strerror}): name another place"
-                       + (f" with {flag.strip()}" if flag else "")) from error
 
 
 # oneDNN's variable for the newest instructions that it may use, today's name and an older one, and the values

@@ -31,6 +31,7 @@ from images import (FARTHEST, LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, draw_pos
 from people import find_people, person_score, poses_in_boxes
 from videos import Tracker, draw_video, title_of
 
+
 # ------------------------------------------------------------------------------- images and boxes
 
 def read_boxes(file):

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -432,6 +433,18 @@ def test_figures_are_written_over_nothing_that_is_read(tmp_path):
             write_json(tmp_path / "old.json", {"figure": 7})
     assert (tmp_path / "old.json").read_text() == "old"
     assert sorted(path.name for path in tmp_path.glob("*.partial")) == ["boxes.json.partial"]
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="this system has no /dev/shm")
+def test_an_older_file_in_shared_memory_is_replaced():
+    """A folder in /dev holds ordinary files."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for n in range(2):
+            with json_file(Path(folder) / "a.json") as add:
+                add({"file": f"{n}.jpg"})
+            write_json(Path(folder) / "b.json", {"figure": n})
+        assert json.loads(Path(folder, "a.json").read_text())["images"] == [{"file": "1.jpg"}]
+        assert json.loads(Path(folder, "b.json").read_text()) == {"figure": 1}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a file's size is limited by the system's signal")
