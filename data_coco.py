@@ -77,26 +77,29 @@ def load_people(root, file, split, images=True):
     used.
     """
     folder = find_images(root, SPLITS[split])
-    names, annotations = read_annotations(file)
-    before, present, everybody = {}, set(), defaultdict(list)
+    listed, annotations = read_annotations(file)
+    before, present, everybody, beyond = {}, set(), defaultdict(list), []
 
     def check(index):
         """-> image, box, keypoints; None for an entry that is left out."""
         entry = annotations[index]
-        name, box, keypoints = check_annotation(entry, names)
+        name, box, keypoints = check_annotation(entry, listed)
         if (number := before.setdefault(str(entry["id"]), index)) != index:
             raise BadInput(f"has the id of entry {number}")
         if images and name not in present:                 # many images show several people
             check_image(folder / name, folder)
             present.add(name)
         everybody[folder / name].append(box)
+        beyond.append(ends_beyond(box, listed[str(entry["image_id"])]))
         crowd, limbs = entry.get("iscrowd"), any(keypoints[3 * FACE + 2::3])
         return None if crowd or not limbs or min(box[2:]) < SMALLEST_BOX else (name, box, keypoints)
 
     checked = check_all(file, check, len(annotations))
     people = [person for person in checked if person]
-    if not people:
-        raise BadInput(f"{file} has nobody with a labelled limb joint: take COCO's own file")
+    refuse((sum(beyond) > len(beyond) / 2,
+            f"{file}: {sum(beyond):,} of {len(beyond):,} boxes end outside their image: a bbox must be x, y, "
+            f"width, height, not two corners"),
+           (not people, f"{file} has nobody with a labelled limb joint: take COCO's own file"))
     image, box, keypoints = zip(*people)
     corner, size = np.split(np.array(box), 2, axis=1)                          # (N, 2) each
     joints, visible = to_mpii(np.reshape(keypoints, (-1, len(COCO_KEYPOINTS), 3)))  # (N, 16, 2), (N, 16)
@@ -141,7 +144,7 @@ def unit_of(joints, visible, side):
 # ------------------------------------------------------------------------------- the json file
 
 def read_annotations(file):
-    """COCO's json file -> names of its images by id (as text), and its annotations, unchecked."""
+    """COCO's json file -> its images' entries by id (as text), and its annotations, unchecked."""
     def without_outline(entry):                    # outlines are most of the file
         entry.pop("segmentation", None)
         return entry
@@ -161,21 +164,22 @@ def read_annotations(file):
         if isinstance(category, dict) and category.get("keypoints", COCO_KEYPOINTS) != COCO_KEYPOINTS:
             raise BadInput(f"{file} has other keypoints than COCO, or in another order: they must be "
                            f"{', '.join(COCO_KEYPOINTS)}")
-    names = {str(image.get("id")): image.get("file_name") for image in images if isinstance(image, dict)}
-    if len(names) < len(images):
-        raise BadInput(f"{file}: {len(images) - len(names):,} of its images have the id of another one: "
+    listed = {str(image.get("id")): image for image in images if isinstance(image, dict)}
+    if len(listed) < len(images):
+        raise BadInput(f"{file}: {len(images) - len(listed):,} of its images have the id of another one: "
                        f"correct the ids")
-    return names, annotations
+    return listed, annotations
 
 
-def check_annotation(entry, names):
-    """An annotation -> (image, box, keypoints). BadInput says what is wrong. names: see `read_annotations`.
+def check_annotation(entry, listed):
+    """An annotation -> (image, box, keypoints). BadInput says what is wrong. listed: see `read_annotations`.
 
     box: x, y, width, height. keypoints: 51 numbers, x, y and visibility of each.
     """
     refuse((not isinstance(entry, dict), "is not an annotation"))
     refuse(*((key not in entry, f"has no '{key}'") for key in ("id", "image_id", "bbox", "keypoints")))
-    name, box, keypoints = names.get(str(entry["image_id"])), entry["bbox"], entry["keypoints"]
+    name = listed.get(str(entry["image_id"]), {}).get("file_name")
+    box, keypoints = entry["bbox"], entry["keypoints"]
     refuse((not isinstance(name, str), f"image_id {entry['image_id']!r:.80} is of no image with a file_name"),
            (not isinstance(box, list) or len(box) != 4, "bbox must be four numbers: x, y, width, height"),
            (not isinstance(keypoints, list) or len(keypoints) != 3 * len(COCO_KEYPOINTS),
@@ -189,6 +193,12 @@ def check_annotation(entry, names):
             "visibility, every third number of keypoints, must be 0, 1 or 2"),
            (entry.get("iscrowd", 0) not in (0, 1), "iscrowd must be 0 or 1"))
     return name, box, keypoints
+
+
+def ends_beyond(box, image):
+    """Does a box end more than a pixel outside its image, where the image's entry has width and height?"""
+    size = [image.get(side) for side in ("width", "height")]
+    return any(type(limit) is int and low + side > limit + 1 for low, side, limit in zip(box, box[2:], size))
 
 
 # ------------------------------------------------------------------------------- crops without people

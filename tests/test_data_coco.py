@@ -112,7 +112,7 @@ def test_who_is_left_out(tmp_path):
 @pytest.mark.parametrize("change,message", [
     (dict(keypoints=[value / 100 if n % 3 < 2 else value for n, value in enumerate(PERSON["keypoints"])]),
      "no joint is beyond 2, as if they were fractions"),
-    (dict(bbox=[64, 115, 56, 100]), "of the labels lie inside their crops")])         # where the box ends
+    (dict(bbox=[80, 110, 5, 5]), "of the labels lie inside their crops")])
 def test_other_units_are_named(tmp_path, change, message):
     with pytest.raises(BadInput, match=f"{message}: keypoints and bbox .* must be in pixels"):
         load_samples(coco(tmp_path, changed(**change)), "valid")
@@ -301,6 +301,16 @@ def test_the_first_bad_entry_is_named_and_all_are_counted(tmp_path):
     assert str(caught.value) == (
         f"{root}/annotations/person_keypoints_val2017.json, entry 3: bbox [0, 0, -1, 5] has a side below 0: "
         f"correct or remove this entry (4 of 24 entries are bad)")
+
+
+def test_boxes_that_are_two_corners(tmp_path):
+    """x1, y1, x2, y2 read as x, y, width, height ends outside most images (here of 90 x 120 pixels)."""
+    corners = [changed(n, bbox=[40, 30 + n, 80, 100]) for n in range(2)]
+    with pytest.raises(BadInput, match=r"val2017\.json: 2 of 3 boxes end outside .* not two corners"):
+        load_samples(coco(tmp_path / "corners", PERSON, *corners), "valid")
+    assert len(load_samples(coco(tmp_path / "one", PERSON, corners[1]), "valid")) == 2
+    unknown = [dict(id=12, file_name="000012.jpg")]               # without width and height
+    assert len(load_samples(coco(tmp_path / "unknown", *corners, images=unknown), "valid")) == 2
 
 
 def test_everybody_is_known_crowds_too(tmp_path):
