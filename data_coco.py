@@ -97,8 +97,8 @@ def load_people(root, file, split, images=True):
     checked = check_all(file, check, len(annotations))
     people = [person for person in checked if person]
     refuse((sum(beyond) > len(beyond) / 2,
-            f"{file}: {sum(beyond):,} of {len(beyond):,} boxes end outside their image: a bbox must be x, y, "
-            f"width, height, not two corners"),
+            f"{file}: {sum(beyond):,} of {len(beyond):,} boxes end outside the width and height that it "
+            f"gives their images: a bbox must be x, y, width, height, not two corners"),
            (not people, f"{file} has nobody with a labelled limb joint: take COCO's own file"))
     image, box, keypoints = zip(*people)
     corner, size = np.split(np.array(box), 2, axis=1)                          # (N, 2) each

@@ -306,7 +306,7 @@ def test_the_first_bad_entry_is_named_and_all_are_counted(tmp_path):
 def test_boxes_that_are_two_corners(tmp_path):
     """x1, y1, x2, y2 read as x, y, width, height ends outside most images (here of 90 x 120 pixels)."""
     corners = [changed(n, bbox=[40, 30 + n, 80, 100]) for n in range(2)]
-    with pytest.raises(BadInput, match=r"val2017\.json: 2 of 3 boxes end outside .* not two corners"):
+    with pytest.raises(BadInput, match=r"2 of 3 boxes end outside the width .* not two corners"):
         load_samples(coco(tmp_path / "corners", PERSON, *corners), "valid")
     assert len(load_samples(coco(tmp_path / "one", PERSON, corners[1]), "valid")) == 2
     unknown = [dict(id=12, file_name="000012.jpg")]               # without width and height

@@ -399,7 +399,8 @@ def test_squares_of_cocos_folder_avoid_crowds_too(tmp_path, monkeypatch):
     boxes = [COCO_PERSON["bbox"], [0, 200, 320, 120], [200, 0, 120, 60]]
     crowd = changed(1, iscrowd=1, bbox=boxes[1], segmentation=dict(counts=[3, 4], size=[2, 3]))
     unlabelled = changed(2, keypoints=[0] * 51, num_keypoints=0, bbox=boxes[2])
-    root = coco(tmp_path, COCO_PERSON, crowd, unlabelled, year="train2017")
+    images = [dict(id=12, file_name="000012.jpg", width=320, height=320)]
+    root = coco(tmp_path, COCO_PERSON, crowd, unlabelled, year="train2017", images=images)
     Image.new("RGB", (320, 320)).save(root / "train2017/000012.jpg")
     samples = load_samples(root, "train")
     squares = crops_without_people(samples)
