@@ -196,9 +196,12 @@ def check_annotation(entry, listed):
 
 
 def ends_beyond(box, image):
-    """Does a box end more than a pixel outside its image, where the image's entry has width and height?"""
-    size = [image.get(side) for side in ("width", "height")]
-    return any(type(limit) is int and low + side > limit + 1 for low, side, limit in zip(box, box[2:], size))
+    """Does a box end more than a pixel outside its image, where the image's entry has width and height?
+
+    Some files write 0 where they are unknown.
+    """
+    ends = zip(box, box[2:], (image.get(side) for side in ("width", "height")))
+    return any(type(limit) is int and 0 < limit < low + side - 1 for low, side, limit in ends)
 
 
 # ------------------------------------------------------------------------------- crops without people

@@ -23,6 +23,7 @@ from data_mpii import JOINTS, join, load_samples
 KEYPOINTS_17 = [number for k in range(17) for number in (10 + 3 * k, 20 + 5 * k, 1 if k % 2 else 2)]
 PERSON = dict(id=7, image_id=12, category_id=1, iscrowd=0, area=900.5, num_keypoints=17,
               bbox=[8.0, 15.5, 56.0, 100.0], keypoints=KEYPOINTS_17, segmentation=[[1.5, 2, 3, 4, 5, 6]])
+UNSIZED = [dict(id=12, file_name="000012.jpg")]                # its entry without width and height
 
 
 def changed(id=8, **values):
@@ -112,10 +113,10 @@ def test_who_is_left_out(tmp_path):
 @pytest.mark.parametrize("change,message", [
     (dict(keypoints=[value / 100 if n % 3 < 2 else value for n, value in enumerate(PERSON["keypoints"])]),
      "no joint is beyond 2, as if they were fractions"),
-    (dict(bbox=[80, 110, 5, 5]), "of the labels lie inside their crops")])
+    (dict(bbox=[64, 115, 56, 100]), "of the labels lie inside their crops")])         # where the box ends
 def test_other_units_are_named(tmp_path, change, message):
     with pytest.raises(BadInput, match=f"{message}: keypoints and bbox .* must be in pixels"):
-        load_samples(coco(tmp_path, changed(**change)), "valid")
+        load_samples(coco(tmp_path, changed(**change), images=UNSIZED), "valid")
 
 
 @pytest.mark.parametrize("folder", ["train2017", "images/train2017", "images"])
@@ -309,8 +310,8 @@ def test_boxes_that_are_two_corners(tmp_path):
     with pytest.raises(BadInput, match=r"2 of 3 boxes end outside the width .* not two corners"):
         load_samples(coco(tmp_path / "corners", PERSON, *corners), "valid")
     assert len(load_samples(coco(tmp_path / "one", PERSON, corners[1]), "valid")) == 2
-    unknown = [dict(id=12, file_name="000012.jpg")]               # without width and height
-    assert len(load_samples(coco(tmp_path / "unknown", *corners, images=unknown), "valid")) == 2
+    for unknown in UNSIZED, [dict(UNSIZED[0], width=0, height=0)]:
+        assert len(load_samples(coco(tmp_path / "unknown", *corners, images=unknown), "valid")) == 2
 
 
 def test_everybody_is_known_crowds_too(tmp_path):
