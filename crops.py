@@ -94,14 +94,15 @@ def transform(matrix, points):
 
 # ------------------------------------------------------------------------------- pixels through the map
 
-def cut(image, matrix, size):
+def cut(image, matrix, size, reduce=None):
     """One RGB image (Pillow) through one map (2, 3) -> crop (size, size, 3) uint8.
 
-    An image that shrinks to half or less is averaged down first, which avoids aliasing.
+    An image that shrinks to half or less is averaged down first, which avoids aliasing. reduce:
+    `image.reduce` with a memory, for many cuts of one image.
     """
     shrink = max(1, int(1 / math.sqrt(abs(float(torch.linalg.det(matrix[:, :2]))))))
     if shrink > 1:
-        image = image.reduce(shrink)
+        image = (reduce or image.reduce)(shrink)
         first = (shrink - 1) / 2                  # the reduced image's first pixel, in the original
         matrix = compose(matrix, torch.tensor([[shrink, 0, first], [0, shrink, first]], dtype=torch.float64))
     # Pillow takes the inverse map, and coordinates from the edge of the first pixel instead of its centre.
@@ -267,7 +268,7 @@ def store(samples, size, folder=None):
 
     folder: cache of memory-mapped files, or None to keep the crops in memory. The name of a file contains a
     digest of the images (path, size, modification time), the version of their reader, and boxes. One process
-    cuts while others wait; cutting that was stopped is resumed.
+    cuts while others wait; cutting that was stopped is resumed, but where the system has no locks (Windows).
     """
     wide = stored_size(size)
     matrix = stored_matrix(samples.center, samples.side, size)

@@ -19,6 +19,7 @@ x + (width - 1) / 2, as in people.py.
 
 import json
 from collections import Counter, defaultdict
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -206,10 +207,11 @@ def ends_beyond(box, image):
 
 # ------------------------------------------------------------------------------- crops without people
 
-def read_everybody(root):
+def read_everybody(root, images=True):
     """annot/boxes.json, where it is: {image: [[x, y, width, height] of everybody in it]} -> the same by path.
 
-    In pixels from 0. It gives a set in MPII's layout what COCO's has. BadInput for anything else.
+    In pixels from 0. It gives a set in MPII's layout what COCO's has. BadInput for anything else, and where
+    none of its images is there (images=False: unchecked).
     """
     def checked(boxes):
         if not all(map(is_box, boxes)):
@@ -218,13 +220,17 @@ def read_everybody(root):
 
     file = root / "annot" / "boxes.json"
     try:
-        return {root / "images" / name: checked(boxes)
-                for name, boxes in json.loads(file.read_bytes(), object_pairs_hook=without_twins).items()
-                } if file.is_file() else {}
+        everybody = {root / "images" / name: checked(boxes)
+                     for name, boxes in json.loads(file.read_bytes(), object_pairs_hook=without_twins).items()
+                     } if file.is_file() else {}
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadInput(f"{file} must be json such as {{\"photo.jpg\": [[x, y, width, height]]}}, boxes of "
                        f"everybody in a photo ({' '.join(str(error).split())[:160]}): correct or remove it"
                        ) from error
+    if images and everybody and not any(map(isfile, everybody)):
+        raise BadInput(f"{file} names no image that is there, and {str(next(iter(everybody)))[:160]} first: "
+                       f"names must be paths below {root / 'images'}")
+    return everybody
 
 
 def is_box(box):

@@ -149,7 +149,7 @@ def load_samples(root, split, images=True):
         note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
     samples = of_files(f"{root.resolve().name}/{split}{' by image' if released else ''}", joints=joints,
                        visible=visible, center=middle, side=side, head_size=head_size, files=files, note=note,
-                       everybody=data_coco.read_everybody(root))
+                       everybody=data_coco.read_everybody(root, images))
     check_units(file, samples, images,
                 "joints, center and head boxes must be in pixels of the upright image, counted from 1, and "
                 f"scale the person's height in pixels / {PIXELS_PER_SCALE}")
@@ -182,7 +182,8 @@ def crops_without_people(samples):
 def find_labels(root, split):
     """The file with the labels of a split: annot/SPLIT.json, else MPII's release; or COCO's json file.
 
-    BadInput without any of these, and where a folder has both MPII's and COCO's.
+    BadInput without any of these, where a folder has both MPII's and COCO's, and where one split has a json
+    file and the other would come from the release, which divides the images otherwise.
     """
     root = Path(root)
     if not root.is_dir():
@@ -199,6 +200,10 @@ def find_labels(root, split):
         raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release "
                        f"mpii_human_pose_v1_u12_1.mat nor COCO's annotations/person_keypoints_*2017.json: "
                        f"put one of them there")
+    if not json_file.is_file() and (other := [name for name in ("train", "valid")
+                                              if (root / "annot" / f"{name}.json").is_file()]):
+        raise BadInput(f"{root} has annot/{other[0]}.json and no annot/{split}.json, and {releases[0].name} "
+                       f"divides the images otherwise: add the second file, or move the first away")
     return json_file if json_file.is_file() else releases[0]
 
 

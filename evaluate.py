@@ -276,6 +276,8 @@ def main():
     check_not_read(args.json, filter(None, [args.checkpoint, args.predictions, *read]))
     refuse((args.predictions and (args.checkpoint or args.costs or args.flip_test),
             "--predictions are scored as they are: leave out --checkpoint, --costs, --flip-test"),
+           (args.flip_test and args.costs and not args.checkpoint,
+            "--flip-test is for a network: name it with --checkpoint"),
            (args.data != "drawn" and not (args.predictions or args.checkpoint),
             "--data names what to score on: name what to score with --checkpoint or --predictions"))
     with print_beside(args.json):

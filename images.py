@@ -114,13 +114,13 @@ def report(error, failed):
     failed.append(error)
 
 
-def name_outputs(names, ending):
-    """a.jpg -> a-pose.jpg, or a-2-pose.jpg where that is taken, by a.png or by a file of another folder."""
+def name_outputs(names, ending, is_free=lambda output: True):
+    """a.jpg -> a-pose.jpg, or a-2-pose.jpg where that is taken, by a.png or another a.jpg, or not free."""
     taken = {}                                       # in order
     numbers = defaultdict(lambda: chain([""], (f"-{n}" for n in count(2))))       # of each stem, not used yet
     for name in names:
         free = (name.with_name(f"{name.stem}{n}{ending}") for n in numbers[name.with_suffix("")])
-        taken[next(output for output in free if output not in taken)] = True
+        taken[next(output for output in free if output not in taken and is_free(output))] = True
     return list(taken)
 
 
@@ -153,6 +153,8 @@ def open_safely(path, read):
                                  f"million: make it smaller")
             return read(image)
     except Exception as error:          # Pillow raises a dozen kinds on damaged files
+        if isinstance(error, OSError) and error.errno:                          # the system's
+            raise BadInput(f"{path} cannot be read: {error.strerror}") from error
         why = " ".join(str(error).split())[:160]
         raise BadInput(f"{path} cannot be read as an image ({why}): replace it, or convert it to JPEG or "
                        f"PNG") from error
@@ -249,9 +251,12 @@ def open_video(source):
 
 
 def utf8(path):
-    """A path as OpenCV takes it. BadInput where the name is not UTF-8, with which OpenCV crashes."""
+    """A path as OpenCV takes it: with its folder, as FFmpeg takes what is before a colon for a protocol.
+
+    BadInput where the name is not UTF-8, with which OpenCV crashes.
+    """
     try:
-        return str(path).encode().decode()
+        return str(Path(path).absolute()).encode().decode()
     except UnicodeEncodeError as error:
         raise BadInput(f"{path}: OpenCV takes no names that are not UTF-8: rename it") from error
 

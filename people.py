@@ -15,6 +15,7 @@ crops without people, too. That is enough to find people, without a detector:
 Boxes are x, y, width, height in pixels, joints (16, 2) in pixels, confidences (16,) in [0, 1].
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -60,10 +61,10 @@ def box_matrix(box, size, tight=True):
 def poses_in_boxes(model, image, boxes, device="cpu", flip_test=False, tight=True):
     """A list of Found: the pose in each of some boxes of a Pillow image. tight: as in `box_matrix`."""
     image, matrices = rgb(image), [box_matrix(box, model.size, tight) for box in boxes]
-    people = []
+    people, reduce = [], cache(image.reduce)             # averages a large image down once for each factor
     for start in range(0, len(boxes), BATCH):
         maps = torch.stack(matrices[start:start + BATCH])
-        crops = torch.from_numpy(np.stack([cut(image, matrix, model.size) for matrix in maps]))
+        crops = torch.from_numpy(np.stack([cut(image, matrix, model.size, reduce) for matrix in maps]))
         xy, confidence = predict_crops(model, crops.to(device).permute(0, 3, 1, 2).float() / 255, flip_test)
         joints = transform(invert(maps), xy.cpu())                                     # crop -> image
         people += map(Found, boxes[start:start + BATCH], joints.numpy(), confidence.cpu().numpy())

@@ -13,6 +13,7 @@ video is known by its ending, or because OpenCV reads it and Pillow does not.
 import json
 import os
 import sys
+import time
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from itertools import repeat
@@ -117,7 +118,8 @@ def in_words(count):
 def json_file(path):
     """A function that adds a record to a json file; the file appears at its path when it is complete.
 
-    Where the work is interrupted, what was found stays as PATH.partial; without a record nothing is written.
+    Where the work is interrupted, or the disk is full, what was found stays as PATH.partial; without a record
+    nothing is written.
     """
     place, mode, target = place_of(path)
     file = None
@@ -140,13 +142,10 @@ def json_file(path):
         if file and target:
             with json_errors(path):
                 os.replace(place, target)
-    except JsonError:
-        if target:
-            place.unlink(missing_ok=True)
-        raise
-    except BaseException:
+    except BaseException as error:
         if file and target:
-            print(f"what was found until then is in {place}", file=sys.stderr)
+            cut = ", whose end may be missing" if isinstance(error, JsonError) else ""
+            print(f"what was found until then is in {place}{cut}", file=sys.stderr)
         raise
 
 
@@ -163,13 +162,20 @@ def json_errors(path):
         raise JsonError(f"--json {path} cannot be written: {error.strerror or error}") from error
 
 
+def free_outputs(args, listed, ending):
+    """Where, below --out, each of the listed (file, path in the named folder) is drawn: over none of them."""
+    read = {os.path.realpath(file) for file, _ in listed if not isinstance(file, int)}
+    return name_outputs([name for _, name in listed], ending,
+                        lambda output: os.path.realpath(args.out / output) not in read)
+
+
 def predict_images(args, model, listed, boxes_of, add, failed):
     """Find people in images, (file, path in the named folder) each, and draw them.
 
     What fails is reported, the rest goes on. boxes_of: {file: its boxes}, others have --box. add takes each
     `record`, if it is not None.
     """
-    outputs = name_outputs([name for _, name in listed], OUTPUT)
+    outputs = free_outputs(args, listed, OUTPUT)
     bar = tqdm(listed, "images", leave=False, disable=None if len(listed) > 1 else True)
     counts, reduced = [], 0                        # people in each image that was read
     for (path, _), output in zip(bar, outputs):
@@ -188,8 +194,6 @@ def predict_images(args, model, listed, boxes_of, add, failed):
             write_image(draw_poses(image, people, args.threshold), args.out / output)
             counts.append(len(people))
             reduced += scale < 1
-        except BadInput as error:
-            report(error, failed)
         except OSError as error:
             report(f"{path}: {args.out / output} cannot be written ({error.strerror or error})"
                    + (f"; its joints are in {args.json}" if add else ""), failed)
@@ -254,6 +258,9 @@ def parse_arguments():
     add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
     args = parser.parse_args()
     check_device(args.device)
+    if args.json and args.json.resolve().parent == args.out.resolve():       # it need not be there
+        check_writable(args.out, "--out ")
+        args.out.mkdir(parents=True, exist_ok=True)
     check_folder(args.json, "--json ")
     check_writable(args.out, "--out ")
     refuse((not args.images and args.camera is None, "name images, a folder, a video, or --camera N"),
@@ -278,7 +285,8 @@ def predict(args):
     """Find, draw and write what the command line asks for. SystemExit(2) where some of it failed."""
     failed = []
     images, videos = list_files(args.images, args.out, failed)
-    sources = videos + [(args.camera, Path("camera"))] * (args.camera is not None)
+    recording = Path(time.strftime("camera-%Y%m%d-%H%M%S"))              # is written over none before
+    sources = videos + [(args.camera, recording)] * (args.camera is not None)
     if images and not (sources or any(os.path.lexists(file) for file, _ in images)):
         raise BadInput(f"there is no file {images[0][0]}: name images, folders of images, or videos")
     if sources and args.boxes:
@@ -303,7 +311,7 @@ def predict(args):
             f"--box{'' if sources else ', --boxes'} or --whole, or train it with a teacher"))
     model = for_inference(model)
     with json_file(args.json) if args.json else nullcontext() as add:
-        for (source, _), name in zip(sources, name_outputs([name for _, name in sources], VIDEO_OUTPUT)):
+        for (source, _), name in zip(sources, free_outputs(args, sources, VIDEO_OUTPUT)):
             try:
                 predict_video(args, model, source, name, add)
             except JsonError:

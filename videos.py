@@ -8,11 +8,12 @@
 """
 
 import math
+import os
 import sys
 import time
 from collections import defaultdict
 from contextlib import suppress
-from os.path import isfile
+from os.path import isdir, isfile
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +59,7 @@ class Tracker:
             seen = poses_in_boxes(self.model, image, boxes, self.device, flip_test)
             for number, person in zip(before, seen):
                 if person_score(person) >= least and is_new(person, people.values()):
-                    people[number] = person
+                    people[number] = person._replace(box=box_of_joints(person))
                 else:
                     lost[number] = before[number]
         missed = self.missed & lost.keys()
@@ -112,7 +113,7 @@ class OneEuro:
 # ------------------------------------------------------------------------------- a whole video
 
 class Video(NamedTuple):
-    """What `draw_video` has read and written."""
+    """What `draw_video` has written."""
     frames: int
     rate: float                      # frames a second
     most: int                        # people in a frame
@@ -128,12 +129,16 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
     """Draw people into the frames of a video file, or of a camera (an int) until Ctrl-C -> Video.
 
     follow(image) -> {id: Found} of the next frame, a Pillow image; draw(image, people) draws them, in place;
-    note(people, frame, seconds), if any, is told of each frame that is written. smooth: joints by OneEuro,
-    each person's by itself. BadInput where nothing can be read or written.
+    note(people, frame, seconds), if any, is told of each frame that is read, by its number in the target; a
+    camera's frame stands there until the next. smooth: joints by OneEuro, each person's by itself. Until
+    it is complete the target is called partial-... BadInput where nothing can be read or written.
     """
     camera, title = isinstance(source, int), title_of(source)
     if not camera and not isfile(source):
         raise BadInput(f"there is no video {source}")
+    if isdir(target):
+        raise BadInput(f"{target} is a folder: remove it, or name another place with --out")
+    partial = target.with_name(f"partial-{target.name}")
     stream, cv2 = open_video(source), optional("cv2")
     if not stream.isOpened():
         raise BadInput(f"OpenCV cannot open {title}"
@@ -142,8 +147,8 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
     rate = stated if 0 < stated < 1000 else 25           # a header may state the ticks of a clock instead
     if not camera:
         rate, stream = frame_rate(cv2, stream) or rate, open_video(source)
-    rate = float(f"{rate:.4g}")                          # MPEG-4 has no room for more digits
-    writer, frames, written, began, last = None, 0, 0, time.perf_counter(), 0
+    rate = float(f"{rate:.4g}")                  # MPEG-4 has no room for more digits of any rate
+    writer, written, began, last = None, 0, time.perf_counter(), 0
     bar = tqdm(unit=" frames", leave=False, disable=None)
     try:
         while (read := stream.read())[0]:
@@ -153,7 +158,7 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
             seconds = time.perf_counter() - began
             now = seconds if camera else stream.get(cv2.CAP_PROP_POS_MSEC) / 1000
             step = now - last if now > last else 1 / rate
-            now = last + step if frames else now                  # also where there are no timestamps
+            now = last + step if written else now                  # also where there are no timestamps
             if smooth:
                 for number in filters.keys() - people.keys():     # who comes back is elsewhere
                     del filters[number]
@@ -162,21 +167,20 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
                     people[number] = person._replace(joints=joints)
             last = now
             if writer is None:
-                writer = open_writer(cv2, target, rate, image.size)
+                writer = open_writer(cv2, partial, rate, image.size)
             draw(image, people)
             frame = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
+            if note:
+                note(people, written, now)
             # a camera's frame stands for the time that the network took
             for _ in range(max(1, round(now * rate) - written) if camera else 1):
                 writer.write(frame)
                 written += 1
-            if note:
-                note(people, frames, now)
-            frames += 1
             bar.update()
     except (KeyboardInterrupt, SystemExit) as reason:
-        if not (camera and frames) or isinstance(reason, SystemExit):     # Ctrl-C ends a camera alone
-            if frames:
-                print(f"{target} ends after {frames} frames", file=sys.stderr)
+        if not (camera and written) or isinstance(reason, SystemExit):     # Ctrl-C ends a camera alone
+            if written:
+                print(f"{partial} ends after {written} frames", file=sys.stderr)
             raise
     finally:
         bar.close()
@@ -184,15 +188,16 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
         stream.release()
         if writer is not None:
             writer.release()
-    if not frames:
+    if not written:
         raise BadInput(f"{title} gave no frame")
-    if not open_video(target).read()[0]:
-        raise BadInput(f"{target} cannot be written: "
-                       + (system_error(target, "ab") or "OpenCV does not say why"))
-    is_cut = (not camera and frames < WHOLE * expected
-              and stated > 0 and frames / rate < WHOLE * expected / stated)
-    return Video(frames, rate, most,
-                 f"{frames / rate:.1f} of {expected / stated:.1f} seconds" if is_cut else "")
+    if not open_video(partial).read()[0]:
+        raise BadInput(f"{partial} cannot be written: "
+                       + (system_error(partial, "ab") or "OpenCV does not say why"))
+    os.replace(partial, target)
+    is_cut = (not camera and written < WHOLE * expected
+              and stated > 0 and written / rate < WHOLE * expected / stated)
+    return Video(written, rate, most,
+                 f"{written / rate:.1f} of {expected / stated:.1f} seconds" if is_cut else "")
 
 
 def frame_rate(cv2, stream):

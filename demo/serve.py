@@ -41,6 +41,7 @@ def server(folder=FOLDER, port=0):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     args = parser.parse_args()
     for name, command in NEEDED.items():
         if not (FOLDER / name).exists():

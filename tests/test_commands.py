@@ -108,6 +108,7 @@ def test_impossible_commands(tmp_path):
         ("evaluate.py --predictions some.mat --data nowhere", "gt_valid.mat, which is not there"),
         ("evaluate.py --costs --json no/where.json", "there is no folder no"),
         ("evaluate.py --data x", "name what to score"),
+        ("evaluate.py --costs --flip-test", "--flip-test is for a network: name it with --checkpoint"),
         ("evaluate.py --device tpu", "choose cpu"),
         ("evaluate.py --device cuda:99", "GPUs that PyTorch can use"),
         ("predict.py me.jpg --box 1 2 3", "--box: expected 4 arguments")):

@@ -254,6 +254,7 @@ def test_matlab_files_of_version_7_3(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="gt_valid.mat is .* of version 7.3: save it with -v7, .*h5py"):
         load_samples(root, "valid")
     release(tmp_path)
+    (root / "annot/valid.json").unlink()
     (root / "mpii_human_pose_v1_u12_1.mat").write_bytes(VERSION_7_3)
     with pytest.raises(BadInput, match="u12_1.mat is a Matlab file of version 7.3: save it with -v7"):
         load_samples(root, "train")
@@ -343,6 +344,10 @@ def test_everybodys_boxes_belong_to_their_images(tmp_path):
         assert list(everybody) == [root / "images/a.jpg", root / "images/sub/b.jpg"]
         assert everybody[root / "images/a.jpg"].tolist() == [[1, 2, 3, 4], [5, 6, 7.5, 8]]
         assert everybody[root / "images/sub/b.jpg"].shape == (0, 4)
+    (root / "annot/boxes.json").write_text('{"images/a.jpg": [], "b.jpg": []}')
+    with pytest.raises(BadInput, match="boxes.json names no image that is there, and .*images/images/a.jpg"):
+        load_samples(root, "train")
+    assert len(load_samples(root, "train", images=False).everybody) == 2
 
 
 @pytest.mark.parametrize("text", [
@@ -406,6 +411,15 @@ def test_mpiis_release(tmp_path):
     assert load_samples(root, "valid").files == valid.files                  # the split is for good
     moved = root.rename(root.with_name("annotations"))                       # a name of COCO's layout
     assert len(load_samples(moved, "valid")) == len(valid)
+
+
+@pytest.mark.parametrize("split, other", [("train", "valid"), ("valid", "train")])
+def test_a_release_does_not_stand_in_for_one_of_two_json_files(tmp_path, split, other):
+    """It holds people of both, divided otherwise: some would be trained on and scored."""
+    root = folder(release(tmp_path), ENTRY, split=split)
+    assert len(load_samples(root, split)) == 1
+    with pytest.raises(BadInput, match=f"annot/{split}.json and no annot/{other}.json, .* divides"):
+        load_samples(root, other)
 
 
 @pytest.mark.parametrize(

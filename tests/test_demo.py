@@ -86,9 +86,9 @@ def test_server_listens_on_loopback_only():
 
 def test_taken_port_is_one_line():
     with serve.server() as server:
-        command = [sys.executable, SERVE, "--port", str(server.server_port)]
-        done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: port") and done.stderr.count("\n") == 1
+        for port, error in ((str(server.server_port), "error: port"), ("x", "error: argument --port")):
+            done = subprocess.run([sys.executable, SERVE, "--port", port], capture_output=True, text=True)
+            assert done.returncode == 2 and done.stderr.startswith(error) and done.stderr.count("\n") == 1
 
 
 def test_policy_allows_nothing_from_elsewhere():

@@ -42,7 +42,9 @@ def test_who_is_followed_may_be_less_sure_than_who_is_new(sure, followed):
 
 def test_people_keep_their_ids_while_they_pass_each_other():
     frames = [crossing(n) for n in range(40)]
-    seen = [colours(found, people) for found, people in zip(follow(frames), frames)]
+    followed = follow(frames)
+    assert all(one.box == box_of_joints(one) for found in followed for one in found.values())
+    seen = [colours(found, people) for found, people in zip(followed, frames)]
     assert len(seen[0]) == 2 and set(seen[0]) == {0, 1} and set(seen[0].values()) == {RED, GREEN}
     assert all(of == seen[0] for of in seen)
 

@@ -51,6 +51,8 @@ def test_no_two_images_share_an_output(tmp_path):
     assert images == ["deep/y.jpg", "x.jpg", "x.png", "x.jpg", "x.jpg"] and others == [[], []]
     assert [str(output) for output in name_outputs(map(Path, images), "-pose.jpg")] == [
         "deep/y-pose.jpg", "x-pose.jpg", "x-2-pose.jpg", "x-3-pose.jpg", "x-4-pose.jpg"]
+    assert name_outputs([Path("x.jpg")], "-pose.jpg", lambda output: output.stem != "x-pose") == [
+        Path("x-2-pose.jpg")]
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
@@ -280,8 +282,9 @@ def test_unreadable_files_are_named(gradient, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match=f"{name} cannot be read as an image"):
             read_image(tmp_path / name)
-    with pytest.raises(BadInput, match="none.jpg cannot be read"):
-        read_image(tmp_path / "none.jpg")
+    for name, why in (("none.jpg", "No such file or directory"), ("", "Is a directory")):
+        with pytest.raises(BadInput, match=f"{name} cannot be read: {why}$"):
+            read_image(tmp_path / name)
 
 
 def test_modes_without_a_file(gradient):

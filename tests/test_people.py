@@ -416,6 +416,7 @@ def test_squares_of_cocos_folder_avoid_crowds_too(tmp_path, monkeypatch):
 
 def test_finding_needs_everybodys_boxes(tmp_path):
     data = folder(tmp_path / "data", ENTRY, split="valid")
+    (data / "images/b.jpg").write_bytes((data / "images/a.jpg").read_bytes())
     for boxes in ({}, {"a.jpg": []}, {"b.jpg": [[1, 2, 3, 4]]}):
         (data / "annot/boxes.json").write_text(json.dumps(boxes))
         with pytest.raises(BadInput, match="does not say where everybody in .*a.jpg is: it needs"):

@@ -208,6 +208,22 @@ def test_how_many_are_found_is_said(crowd, numbers, words, tmp_path):
             assert np.abs(pixels.astype(int) - IMAGE).max() < 9
 
 
+def test_a_photo_that_is_called_as_another_ones_drawing_is_kept(crowd, tmp_path):
+    """And --json may stand in --out before there is such a folder."""
+    crowd(tmp_path, 1, 2)
+    (tmp_path / "0-has-1.jpg").rename(tmp_path / "tree.jpg")
+    (tmp_path / "1-has-2.jpg").rename(tmp_path / "tree-pose.jpg")
+    own = (tmp_path / "tree-pose.jpg").read_bytes()
+    done = predict("tree.jpg", "tree-pose.jpg", "--out", ".", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "tree-pose.jpg").read_bytes() == own, done
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "tree.jpg", "tree-pose.jpg", "tree-2-pose.jpg", "tree-pose-pose.jpg"}
+    crowd(tmp_path, 1)
+    done = predict("0-has-1.jpg", "--out", "new/out", "--json", "new/out/all.json", cwd=tmp_path)
+    assert done.returncode == 0, done
+    assert {path.name for path in (tmp_path / "new/out").iterdir()} == {"0-has-1-pose.jpg", "all.json"}
+
+
 def test_ctrl_c_keeps_what_was_found(crowd, monkeypatch, tmp_path):
     names, find = crowd(tmp_path, 2, 1, 1), module.find_people
 
@@ -448,8 +464,8 @@ def test_an_older_file_in_shared_memory_is_replaced():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a file's size is limited by the system's signal")
-def test_a_json_file_that_does_not_fit_leaves_nothing(tmp_path):
-    """Neither while the work goes on nor when it is interrupted; in a process, as the limit stays."""
+def test_a_json_file_that_does_not_fit_is_kept_under_another_name(tmp_path):
+    """Both while the work goes on and when it is interrupted; in a process, as the limit stays."""
     for rest in ("for n in range(99): add({'file': 8999 * 'a'})", "raise KeyboardInterrupt"):
         code = ("import resource, signal\nfrom pathlib import Path\n"
                 "from predict import JsonError, json_file\n"
@@ -460,7 +476,10 @@ def test_a_json_file_that_does_not_fit_leaves_nothing(tmp_path):
                 "except JsonError as error: print(error)")
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert "a.json cannot be written: File too large" in done.stdout, done
-        assert not done.stderr and not list(tmp_path.iterdir())
+        assert done.stderr == (f"what was found until then is in {tmp_path}/a.json.partial, whose end may be "
+                               "missing\n")
+        assert (tmp_path / "a.json.partial").read_text().startswith('{"joints": ["r-ankle"')
+        assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_json_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -471,4 +490,4 @@ def test_a_json_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="--json .*joints.json cannot be written: No space left on device"):
         with json_file(tmp_path / "joints.json") as add:
             add({"file": "a.jpg"})
-    assert not list(tmp_path.iterdir())
+    assert json.loads((tmp_path / "joints.json.partial").read_text())["images"] == [{"file": "a.jpg"}]

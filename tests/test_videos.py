@@ -197,6 +197,8 @@ def test_seconds_without_timestamps(film, tmp_path, monkeypatch):
 def test_ctrl_c_in_a_film_says_where_it_ends(film, tmp_path, monkeypatch):
     film("clip.avi", rate=10, frames=9, codec="MJPG")
     followed = iter([{}, {}])
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions/clip-pose.mp4").write_text("older")
 
     def follow(image):
         for people in followed:
@@ -206,11 +208,25 @@ def test_ctrl_c_in_a_film_says_where_it_ends(film, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "Tracker", lambda *how: follow)
     done = predict_film("clip.avi", "--json", "all.json", cwd=tmp_path)
     assert done.returncode == 130
-    assert done.stderr.splitlines()[-3:] == ["predictions/clip-pose.mp4 ends after 2 frames",
+    assert done.stderr.splitlines()[-3:] == ["predictions/partial-clip-pose.mp4 ends after 2 frames",
                                              f"what was found until then is in {tmp_path}/all.json.partial",
                                              "interrupted"]
     assert len(json.loads((tmp_path / "all.json.partial").read_text())["images"]) == 2
     assert not (tmp_path / "all.json").exists()
+    assert (tmp_path / "predictions/clip-pose.mp4").read_text() == "older"
+    assert seconds(tmp_path / "predictions/partial-clip-pose.mp4") == pytest.approx(0.2)
+
+
+def test_names_that_are_those_of_others(film, tmp_path):
+    """A colon, before which FFmpeg looks for a protocol, and a video called as another's drawing would be."""
+    film("b.mp4", frames=5).rename(tmp_path / "clip12:30.mp4")
+    film("a.mp4", frames=3)
+    own = film("a-pose.mp4", frames=7).read_bytes()
+    done = predict_film("clip12:30.mp4", "a.mp4", "a-pose.mp4", "--whole", "--out", ".", cwd=tmp_path)
+    assert done.returncode == 0, done
+    assert "clip12:30-pose.mp4: 5 frames" in done.stdout and "a-2-pose.mp4: 3 frames" in done.stdout
+    assert "a-pose-pose.mp4: 7 frames" in done.stdout and (tmp_path / "a-pose.mp4").read_bytes() == own
+    assert not list(tmp_path.glob("partial-*"))
 
 
 def test_what_is_written_of_a_video_that_fails(film, tmp_path):
@@ -225,7 +241,7 @@ def test_what_is_written_of_a_video_that_fails(film, tmp_path):
     done = predict_film("some", "--json", "x.json", cwd=tmp_path)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 2
     assert "there is no video some/a.mp4" in done.stderr
-    assert "b-pose.mp4 cannot be written: Is a directory" in done.stderr
+    assert "b-pose.mp4 is a folder: remove it, or name another place with --out" in done.stderr
     assert [entry["file"] for entry in json.loads((tmp_path / "x.json").read_text())["images"]] == (
         ["some/c.avi"] * 2)
 
@@ -250,9 +266,12 @@ def test_a_camera_keeps_its_pace_however_slow_the_network_is(tmp_path, monkeypat
     monkeypatch.setattr(
         module, "open_video", lambda source: Stream([0] * 4, 10) if source == 0 else opened(source))
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    done = predict_film("--camera", "0", cwd=tmp_path)
-    assert done.returncode == 0 and "4 frames" in done.stdout, done
-    assert seconds(tmp_path / "predictions/camera-pose.mp4") == pytest.approx(2)
+    done = predict_film("--camera", "0", "--json", "all.json", cwd=tmp_path)
+    assert done.returncode == 0 and ": 20 frames, 10 a second" in done.stdout, done
+    drawn, = (tmp_path / "predictions").glob("camera-20*-pose.mp4")                # the time is in its name
+    assert seconds(drawn) == pytest.approx(2)
+    frames = json.loads((tmp_path / "all.json").read_text())["images"]
+    assert [(frame["frame"], frame["seconds"]) for frame in frames] == [(0, 0.5), (5, 1), (10, 1.5), (15, 2)]
 
 
 def test_errors_name_a_camera(tmp_path, monkeypatch):
@@ -279,10 +298,10 @@ def test_why_a_video_cannot_be_written(film, tmp_path):
     out = tmp_path / "predictions"
     out.mkdir()
     if Path("/dev/full").exists():
-        (out / "clip-pose.mp4").symlink_to("/dev/full")
+        (out / "partial-clip-pose.mp4").symlink_to("/dev/full")
         refused(predict_film(clip, cwd=tmp_path), "clip-pose.mp4 cannot be written: No space left on device")
     (out / "clip-pose.mp4").mkdir()
-    refused(predict_film(clip, cwd=tmp_path), "clip-pose.mp4 cannot be written: Is a directory")
+    refused(predict_film(clip, cwd=tmp_path), "clip-pose.mp4 is a folder: remove it")
     clip = clip.rename(tmp_path / f"{'m' * 250}.avi")
     refused(predict_film(clip, cwd=tmp_path), "cannot be written: File name too long")
     film("dot.avi", codec="MJPG", size=(1, 1))
