@@ -72,14 +72,16 @@ def save(path, model, metadata, training=None, half=False, keep=None):
         metadata = metadata | dict(scored=model.head.scored)
     content = dict(format=FORMAT, config=model.config, metadata=metadata, model=weights, training=training)
     content["checksum"] = checksum(content)
-    temporary = path.with_suffix(".partial")
+    temporary = path.with_name(path.name + ".partial")
     try:
         with open(temporary, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:           # torch's writer turns a full disk into a RuntimeError
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, RuntimeError)):       # the latter is a full disk in torch's writer
+            raise
         raise BadInput(f"{path} could not be written ({one_line(error)}); what was there before is "
                        f"untouched: make room there, or name another place") from error
     if keep is not None and path.exists():
@@ -190,6 +192,8 @@ def resume(folder, run, args):
     if args.lr > training["lr"]:
         raise BadInput(f"{file} was trained with --lr {training['lr']}, now it is {args.lr}: it may be "
                        f"lowered, not raised")
+    if args.epochs < training["epoch"]:
+        raise BadInput(f"{file} has finished {training['epoch']} epochs: --epochs {args.epochs} is less")
     if training["epochs"] != args.epochs:
         print(f"{file} was planned for {training['epochs']} epochs, now {args.epochs}: the rate decays at "
               f"other steps")
@@ -221,7 +225,8 @@ def build(config):
 def load(path, device="cpu"):
     """-> (network in evaluation mode, metadata). BadInput if a weight's name or shape differs.
 
-    Published teachers can be loaded, too; metadata['used'] lists what was used.
+    Of a run's last.pt the average of weights is taken, which train.py scores. Published teachers can be
+    loaded, too; metadata['used'] lists what was used.
     """
     content = read_safely(path)
     if is_published_teacher(content):
@@ -230,7 +235,7 @@ def load(path, device="cpu"):
     content = read(path)
     try:
         model = build(content["config"])
-        model.load_state_dict(content["model"])
+        model.load_state_dict((content["training"] or content).get("ema", content["model"]))
         if isinstance(model.head, RegressionHead):
             model.head.scored = content["metadata"]["scored"]
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:

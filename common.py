@@ -79,8 +79,9 @@ def read_mat(file, **options):
 
 
 def cores():
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of cores that this process may use; torchrun's processes on one machine share them."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, there // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def default_device():
@@ -276,7 +277,7 @@ def main_with_clear_errors(main):
         if "RANK" not in os.environ or not any(sign in str(error) for sign in LOST):
             raise                                    # a bug keeps its traceback
         print(f"error: process {os.environ['RANK']} lost the others ({str(error).splitlines()[0][:120]}): "
-              f"the run has ended; the same command with --resume continues it", file=sys.stderr)
+              f"the run has ended; where it finished an epoch, --resume continues it", file=sys.stderr)
         os._exit(2)                                  # a normal exit would wait for the lost process
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -290,7 +291,7 @@ def main_with_clear_errors(main):
 
 # `torchrun --nproc-per-node N train.py ...`: every process holds the whole network and the whole data set and
 # takes its part of each step's samples. Gradients are averaged by PyTorch's DistributedDataParallel. The
-# first process alone writes files and prints.
+# first process alone writes the run's files and prints; whichever comes first cuts crops (crops.store).
 
 @dataclass(frozen=True)
 class Distributed:
@@ -346,7 +347,7 @@ def init_distributed(device):
                            f"{torch.cuda.device_count()}; start as many processes as GPUs")
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
-    # the others wait while the main process cuts the crops of a data set
+    # others wait at their first step while one scores
     dist.init_process_group("nccl" if device != "cpu" else "gloo", timeout=timedelta(hours=2))
     if rank:
         sys.stdout = open(os.devnull, "w", errors="replace")     # only the main process prints

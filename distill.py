@@ -303,8 +303,8 @@ class TeacherTargets:
         return Targets(tokens, visual, heatmaps / 255)
 
 
-def load_teacher(args, train, valid):
-    """The frozen teacher as TeacherTargets. BadInput if it predicts no better than a mean pose."""
+def load_teacher(args):
+    """The network that --teacher names. BadInput if it is none of this preset's teachers."""
     teacher, metadata = checkpoint.load(args.teacher, args.device)
     if "used" in metadata:
         print(metadata["used"])
@@ -314,6 +314,15 @@ def load_teacher(args, train, valid):
     if teacher.config["preset"] != args.preset:
         raise BadInput(f"{args.teacher} is a teacher of preset {teacher.config['preset']}, the student's is "
                        f"{args.preset}: tokens and crops must be of the same size")
+    return teacher
+
+
+def prepare_targets(args, teacher, train, valid):
+    """The teacher, frozen, as TeacherTargets. BadInput if it predicts no better than a mean pose.
+
+    train, valid: as in `train.fit`. The tokens' mean and deviation are those of the first CALIBRATION
+    samples, in joined sets of the first set.
+    """
     for samples, crops in valid.values():
         score = evaluate(teacher, samples, crops, args.device)["pckh@0.5"]["mean"]
         chance = mean_pose_score(train[0], samples)["pckh@0.5"]["mean"]

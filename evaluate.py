@@ -169,12 +169,15 @@ def names_of(folders):
     return [folder if folder == "drawn" else Path(folder).resolve().name for folder in folders]
 
 
-def validation_samples(data, size):
-    """The samples to score on: the valid split of a folder, or the held-out drawings.
+def validation_samples(data, size, count=None):
+    """The samples to score on: the valid split of a folder, or the held-out drawings; or the first `count`.
 
     size: side of the crops in pixels.
     """
-    return drawn_people("valid", HELD_OUT, size) if data == "drawn" else load_samples(data, "valid")
+    if data == "drawn":
+        return drawn_people("valid", min(count or HELD_OUT, HELD_OUT), size)
+    samples = load_samples(data, "valid")
+    return samples.first(count) if count else samples
 
 
 def load_to_score(path, data, cache=CROPS, device="cpu"):

@@ -36,7 +36,7 @@ from common import (BadInput, CommandLine, check_device, check_writable, cores, 
                     init_distributed, lock, main_with_clear_errors, refuse)
 from crops import AUGMENTATIONS, CROPS, make_batch, on_device, store
 from data_mpii import find_labels, load_joined
-from distill import WEIGHTS, load_teacher, loss_terms
+from distill import WEIGHTS, load_teacher, loss_terms, prepare_targets
 from evaluate import (THRESHOLDS, evaluate, names_of, predict, prediction_sheet,
                       print_score, validation_samples, write_json)
 from models import BACKBONES, FILTERS, PRESETS, STUDENTS, build_student, build_teacher
@@ -104,11 +104,11 @@ def fit(args, distributed, run, train, valid, teacher=None):
         for step in tqdm(range(steps), f"epoch {epoch + 1}/{args.epochs}", leave=False,
                          disable=None if distributed.is_main else True):
             done, means = epoch * steps + step, Counter()        # steps before; a Counter adds
+            factor = rate_factor(done, args.epochs * steps)
             for optimiser in run.optimisers:
-                lr = optimiser.defaults["lr"] * rate_factor(done, args.epochs * steps)
-                optimiser.param_groups[0]["lr"] = lr
+                optimiser.param_groups[0]["lr"] = optimiser.defaults["lr"] * factor
                 optimiser.zero_grad()
-            rows = order[step * args.batch_size:(step + 1) * args.batch_size].sort().values    # read in order
+            rows = order[step * args.batch_size:(step + 1) * args.batch_size]
             for part in parts_of(rows, args.accumulate, distributed):
                 # ---- batch: images (B, 3, size, size), xy (B, K, 2), visible (B, K), empty (B,)
                 batch = batch_of(part)
@@ -130,7 +130,8 @@ def fit(args, distributed, run, train, valid, teacher=None):
             sums.update(means)
 
         # ---- log and save
-        line = {"epoch": epoch + 1, "lr": lr, **{name: value / steps for name, value in sums.items()},
+        line = {"epoch": epoch + 1, "lr": args.lr * factor,                    # Adam's; Muon's is higher
+                **{name: value / steps for name, value in sums.items()},
                 "images_per_second": round(steps * args.batch_size / (time.monotonic() - began), 2)}
         if (epoch + 1) % SCORE_EVERY == 0 or epoch + 1 == args.epochs:
             line |= score_average(args, distributed, run, valid, epoch + 1)
@@ -153,9 +154,9 @@ def generator(*numbers):
 def parts_of(rows, parts, distributed):
     """The samples of one step, rows (batch,), that this process takes: `parts` tensors, one after the other.
 
-    rows is cut into parts, and each part into one piece for every process.
+    rows is cut into parts, and each part into one piece for every process, whose crops are read in order.
     """
-    return rows.view(parts, distributed.world_size, -1)[:, distributed.rank]
+    return rows.view(parts, distributed.world_size, -1)[:, distributed.rank].sort().values
 
 
 def refuse_non_finite(run, step, rows, means):
@@ -254,8 +255,9 @@ def train_model(args, distributed):
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False       # filling with NaN only takes time
     model = build_model(args)
+    teacher = load_teacher(args) if args.distill else None
     train, valid = load_data(args, model.size)
-    teacher = load_teacher(args, train, valid) if args.distill else None
+    teacher = teacher and prepare_targets(args, teacher, train, valid)
     run = start(args, distributed, model, train[0], valid, teacher)
     if distributed.is_main:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -273,9 +275,9 @@ def train_model(args, distributed):
     if not fit(args, distributed, run, train, valid, teacher):
         print(f"stopped after epoch {run.epoch}: the same command with --resume continues it")
     elif distributed.is_main:
+        if "pckh@0.5" not in run.log[-1] or not (args.out / "best.pt").exists():       # resumed at the end
+            run.log[-1] |= score_average(args, distributed, run, valid, run.epoch)
         checkpoint.save_log(args.out, run.log)               # a kill after last.pt leaves it a line short
-        if not (args.out / "best.pt").exists():              # resumed with no epoch left and no best.pt
-            score_average(args, distributed, run, valid, run.epoch)
         write_result(args, valid, run.log)
     distributed.end()
 
@@ -341,7 +343,7 @@ def parse_arguments():
                                  f"{LOW_RATE:g} with muon and attention or a backbone)")
     add("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
     add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    add("--amp", action="store_true", help="bfloat16 where it is native; heads, losses, scores: float32")
+    add("--amp", action="store_true", help="bfloat16 where it is native; last head, losses, scores: float32")
     add("--out", type=Path, help="folder of the run (default: runs/STUDENT-FILTER-BACKBONE-...)")
     add("--stop-after", type=float, metavar="MINUTES", help="end after the epoch in which this time passes")
     add("--resume", action="store_true", help="continue from last.pt of the run's folder (--out)")
@@ -394,7 +396,7 @@ def check_arguments(args):
     resumable = any((args.out / name).exists() for name in ("last.pt", "previous.pt"))
     finished = any((args.out / name).exists() for name in ("best.pt", "result.json"))
     refuse(
-        *((not 0 < value < math.inf, f"--{name.replace('_', '-')} {value} must be above 0")
+        *((not 0 < value < math.inf, f"--{name.replace('_', '-')} {value} must be a finite number above 0")
           for name, value in vars(args).items() if name in positive and value is not None),
         (not 0 <= args.seed < 2 ** 31, f"--seed {args.seed} must be 0 or above, and below 2^31"),
         (args.out.exists() and not args.out.is_dir(), f"--out {args.out} is a file: name a folder"),

@@ -125,7 +125,7 @@ def filters(args):
     rows = []
     for path in args.checkpoint:
         model, _ = checkpoint.load(path)
-        pair = validation_samples(args.data or "drawn", model.size).first(2)
+        pair = validation_samples(args.data or "drawn", model.size, 2)
         batch = make_batch(pair, store(pair, model.size), np.arange(2), model.size)
         title = checkpoint.describe(model.config)
         static = [m for m in model.modules() if isinstance(m, StaticFilter)]

@@ -60,7 +60,7 @@ def test_resume_goes_on(workplace):
 
 
 @pytest.mark.parametrize("command,line", [
-    ("train.py --epochs 0", "--epochs 0 must be above 0"),
+    ("train.py --epochs 0", "--epochs 0 must be a finite number above 0"),
     ("evaluate.py --checkpoint none.pt", "there is no checkpoint none.pt"),
     ("predict.py me.jpg --box 1 2 3", "--box: expected 4 arguments")])
 def test_a_process_that_refuses(command, line, tmp_path):
@@ -92,10 +92,11 @@ def test_impossible_commands(tmp_path):
         ("train.py --data nowhere", "--data nowhere is not a folder"),
         (f"train.py --teacher none.pt {fast}", "there is no checkpoint none.pt"),
         (f"train.py --no-distill --init none.pt {fast}", "there is no checkpoint none.pt"),
-        ("train.py --epochs 0", "--epochs 0 must be above 0"),
-        ("train.py --stop-after 0", "--stop-after 0.0 must be above 0"),
-        ("train.py --drawings 0", "--drawings 0 must be above 0"),
-        ("train.py --accumulate 0", "--accumulate 0 must be above 0"),
+        ("train.py --epochs 0", "--epochs 0 must be a finite number above 0"),
+        ("train.py --lr inf", "--lr inf must be a finite number above 0"),
+        ("train.py --stop-after 0", "--stop-after 0.0 must be a finite number above 0"),
+        ("train.py --drawings 0", "--drawings 0 must be a finite number above 0"),
+        ("train.py --accumulate 0", "--accumulate 0 must be a finite number above 0"),
         (f"train.py --no-distill {fast} --batch-size 100", "100 is more than the 96 samples there are"),
         (f"train.py --resume --no-distill {fast}", "there is no", "last.pt to resume from"),
         ("train.py --drawings 9 --data x --no-distill", "leave it out"),

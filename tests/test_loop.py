@@ -125,11 +125,14 @@ def test_amp_without_native_bfloat16_is_float32(people, tmp_path, monkeypatch, n
 
 
 def test_processes_and_parts_share_a_step():
-    """12 samples, 2 accumulated parts, 3 processes: pieces of 2, each sample once, neighbours in one part."""
-    rows = torch.arange(100, 112)
-    pieces = [loop.parts_of(rows, 2, Distributed(rank, 3, "cpu")) for rank in range(3)]
-    assert all(piece.shape == (2, 2) for piece in pieces)
-    assert torch.equal(torch.cat(pieces, 1).flatten(), rows)
+    """12 samples, 2 accumulated parts, 3 processes: pieces of 2, each sample once, each piece in order.
+
+    As drawn: were they sorted before, batch norms would see pieces of one data set alone.
+    """
+    rows = torch.tensor([7, 3, 11, 0, 5, 9, 1, 10, 2, 6, 8, 4])
+    pieces = [loop.parts_of(rows, 2, Distributed(rank, 3, "cpu")).tolist() for rank in range(3)]
+    assert pieces == [[[3, 7], [1, 10]], [[0, 11], [2, 6]], [[5, 9], [4, 8]]]
+    assert torch.equal(loop.parts_of(rows, 1, Distributed(0, 1, "cpu")), torch.arange(12)[None])
 
 
 # ------------------------------------------------------------------------------- losses that are not finite
@@ -309,6 +312,18 @@ def test_best_weights_left_behind_are_scored_anew(people, tmp_path):
     run = Training(people, tmp_path, epochs=3)
     run.resume()
     assert run.run() and checkpoint.read(tmp_path / "best.pt")["metadata"]["epoch"] == 3
+    with pytest.raises(BadInput, match="last.pt has finished 3 epochs: --epochs 2 is less"):
+        Training(people, tmp_path, epochs=2).resume()
+
+
+def test_of_a_state_the_average_is_loaded(people, tmp_path):
+    """It is what the log's scores are of."""
+    run = Training(people, tmp_path)
+    run.ema.embed.project.bias.add_(1)
+    run.save()
+    loaded, _ = checkpoint.load(tmp_path / "last.pt")
+    assert checkpoint.checksum(loaded.state_dict()) == checkpoint.checksum(run.ema.state_dict())
+    assert checkpoint.checksum(loaded.state_dict()) != checkpoint.checksum(run.model.state_dict())
 
 
 def test_a_damaged_state_does_not_replace_the_good_one(people, tmp_path):
@@ -338,7 +353,16 @@ def test_a_disk_that_fills_during_a_run_costs_the_epoch(people, tmp_path, monkey
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(BadInput, match="last.pt could not be written.*No space left.*untouched"):
         run.run()
+    def ended(content, file):
+        file.write(b"half")
+        raise SystemExit(143)
+
+    (tmp_path / "run/last.partial").write_text("somebody's own")
+    monkeypatch.setattr(torch, "save", ended)
+    with pytest.raises(SystemExit):
+        run.save()
     monkeypatch.setattr(torch, "save", save)
+    (tmp_path / "run/last.partial").unlink()
     assert len(log_of(tmp_path / "run")) == 2 and not list(tmp_path.glob("run/*.partial"))
     for epoch, name in ((1, "previous.pt"), (2, "last.pt")):
         assert checkpoint.read(tmp_path / "run" / name)["metadata"]["epoch"] == epoch

@@ -140,7 +140,7 @@ def test_amp_needs_native_bfloat16(monkeypatch, capsys, tmp_path, native):
         chosen.append(args)
         samples = drawn_people("valid", 8, 64)
         data = samples, store(samples, 64)
-        train.load_teacher(args, data, {"drawn": data})
+        train.prepare_targets(args, train.load_teacher(args), data, {"drawn": data})
 
     monkeypatch.setattr(train, "train_model", prepare)
     train.main()
@@ -258,6 +258,16 @@ def test_the_selected_sets_choose_the_best_epoch(mini, monkeypatch, tmp_path, se
     assert [line["two@0.5"] for line in lines] == scores["two"]
 
 
+def test_a_wrong_teacher_is_told_before_data_are_read(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "load_data", None)
+    student = Path(__file__).resolve().parents[1] / "weights/student-cc-gd-drawn.pt"
+    for teacher, why in (("none.pt", "there is no checkpoint none.pt"), (student, "is a student")):
+        monkeypatch.setattr("sys.argv", ["train.py", "--teacher", str(teacher), "--device", "cpu"])
+        with pytest.raises(BadInput, match=why):
+            train.main()
+
+
 def test_a_teacher_must_beat_the_mean_pose_on_every_set(mini, monkeypatch, tmp_path, capsys):
     checkpoint.save(tmp_path / "teacher.pt", build_teacher("mini"), {})
     sets = {name: drawn_people("valid", 4, 32) for name in ("one", "two")}
@@ -267,8 +277,9 @@ def test_a_teacher_must_beat_the_mean_pose_on_every_set(mini, monkeypatch, tmp_p
     score = lambda model, samples, *_: {"pckh@0.5": {"mean": found[samples.name]}}
     monkeypatch.setattr(distill, "evaluate", score)
     args = SimpleNamespace(teacher=tmp_path / "teacher.pt", device="cpu", preset="mini", views=0, amp=False)
-    load = lambda: train.load_teacher(args, (sets["one"], store(sets["one"], 32)),
-                                      {name: (samples, None) for name, samples in sets.items()})
+    load = lambda: train.prepare_targets(args, train.load_teacher(args),
+                                         (sets["one"], store(sets["one"], 32)),
+                                         {name: (samples, None) for name, samples in sets.items()})
     load()
     assert "PCKh@0.5 99.00 on one/valid" in (said := capsys.readouterr().out) and "99.00 on two/valid" in said
     found["two/valid"] = 0.0
