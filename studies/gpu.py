@@ -1,4 +1,4 @@
-"""The paper's size on a GPU, in half an hour of a rented machine without a network.
+"""The paper's size on a GPU: half an hour, in pieces of minutes, on any machine, without a network.
 
     python studies/pack.py --data LSPET everyday LSP --out runs/packs    # before: people as files
     python studies/gpu.py --plan                                # what is done, in which order, minutes

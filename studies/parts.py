@@ -42,8 +42,9 @@ COMPARED_EPOCHS = 8      # of students of small-64
 SHORT_EPOCHS = 4         # of students of small
 TERMS = tuple(WEIGHTS["cc"])
 FIRST_TEACHER = RUNS.parent / "first-teacher.pt"                 # it has learned from LSPET alone
-GS, GD, SELF_ATTENTION = ({"student": "cc", "filter": filter} for filter in FILTERS)
+GS, GD, SELF_ATTENTION = ({"student": "cc", "filter": filter} for filter in ("gs", "gd", "attention"))
 LABELS = {"no-distill": True}
+FOUR_VIEWS = "train.RECIPES.tiny.views=4"
 RATES = {"-double-rate": "2e-3", "": "1e-3", "-half-rate": "5e-4", "-quarter-rate": "2.5e-4"}
 
 
@@ -105,8 +106,8 @@ CELLS = {
                                ["plain-mean", "optim.ADAM_ALONE=[]"]),
         "gd-in-series": ("1 + z, and the dynamic filter behind the static one", GD, ["in-series"])},
     "dynamic-photos": {
-        "photos-gd-alone": of_labels("gd", "**1 + z**"),
-        "photos-gd-alone-constant": of_labels("gd", "ones: the static control", "constant")},
+        "photos-gd-alone": of_labels("gd", "**1 + z**", FOUR_VIEWS),
+        "photos-gd-alone-constant": of_labels("gd", "ones: the static control", FOUR_VIEWS, "constant")},
     "labels-photos": {
         "small-64": of_photos("the preset's sigma, 4 bins then"),
         "small-64-narrow": of_photos("half as wide", "narrow-labels"),

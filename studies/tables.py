@@ -194,15 +194,15 @@ def paper_table():
     costs = read("costs")                            # of evaluate.py --costs --json results/costs.json
     rows = []
     for i, (student, filter, backbone, alone, distilled, parameters, gflops, fps) in enumerate(PAPER):
-        mpii, photos = ([mean_and_spread(scores([f"{data}-{student}-{filter}-{backbone}-{side}"], 0.5))
-                         for side in ("alone", "distilled")] for data in ("mpii", "lspet"))
+        mpii = [mean_and_spread(scores([f"mpii-{student}-{filter}-{backbone}-{side}"], 0.5))
+                for side in ("alone", "distilled")]
         here = costs["rows"][i] if costs else None
         rows.append([student, filter, backbone, f"{alone:g} → {distilled:g}",
-                     *(" → ".join(pair).strip() if any(pair) else "" for pair in (mpii, photos)),
+                     " → ".join(mpii).strip() if any(mpii) else "",
                      f"{parameters:g}", f"{here['params_m']:.3f}" if here else "",
                      f"{gflops:g}", f"{here['gflops']:.3f}" if here else "",
                      f"{fps}", f"{here['fps']:.1f}" if here and here["fps"] else ""])
-    return table(["student", "filter", "backbone", "PCKh, paper", "MPII, here", "Leeds photos, here",
+    return table(["student", "filter", "backbone", "PCKh, paper", "MPII, here",
                   "M parameters, paper", "here", "GFLOPs, paper", "here", "fps, paper", "fps, here"], rows)
 
 

@@ -1,4 +1,4 @@
-"""The pack of a GPU's half an hour, rehearsed on a CPU in a copy of the repository's files alone."""
+"""What is measured on a GPU, rehearsed on a CPU in a copy of the repository's files alone."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def run(root, *command):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The repository's files, and two packs of drawn people in runs/packs; no shared folder beside it."""
+    """The repository's files, and two packs of drawn people in runs/packs."""
     root, people = tmp_path_factory.mktemp("home") / "tree", tmp_path_factory.mktemp("sets") / "drawn-people"
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True,
                            text=True, check=True).stdout.splitlines()

@@ -58,7 +58,7 @@ def test_blank_where_nothing_was_run(put):
     assert cells(tables.TABLES["real"](), "cc", "gs", "none")[:4] == [""] * 4
     assert tables.parts_table("terms") == "(not measured yet)"
     row = cells(tables.paper_table(), "cc", "gd", "w32")
-    assert row[0] == "87.67 → 89.25" and row[1] == row[2] == "" and row[4] == ""
+    assert row[0] == "87.67 → 89.25" and row[1] == row[3] == ""
 
 
 def test_cells_of_parts_say_what_is_asked_of_the_part(put):
