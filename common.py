@@ -29,7 +29,8 @@ class CommandLine(argparse.ArgumentParser):
     """An argument parser that keeps the docstring's layout in --help and raises BadInput on errors."""
 
     def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False)
 
     def error(self, message):
         raise BadInput(f"{message}: {self.prog} --help lists what there is")

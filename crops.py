@@ -268,7 +268,7 @@ def store(samples, size, folder=None):
 
     folder: cache of memory-mapped files, or None to keep the crops in memory. The name of a file contains a
     digest of the images (path, size, modification time), the version of their reader, and boxes. One process
-    cuts while others wait; cutting that was stopped is resumed, but where the system has no locks (Windows).
+    cuts while others wait; cutting that was stopped is resumed where the system has locks (not on Windows).
     """
     wide = stored_size(size)
     matrix = stored_matrix(samples.center, samples.side, size)

@@ -251,12 +251,12 @@ def open_video(source):
 
 
 def utf8(path):
-    """A path as OpenCV takes it: with its folder, as FFmpeg takes what is before a colon for a protocol.
+    """A path as OpenCV takes it: FFmpeg takes what is before a colon for a protocol, but not behind "./".
 
     BadInput where the name is not UTF-8, with which OpenCV crashes.
     """
     try:
-        return str(Path(path).absolute()).encode().decode()
+        return ("" if Path(path).is_absolute() else "./") + str(path).encode().decode()
     except UnicodeEncodeError as error:
         raise BadInput(f"{path}: OpenCV takes no names that are not UTF-8: rename it") from error
 

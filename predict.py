@@ -30,7 +30,7 @@ from export import SHIPPED_STUDENT, for_inference
 from images import (FARTHEST, LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, draw_poses, list_files, name_outputs,
                     read_image, report, write_image)
 from people import find_people, person_score, poses_in_boxes
-from videos import Tracker, draw_video, title_of
+from videos import Tracker, draw_video, partial_name, title_of
 
 
 # ------------------------------------------------------------------------------- images and boxes
@@ -144,8 +144,11 @@ def json_file(path):
                 os.replace(place, target)
     except BaseException as error:
         if file and target:
-            cut = ", whose end may be missing" if isinstance(error, JsonError) else ""
-            print(f"what was found until then is in {place}{cut}", file=sys.stderr)
+            if place.stat().st_size:
+                cut = ", whose end may be missing" if isinstance(error, JsonError) else ""
+                print(f"what was found until then is in {place}{cut}", file=sys.stderr)
+            else:
+                place.unlink()
         raise
 
 
@@ -162,11 +165,17 @@ def json_errors(path):
         raise JsonError(f"--json {path} cannot be written: {error.strerror or error}") from error
 
 
+def in_out(path, out):
+    """Is a file to be written in the folder --out, which need not be there yet?"""
+    return path and path.resolve().parent == out.resolve()
+
+
 def free_outputs(args, listed, ending):
     """Where, below --out, each of the listed (file, path in the named folder) is drawn: over none of them."""
     read = {os.path.realpath(file) for file, _ in listed if not isinstance(file, int)}
-    return name_outputs([name for _, name in listed], ending,
-                        lambda output: os.path.realpath(args.out / output) not in read)
+    is_free = lambda output: read.isdisjoint(map(os.path.realpath, (args.out / output,
+                                                                    partial_name(args.out / output))))
+    return name_outputs([name for _, name in listed], ending, is_free)
 
 
 def predict_images(args, model, listed, boxes_of, add, failed):
@@ -258,10 +267,8 @@ def parse_arguments():
     add("--device", default=default_device(), help="cpu, cuda or cuda:N (default: cuda where there is one)")
     args = parser.parse_args()
     check_device(args.device)
-    if args.json and args.json.resolve().parent == args.out.resolve():       # it need not be there
-        check_writable(args.out, "--out ")
-        args.out.mkdir(parents=True, exist_ok=True)
-    check_folder(args.json, "--json ")
+    if args.out.is_dir() or not in_out(args.json, args.out):
+        check_folder(args.json, "--json ")
     check_writable(args.out, "--out ")
     refuse((not args.images and args.camera is None, "name images, a folder, a video, or --camera N"),
            (args.camera is not None and not 0 <= args.camera < 2 ** 31, f"there is no camera {args.camera}"),
@@ -285,7 +292,7 @@ def predict(args):
     """Find, draw and write what the command line asks for. SystemExit(2) where some of it failed."""
     failed = []
     images, videos = list_files(args.images, args.out, failed)
-    recording = Path(time.strftime("camera-%Y%m%d-%H%M%S"))              # is written over none before
+    recording = Path(f"camera-{args.camera}-{time.strftime('%Y%m%d-%H%M%S')}")         # over none before
     sources = videos + [(args.camera, recording)] * (args.camera is not None)
     if images and not (sources or any(os.path.lexists(file) for file, _ in images)):
         raise BadInput(f"there is no file {images[0][0]}: name images, folders of images, or videos")
@@ -310,6 +317,8 @@ def predict(args):
             f"{args.checkpoint} was trained without confidence, by which people are found: name them with "
             f"--box{'' if sources else ', --boxes'} or --whole, or train it with a teacher"))
     model = for_inference(model)
+    if in_out(args.json, args.out):
+        args.out.mkdir(parents=True, exist_ok=True)
     with json_file(args.json) if args.json else nullcontext() as add:
         for (source, _), name in zip(sources, free_outputs(args, sources, VIDEO_OUTPUT)):
             try:

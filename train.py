@@ -277,6 +277,7 @@ def train_model(args, distributed):
     elif distributed.is_main:
         if "pckh@0.5" not in run.log[-1] or not (args.out / "best.pt").exists():       # resumed at the end
             run.log[-1] |= score_average(args, distributed, run, valid, run.epoch)
+            checkpoint.save_run(args.out, run, args)         # with the score
         checkpoint.save_log(args.out, run.log)               # a kill after last.pt leaves it a line short
         write_result(args, valid, run.log)
     distributed.end()

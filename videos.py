@@ -120,6 +120,11 @@ class Video(NamedTuple):
     cut: str                         # how much could be read of a video that is cut short; "": all of it
 
 
+def partial_name(target):
+    """What a video is called until it is complete: like our own output, which folders are listed without."""
+    return target.with_name(f"partial-{target.name}")
+
+
 def title_of(source):
     """What messages and --json call a video file or a camera (an int)."""
     return f"camera {source}" if isinstance(source, int) else str(source)
@@ -138,7 +143,7 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
         raise BadInput(f"there is no video {source}")
     if isdir(target):
         raise BadInput(f"{target} is a folder: remove it, or name another place with --out")
-    partial = target.with_name(f"partial-{target.name}")
+    partial = partial_name(target)
     stream, cv2 = open_video(source), optional("cv2")
     if not stream.isOpened():
         raise BadInput(f"OpenCV cannot open {title}"
@@ -170,15 +175,16 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
                 writer = open_writer(cv2, partial, rate, image.size)
             draw(image, people)
             frame = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
-            if note:
-                note(people, written, now)
             # a camera's frame stands for the time that the network took
-            for _ in range(max(1, round(now * rate) - written) if camera else 1):
+            first, copies = written, max(1, round(now * rate) - written) if camera else 1
+            for _ in range(copies):
                 writer.write(frame)
                 written += 1
+            if note:
+                note(people, first, now)
             bar.update()
-    except (KeyboardInterrupt, SystemExit) as reason:
-        if not (camera and written) or isinstance(reason, SystemExit):     # Ctrl-C ends a camera alone
+    except BaseException as reason:
+        if not (camera and written and isinstance(reason, KeyboardInterrupt)):   # Ctrl-C ends a camera alone
             if written:
                 print(f"{partial} ends after {written} frames", file=sys.stderr)
             raise
@@ -193,7 +199,10 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
     if not open_video(partial).read()[0]:
         raise BadInput(f"{partial} cannot be written: "
                        + (system_error(partial, "ab") or "OpenCV does not say why"))
-    os.replace(partial, target)
+    try:
+        os.replace(partial, target)
+    except OSError as error:
+        raise BadInput(f"{target} cannot be replaced ({error.strerror}): the video is {partial}") from error
     is_cut = (not camera and written < WHOLE * expected
               and stated > 0 and written / rate < WHOLE * expected / stated)
     return Video(written, rate, most,

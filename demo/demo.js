@@ -190,7 +190,8 @@ async function look(from) {
   const {width, height} = from, mine = tracker, follow = following(), still = paused || !from.moving;
   if (!paused) from.draw();
   if (still) people = new Map(), paint();
-  const steps = follow ? mine.next(width, height) : chosen ? ask([chosen], true) : findPeople(width, height);
+  const box = [...mine.people.values()][0]?.box ?? chosen;               // paused: where the person is by now
+  const steps = follow ? mine.next(width, height) : chosen ? ask([box], true) : findPeople(width, height);
   let step = steps.next();
   while (!step.done) {
     const changed = () => mine !== tracker || follow !== following();

@@ -8,6 +8,7 @@ the run is done, its result.json also says how good the confidences are and, for
 """
 
 import json
+import math
 import sys
 from dataclasses import replace
 from functools import partial
@@ -248,8 +249,7 @@ CHANGES = {
     "normed-tokens": [(distill, "teacher_targets", normed_targets), (train, "loss_terms", normed_loss_terms)],
     "two-thirds": [(train, name, getattr(TWO_THIRDS, name)) for name in ("rate_factor", "loss_terms")],
     "quiet-backbone": [(train, "loss_terms", quiet_loss_terms)],
-    "narrow-labels": [presets(lambda preset: dict(simcc_sigma=preset.simcc_sigma / 2))],
-    "wide-labels": [presets(lambda preset: dict(simcc_sigma=preset.simcc_sigma * 2))],
+    **{f"labels-{bins}": [presets(lambda _, bins=bins: dict(simcc_sigma=bins))] for bins in (2, 4, 8)},
 }
 
 
@@ -258,15 +258,15 @@ CHANGES = {
 def assign(word):
     """'optim.MUON_RATE=10', 'distill.WEIGHTS.cc.heatmap=3': set a constant of a module."""
     path, _, value = word.partition("=")
-    module, *names, last = path.split(".")
     try:
+        module, *names, last = path.split(".")
         holder = vars(import_module(module))
         for name in names:
             holder = holder[name]
         value = json.loads(value)
         changed = type(holder[last])(value)
-        if isinstance(value, float) and changed != value:
-            raise ValueError(f"{holder[last]} is a whole number")
+        if isinstance(value, float) and (changed != value or not math.isfinite(value)):
+            raise ValueError(f"{holder[last]} is a whole or a finite number")
         holder[last] = changed
     except (ImportError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise BadInput(f"{word}: no such constant, or not a value for it ({error!r:.80})") from error
@@ -303,7 +303,7 @@ def main():
                 setattr(holder, name, stands)
         else:
             raise BadInput(f"{word} is neither NAME=VALUE nor one of {', '.join(CHANGES)}")
-    write_result, parse_arguments = train.write_result, train.parse_arguments
+    write_result, parse_arguments, write_json = train.write_result, train.parse_arguments, train.write_json
 
     def parse_more():
         args = parse_arguments()
@@ -311,9 +311,9 @@ def main():
         return args
 
     def write_more(args, valid, log):
-        measured, file = measure(args, valid), args.out / "result.json"      # slow, so before that is written
+        measured = measure(args, valid)                                      # slow, so before that is written
+        train.write_json = lambda file, content: write_json(file, content | measured)
         write_result(args, valid, log)
-        train.write_json(file, json.loads(file.read_text()) | measured)
 
     train.write_result, train.parse_arguments = write_more, parse_more
     sys.argv[1:] = words[end + 1:]

@@ -235,12 +235,19 @@ def training(name, visit, **flags):
     return found
 
 
+def people_of(folder, visit):
+    """How many people a training has learned from in each epoch."""
+    last = folder / "last.pt"
+    return checkpoint.read(last)["metadata"]["samples"] if last.exists() else visit.people()
+
+
 def teacher(minutes, visit):
     """From what it was with fewer people, or --init, or a random start; minutes: of all calls."""
     runs = visit.runs("teacher")
     lines = [line for folder in runs for line in read_log(folder)]
     rate = lines[0]["images_per_second"] if lines else visit.speed("teacher")
-    spent = visit.people() * sum(1 / line["images_per_second"] for line in lines) / 60
+    spent = sum(people_of(folder, visit) / line["images_per_second"]
+                for folder in runs for line in read_log(folder)) / 60
     epochs = len(read_log(runs[0])) + planned(visit, minutes - spent, rate)
     before = [folder / file for folder in runs[1:] for file in ("best.pt", "last.pt")]
     start = [path for path in [*before, visit.args.init, visit.size.teacher] if path and path.exists()]

@@ -76,10 +76,10 @@ def told_of_photos(title, *changes, views=2, mixer=GS, backbone="none", **flags)
 
 
 def at_rates(cell, title, filter, names, **flags):
-    """{cell: cc student with this mixer} at the rates of these names."""
+    """{cell: cc student with this mixer} at the rates of these names; "" of filters is the default."""
+    lr = {name: {} if filter != "attention" and not name else {"lr": float(RATES[name])} for name in names}
     return {f"{cell}{name}": (f"{title}, rate {RATES[name]}",
-                              {"student": "cc", "filter": filter, "lr": float(RATES[name]), **flags}, [])
-            for name in names}
+                              {"student": "cc", "filter": filter, **lr[name], **flags}, []) for name in names}
 
 
 ATTENTION = {"separate-qkv": "q, k, v as three matrices", "adam-attention": "Adam for qkv and output",
@@ -109,9 +109,9 @@ CELLS = {
         "photos-gd-alone": of_labels("gd", "**1 + z**", FOUR_VIEWS),
         "photos-gd-alone-constant": of_labels("gd", "ones: the static control", FOUR_VIEWS, "constant")},
     "labels-photos": {
-        "small-64": of_photos("the preset's sigma, 4 bins then"),
-        "small-64-narrow": of_photos("half as wide", "narrow-labels"),
-        "small-64-wide": of_photos("twice as wide", "wide-labels")},
+        "small-64": of_photos("4 bins, the preset's sigma then", "labels-4"),
+        "small-64-narrow": of_photos("half as wide", "labels-2"),
+        "small-64-wide": of_photos("twice as wide", "labels-8")},
     "attention": {
         "attention-alone": of_labels("attention", "attention, rate 1e-3: Muon for qkv as one, 4 heads",
                                      lr=1e-3),

@@ -9,8 +9,8 @@
     python studies/pictures.py samples --data DATA [--split train]  # some samples with joints
     python studies/pictures.py drawings [--count 48 --seed 0 --size 64]  # drawings, and their rate
 
-Each writes one file into --out (default: docs/; pictures of --data go to predictions/, which git
-ignores, because of the photos' licences).
+Each writes one file into --out (default: docs/; `drawings`, and pictures of --data, because of the photos'
+licences, go to predictions/, which git ignores).
 """
 
 import sys
@@ -267,11 +267,12 @@ def main():
     parser.add_argument("--count", type=int, default=48, help="how many drawings (default: 48)")
     parser.add_argument("--seed", type=int, default=0, help="which series of drawings (default: 0)")
     parser.add_argument("--size", type=int, default=64, help="side of its crop in pixels (default: 64)")
-    parser.add_argument("--out", type=Path, help="folder (default: docs/, with --data predictions/)")
+    parser.add_argument("--out", type=Path, help="folder (default: docs/; drawings, --data: predictions/)")
     args = parser.parse_args()
     private = args.data or args.what == "drawings"
     args.out = args.out or (Path("predictions") if private else Path(__file__).resolve().parents[1] / "docs")
     refuse((args.what == "samples" and not args.data, "samples need --data: a folder of photos"),
+           (args.what == "strip" and args.data, "strip shows drawings: leave out --data"),
            (args.what in ("filters", "predictions", "strip") and not args.checkpoint,
             f"{args.what} need --checkpoint: which network to look at"))
     check_writable(args.out, "--out ")

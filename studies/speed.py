@@ -17,6 +17,7 @@ round their inputs to 10 bits (on a GPU).
 """
 
 import copy
+import gc
 import statistics
 import sys
 import time
@@ -192,6 +193,8 @@ def contenders(models, images, kind, until=float("inf"), forms=FORMS, only=tuple
         with running(model, "plain", "float32"):
             truth[filter] = model(images[:1]).visual_tokens
     forms = [form for form in forms_of(images.device) if form in forms]
+    if "compiled" in forms:
+        torch._dynamo.config.recompile_limit = 64            # of PoseNet.forward, which all networks share
     kept = [precision for precision in precisions(images.device) if precision in only]
     for form, precision, filter in product(forms, kept, models):
         problem = "the time is over" if form == "compiled" and time.monotonic() > until else ""
@@ -317,13 +320,15 @@ def training_speed(rates, device="cpu", preset="tiny", seconds=TRAINING_SECONDS,
                amp=preset == "paper" and "bfloat16" in rates) | how
     kind, precision = torch.device(device).type, "bfloat16" if how["amp"] else "float32"
     if kind == "cuda":
+        gc.collect()                                 # compiled networks, which refer to themselves
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if kind == "cuda" else 0
     step, make, operations = training_step(device=device, preset=preset, **how)
     step()                                                                    # and what is compiled, is
     inputs, whole = (how["batch"] / statistics.median(times) for times in
                      take_turns([make, step], kind, seconds))
-    memory = torch.cuda.max_memory_allocated() / 1e9 if kind == "cuda" else None
+    memory = (torch.cuda.max_memory_allocated() - before) / 1e9 if kind == "cuda" else None
     return dict(preset=preset, precision=precision, **how, input=inputs, step=whole, memory=memory,
                 fraction=whole * operations / rates[precision])
 

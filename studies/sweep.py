@@ -97,7 +97,8 @@ def read_flags(words):
     flags = {}
     for word in words:
         if word.startswith("--"):
-            flags[key := word[2:]] = []
+            key, is_set, value = word[2:].partition("=")
+            flags[key] = [value] if is_set else []
         elif flags:
             flags[key].append(word)
         else:

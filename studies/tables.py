@@ -131,9 +131,11 @@ def real_people_table():
         student, filter, backbone = row.split("-")
         runs = {column: by_seed(f"photos-{row}-{column}") for column in ("alone", "terms", "weights")}
         means = {column: {seed: pckh(run) for seed, run in runs[column].items()} for column in runs}
+        both = runs["alone"].keys() & runs["terms"].keys()                 # seeds
         arrows = [" → ".join(f"{statistics.mean(pckh(run, data=name) for run in having):.1f}"
                              for column in ("alone", "terms")
-                             if (having := [run for run in runs[column].values() if name in by_set(run)]))
+                             if (having := [run for seed, run in runs[column].items()
+                                            if name in by_set(run) and (seed in both or not both)]))
                   for name in sets]
         rows.append([student, filter, backbone, mean_and_spread(means["alone"].values()),
                      mean_and_spread(means["terms"].values()), gain(means["alone"], means["terms"]),

@@ -316,6 +316,36 @@ def test_best_weights_left_behind_are_scored_anew(people, tmp_path):
         Training(people, tmp_path, epochs=2).resume()
 
 
+def test_a_run_that_ends_early_keeps_the_score_of_its_end(people, tmp_path, monkeypatch):
+    """Stopped where no epoch is scored, resumed with no epoch left, then with one more: the best stays."""
+    train, valid, crops, valid_crops = people
+    scores, args = iter([40.0, 60.0, 50.0]), Training(people, tmp_path, epochs=8).args
+
+    def score(*_):
+        value = next(scores)
+        return {f"pckh@{t}": {"mean": value} for t in loop.THRESHOLDS}
+
+    monkeypatch.setattr(loop, "lock", lambda *_: None)                     # in one process they would meet
+    monkeypatch.setattr(loop, "evaluate", score)
+    monkeypatch.setattr(loop, "build_model", lambda args: build_student("cc", "gs", preset="mini"))
+    monkeypatch.setattr(loop, "load_data", lambda *_: ((train, crops), {"drawn": (valid, valid_crops)}))
+    monkeypatch.setattr(loop, "write_result", lambda args, valid, log: None)
+    for name, value in dict(device="cpu", train_teacher=False).items():
+        setattr(args, name, value)
+    best = lambda: checkpoint.read(tmp_path / "best.pt")["metadata"]
+    args.stop_after = 1e-6
+    for args.resume in (False, *4 * (True,)):
+        loop.train_model(args, ONE)
+    assert best()["pckh@0.5"] == 40 and len(log_of(tmp_path)) == 5
+    args.epochs = 5
+    loop.train_model(args, ONE)
+    assert best()["pckh@0.5"] == 60 and best()["epoch"] == 5 and log_of(tmp_path)[4]["pckh@0.5"] == 60
+    args.epochs, args.stop_after = 6, None
+    loop.train_model(args, ONE)
+    assert best()["pckh@0.5"] == 60 and [line.get("pckh@0.5") for line in log_of(tmp_path)] == [
+        None, None, None, 40, 60, 50]
+
+
 def test_of_a_state_the_average_is_loaded(people, tmp_path):
     """It is what the log's scores are of."""
     run = Training(people, tmp_path)

@@ -222,6 +222,10 @@ def test_a_photo_that_is_called_as_another_ones_drawing_is_kept(crowd, tmp_path)
     done = predict("0-has-1.jpg", "--out", "new/out", "--json", "new/out/all.json", cwd=tmp_path)
     assert done.returncode == 0, done
     assert {path.name for path in (tmp_path / "new/out").iterdir()} == {"0-has-1-pose.jpg", "all.json"}
+    (tmp_path / "new/out/folder").mkdir()
+    refused(predict("0-has-1.jpg", "--out", "new/out", "--json", "new/out/folder", cwd=tmp_path), "a folder")
+    refused(predict("no.jpg", "--out", "other", "--json", "other/all.json", cwd=tmp_path), "no file no.jpg")
+    assert not (tmp_path / "other").exists()
 
 
 def test_ctrl_c_keeps_what_was_found(crowd, monkeypatch, tmp_path):

@@ -175,8 +175,10 @@ def test_the_joints_of_a_video(film, tmp_path, monkeypatch):
 def test_a_json_file_that_cannot_be_written_ends_the_work(film, tmp_path):
     for name in ("a.avi", "b.avi"):
         film(name, frames=40, codec="MJPG")
-    refused(predict_film("a.avi", "b.avi", "--whole", "--json", "/dev/full", cwd=tmp_path),
-            "--json /dev/full cannot be written: No space left on device")
+    done = predict_film("a.avi", "b.avi", "--whole", "--json", "/dev/full", cwd=tmp_path)
+    ends, error = done.stderr.splitlines()
+    assert done.returncode == 2 and ends.startswith("predictions/partial-a-pose.mp4 ends after ")
+    assert error == "error: --json /dev/full cannot be written: No space left on device"
 
 
 def test_seconds_without_timestamps(film, tmp_path, monkeypatch):
@@ -221,12 +223,14 @@ def test_names_that_are_those_of_others(film, tmp_path):
     """A colon, before which FFmpeg looks for a protocol, and a video called as another's drawing would be."""
     film("b.mp4", frames=5).rename(tmp_path / "clip12:30.mp4")
     film("a.mp4", frames=3)
-    own = film("a-pose.mp4", frames=7).read_bytes()
-    done = predict_film("clip12:30.mp4", "a.mp4", "a-pose.mp4", "--whole", "--out", ".", cwd=tmp_path)
+    own = {name: film(name, frames=7).read_bytes() for name in ("a-pose.mp4", "partial-a-2-pose.mp4")}
+    done = predict_film("clip12:30.mp4", "a.mp4", *own, "--whole", "--out", ".", cwd=tmp_path)
     assert done.returncode == 0, done
-    assert "clip12:30-pose.mp4: 5 frames" in done.stdout and "a-2-pose.mp4: 3 frames" in done.stdout
-    assert "a-pose-pose.mp4: 7 frames" in done.stdout and (tmp_path / "a-pose.mp4").read_bytes() == own
-    assert not list(tmp_path.glob("partial-*"))
+    assert "clip12:30-pose.mp4: 5 frames" in done.stdout and "a-3-pose.mp4: 3 frames" in done.stdout
+    for name, content in own.items():
+        assert (tmp_path / name).read_bytes() == content
+        assert f"{name[:-4]}-pose.mp4: 7 frames" in done.stdout
+    assert len(list(tmp_path.glob("partial-*"))) == 2
 
 
 def test_what_is_written_of_a_video_that_fails(film, tmp_path):
@@ -268,7 +272,7 @@ def test_a_camera_keeps_its_pace_however_slow_the_network_is(tmp_path, monkeypat
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     done = predict_film("--camera", "0", "--json", "all.json", cwd=tmp_path)
     assert done.returncode == 0 and ": 20 frames, 10 a second" in done.stdout, done
-    drawn, = (tmp_path / "predictions").glob("camera-20*-pose.mp4")                # the time is in its name
+    drawn, = (tmp_path / "predictions").glob("camera-0-20*-pose.mp4")                # the time is in its name
     assert seconds(drawn) == pytest.approx(2)
     frames = json.loads((tmp_path / "all.json").read_text())["images"]
     assert [(frame["frame"], frame["seconds"]) for frame in frames] == [(0, 0.5), (5, 1), (10, 1.5), (15, 2)]
