@@ -47,7 +47,7 @@ BLACK = 0.5                 # fraction of cut people with everything beyond the 
 # Boxes that do not fit: range of the side, and how far the middle moves at most, in sides of the plain box
 LOOSE_ZOOM, LOOSE_OFFSET = (0.9, 1.6), 0.25
 LEAST_JOINTS, SMALLEST = 4, 0.4     # of a part: visible joints; side of its box / side of the person's box
-# Joint k of a mirrored person is joint FLIP[k] of the original: left and right are swapped.
+# Joint k (of data_mpii.JOINTS) of a mirrored person is joint FLIP[k] of the original: sides are swapped.
 FLIP = [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
 
 
@@ -61,14 +61,17 @@ def crop_matrix(center, side, size, rotation=0.0, flip=False):
 
         u = diag(mirror, 1) S R (x - center) + middle,      S = size / side, middle = (size - 1) / 2
 
-    x: image pixel, u: crop pixel, R: the rotation, mirror: -1 where flipped.
+    x: image pixel, u: crop pixel, mirror: -1 where flipped, R = [[cos, sin], [-sin, cos]]: the image's y axis
+    points down.
     """
     center = torch.as_tensor(center, dtype=torch.float64)                      # (B, 2)
     side = torch.as_tensor(side, dtype=torch.float64)                          # (B,)
     angle = torch.deg2rad(torch.as_tensor(rotation, dtype=torch.float64)).expand_as(side)
     mirror = 1 - 2 * torch.as_tensor(flip, dtype=torch.float64).expand_as(side)
-    cos, sin = size / side * angle.cos(), size / side * angle.sin()           # the image's y axis points down
-    turn = torch.stack([torch.stack([mirror * cos, mirror * sin], -1), torch.stack([-sin, cos], -1)], -2)
+    cos, sin = angle.cos(), angle.sin()
+    s_cos, s_sin = size / side * cos, size / side * sin                        # S cos, S sin
+    rows = torch.stack([mirror * s_cos, mirror * s_sin], -1), torch.stack([-s_sin, s_cos], -1)
+    turn = torch.stack(rows, -2)                                               # (B, 2, 2)
     shift = (size - 1) / 2 - turn @ center[..., None]                          # (B, 2, 1)
     return torch.cat([turn, shift], dim=-1)
 
@@ -210,7 +213,7 @@ def cut_people(samples, chance, random):
     kept = visible & (along <= line[:, None])                                                  # (N, 16)
     low = joints.where(kept[..., None], math.inf).amin(1)                                      # (N, 2)
     high = joints.where(kept[..., None], -math.inf).amax(1)
-    low = torch.where(normal == -1, -line[:, None], low)                  # of normal -1: the cut is at -line
+    low = torch.where(normal == -1, -line[:, None], low)                  # n = -1: n . x = line is x = -line
     high = torch.where(normal == 1, line[:, None], high)
     part = BOX_ENLARGEMENT * (high - low).amax(1) / side                                       # (N,)
     happens = (drawn < chance) & (kept.sum(1) >= LEAST_JOINTS) & (part >= SMALLEST)
@@ -224,7 +227,8 @@ def end_pictures(images, matrix, border):
         n . x > d in the image,  x = A u + t in crop pixels u:   (n A) . u > d - n . t
     """
     back, size = invert(matrix), images.shape[-1]
-    across, down, shift = (border[:, None, :2].double() @ back)[:, 0].unbind(-1)                   # (B,) each
+    # n A = (across, down), n . t = shift; (B,) each
+    across, down, shift = (border[:, None, :2].double() @ back)[:, 0].unbind(-1)
     pixels = torch.arange(size, dtype=torch.float64)
     beyond = down[:, None, None] * pixels[:, None] + across[:, None, None] * pixels \
         > (border[:, 2] - shift)[:, None, None]                                            # (B, size, size)

@@ -22,7 +22,7 @@ The terms are those of the BMVC 2024 paper's poster. For the regression student 
 ("DistilPose: Tokenized Pose Regression with Heatmap Distillation", CVPR 2023); for coordinate classification
 the heatmap is compared through its marginals. `visible` is False for joints that are unlabelled or outside
 the crop: they are masked in every term but L_vt, which is not per joint. Crops that show nobody have no
-visible joint, but teach L_task (not regression's) and L_bb by flat labels, L_cs by 0, and L_vt. (PCKh, in
+visible joint: labels of cc's L_task and of L_bb are flat there, L_cs' target is 0, L_vt is as ever. (PCKh, in
 evaluate.py, counts labelled joints that are occluded or outside the crop, too, but not pelvis and thorax.)
 
 Shapes: B images, K = 16 joints, D channels, N visual tokens, S x S heatmap cells, `bins` SimCC bins per axis.
@@ -151,7 +151,7 @@ def task_loss(head, prediction, xy, visible, empty):
 # ------------------------------------------------------------------------------- distillation
 
 def keypoint_token_loss(student, teacher, visible):
-    """L_kt = ||T_student - T_teacher||^2 / D of keypoint tokens (B, K, D)."""
+    """L_kt = ||k_student - k_teacher||^2 / D of keypoint tokens (B, K, D)."""
     return masked_mean((student - teacher).square().mean(-1), visible)
 
 
@@ -270,7 +270,8 @@ class TeacherTargets:
     def __init__(self, teacher, images, views=0, samples=0, source=None):
         self.teacher, self.source, self.views, self.samples = teacher, source, views, samples
         parts = [teacher_targets(teacher, part) for part in images.split(32)]
-        self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in list(zip(*parts))[:2]]
+        keypoint, visual, _ = zip(*parts)
+        self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in (keypoint, visual)]
         self.kept = [torch.empty(views, samples, *part.shape[1:], dtype=dtype)
                      for part, dtype in zip(parts[0], (torch.float16, torch.float16, torch.uint8))]
         self.computed = set()            # views whose targets are kept
@@ -290,8 +291,8 @@ class TeacherTargets:
             return
         batches = torch.arange(self.samples).split(64)
         for rows in tqdm(batches, desc="teacher targets", leave=False, disable=None):
-            tokens, visual, heatmaps = self.compute(batch_of(rows).images)
-            for kept, part in zip(self.kept, (tokens, visual, (255 * heatmaps).round())):
+            keypoint, visual, heatmaps = self.compute(batch_of(rows).images)
+            for kept, part in zip(self.kept, (keypoint, visual, (255 * heatmaps).round())):
                 kept[view, rows] = part.to(kept.dtype).cpu()
         self.computed.add(view)
 
@@ -299,8 +300,8 @@ class TeacherTargets:
         """The Targets of images (B, 3, size, size), which show samples `rows` (B,) in this view."""
         if not self.views:
             return self.compute(images)
-        tokens, visual, heatmaps = (kept[view, rows].to(images.device).float() for kept in self.kept)
-        return Targets(tokens, visual, heatmaps / 255)
+        keypoint, visual, heatmaps = (kept[view, rows].to(images.device).float() for kept in self.kept)
+        return Targets(keypoint, visual, heatmaps / 255)
 
 
 def load_teacher(args):

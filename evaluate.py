@@ -36,7 +36,8 @@ from data_mpii import JOINTS, load_samples, read_truth
 from images import WHITE, contact_sheet
 from synthetic import drawn_people
 
-# Joint groups as every table on MPII prints them: right and left together, the head by its top.
+# Joint groups (of data_mpii.JOINTS) as every table on MPII prints them: right and left together, the head by
+# its top. The upper neck, 8, is in both means and in no group.
 GROUPS = {"head": [9], "shoulder": [12, 13], "elbow": [11, 14], "wrist": [10, 15],
           "hip": [2, 3], "knee": [1, 4], "ankle": [0, 5]}
 SCORED = [joint for joint in range(16) if joint not in (6, 7)]       # without pelvis and thorax

@@ -161,10 +161,11 @@ class DynamicFilter(nn.Module):
         self.W1 = nn.Linear(dim, wide, bias=False)
         self.act = StarReLU()
         self.norm = nn.BatchNorm1d(dim, affine=False)
-        self.norm.running_mean.fill_(1)                   # before training, eval() has z = mean token - 1
+        self.norm.running_mean.fill_(1)          # untrained, eval() has 1 + z = mean token, as in DFFormer
         self.norm.running_var.fill_(1 - self.norm.eps)
         self.M1 = nn.Linear(dim, hidden, bias=False)
         self.M2 = nn.Linear(hidden, BASIS_FILTERS * wide, bias=False)
+        # K_basis
         self.K_real = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, BASIS_FILTERS))
         self.K_imag = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, BASIS_FILTERS))
         self.filter = GlobalFilter(grid)
@@ -180,9 +181,9 @@ class DynamicFilter(nn.Module):
 
     def forward(self, x):
         M = self.mixture(x)[:, None]                                           # (B, 1, N, E)
-        K_real, K_imag = self.K_real @ M, self.K_imag @ M     # K^ = K_basis (x) M(X)  (B, H, W//2+1, E)
+        mixed_real, mixed_imag = self.K_real @ M, self.K_imag @ M              # K^ = K_basis (x) M(X)
         x = self.act(self.W1(x))                                               # (B, H, W, E)
-        x = self.filter(x, K_real, K_imag)                                     # X' = T^-1(K^ (.) T(X))
+        x = self.filter(x, mixed_real, mixed_imag)                             # X' = T^-1(K^ (.) T(X))
         return self.W2(x)                                                      # (B, H, W, D)
 
 

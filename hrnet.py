@@ -115,7 +115,8 @@ class HRNet(nn.Module):
         self.bn2 = nn.BatchNorm2d(stem)
         self.layer1 = nn.Sequential(Bottleneck(stem, inner),
                                     *[Bottleneck(4 * inner, inner) for _ in range(depths.bottlenecks - 1)])
-        # Each stage opens one more branch at half the resolution of the coarsest so far.
+        # Each stage opens one more branch at half the resolution of the coarsest so far. nn.Identity and an
+        # nn.Sequential in another only give weights their published names, such as transition2.2.0.0.weight.
         self.transition1 = nn.ModuleList(
             [conv_bn(4 * inner, C, 3), nn.Sequential(conv_bn(4 * inner, 2 * C, 3, stride=2))])
         self.stage2 = nn.Sequential(HighResolutionModule([C, 2 * C], keep=2, blocks=depths.blocks))

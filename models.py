@@ -48,7 +48,7 @@ MIN_SIGMA = 0.5                 # heatmap cells; a narrower Gaussian can lie bet
 class Attention(nn.Module):
     """Multi-head self-attention on the token grid, the mixer of the teacher and of the paper's baselines.
 
-        softmax(Q K^T / sqrt(D / heads)) V, qkv without bias, output projection with bias
+        softmax(q k^T / sqrt(D / heads)) v, qkv without bias, output projection with bias
 
     Input and output (B, H, W, D).
     """
@@ -97,7 +97,7 @@ class Encoder(nn.Module):
     """Visual tokens (B, H * W, D) -> keypoint tokens (B, K, D), visual tokens (B, H * W, D) after all blocks.
 
     grid: (H, W) of the visual tokens. filter: 'attention', 'gs' or 'gd'. Keypoint tokens fill K / H more
-    columns on the right, top to bottom: K must be a multiple of H.
+    columns on the right, top to bottom: K must be a multiple of H. The mixers' W is W + K / H.
     """
 
     def __init__(self, grid, dim, depth, heads, filter, joints=KEYPOINTS):
@@ -192,7 +192,7 @@ class CoordinateHead(nn.Module):
     def confidence(self, prediction):
         """(B, K) in [0, 1]: the probability, by both distributions, that the joint is near the decoded place.
 
-        c = P(|x - x_max| <= NEAR) P(|y - y_max| <= NEAR)
+        c = P(|x - x_peak| <= NEAR) P(|y - y_peak| <= NEAR)
         """
         masses = []
         for logits in prediction:                                                         # (B, K, bins)
@@ -207,8 +207,10 @@ class CoordinateHead(nn.Module):
 
     def with_mirror(self, prediction, mirrored):
         """Mean of distributions: log((p + mirror(p')) / 2), for x, whose bins are mirrored, and for y."""
-        (x, y), (other_x, other_y) = prediction, (logits[:, FLIP] for logits in mirrored)  # (B, K, bins) each
+        x, y = prediction                                                                 # (B, K, bins) each
+        other_x, other_y = (logits[:, FLIP] for logits in mirrored)
         pairs = (x, other_x.flip(-1)), (y, other_y)
+        # log: what follows takes logits
         return tuple(((one.softmax(-1) + other.softmax(-1)) / 2).log() for one, other in pairs)
 
 
@@ -321,6 +323,7 @@ class PoseNet(nn.Module):
         kind = "cpu" if images.is_meta else images.device.type
         # the head computes in float32: bfloat16's 8 significant bits tell only 256 positions apart
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            # for_inference may make the encoder bfloat16; `mean` stays float32, as the head does
             return Output(keypoint, visual, self.head(keypoint.to(self.mean.dtype)), maps)
 
     def decode(self, output):
@@ -336,9 +339,8 @@ class Preset:
     """Sizes of one family of networks. 'paper' has the paper's; sigmas and the split ratio are borrowed."""
     size: int                 # side of the square input, pixels
     dim: int                  # D, channels of a token
-    depth: int                # blocks of the encoder
+    depth: int                # blocks of the encoder, the student's and the teacher's
     heads: int                # attention heads
-    teacher_depth: int
     teacher_width: int        # HRNet's C in the teacher
     simcc_sigma: float        # standard deviation of SimCC's label, bins
     hrnet: Depths = Depths()  # depths of the HRNets
@@ -351,10 +353,9 @@ class Preset:
 
 # 'small' is ours, for photos and CPUs: a light HRNet.
 PRESETS = {
-    "paper": Preset(size=256, dim=192, depth=12, heads=8, teacher_depth=12, teacher_width=48, simcc_sigma=6),
-    "tiny": Preset(size=64, dim=96, depth=4, heads=4, teacher_depth=4, teacher_width=16, simcc_sigma=3,
-                   grid=8),
-    "small": Preset(size=128, dim=128, depth=4, heads=4, teacher_depth=4, teacher_width=24, simcc_sigma=2,
+    "paper": Preset(size=256, dim=192, depth=12, heads=8, teacher_width=48, simcc_sigma=6),
+    "tiny": Preset(size=64, dim=96, depth=4, heads=4, teacher_width=16, simcc_sigma=3, grid=8),
+    "small": Preset(size=128, dim=128, depth=4, heads=4, teacher_width=24, simcc_sigma=2,
                     hrnet=Depths(stem=32, bottlenecks=2, bottleneck=32, blocks=2, modules=2),
                     supervise_backbone=True),
 }

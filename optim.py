@@ -11,11 +11,12 @@ import torch
 
 from common import fast_bfloat16
 
-MUON_RATE = 20           # Muon's rate divided by Adam's
-# block matrices and backbone kernels left to Adam: M of dynamic filters, whose softmax Muon's steps of one
-# size would saturate, and the first convolution
+MUON_RATE = 20           # Muon's rate divided by Adam's, measured (docs/lab.md)
+# Matrices and kernels that Adam learns: M's, as Muon's steps, all of one size, saturate its softmax; and the
+# first convolution's
 ADAM_ALONE = (".M1.weight", ".M2.weight", "backbone.conv1.weight")
-DECAY_AT = (2 / 3, 13 / 15)              # fractions of the training after which the rate is divided by ten
+DECAY_AT = (2 / 3, 13 / 15)              # fractions of the training after which the rate is divided by ten:
+#                                          epochs 200 and 260 of 300, DistilPose's
 WARM_UP = 500                            # steps, at most a tenth of the training
 EMA_FRACTION = 0.02                      # window of the weight average, as a fraction of all steps
 MOMENTUM, ITERATIONS = 0.95, 5
@@ -38,7 +39,7 @@ def update_ema(ema, model, step, steps):
     """
     w = max(1 / (step + 1), min(1, 1 / (EMA_FRACTION * steps)))
     for mean, now in zip(ema.state_dict().values(), model.state_dict().values()):
-        if mean.is_floating_point():
+        if mean.is_floating_point():     # weights and batch norms' statistics, not their counters
             mean.lerp_(now, w)
 
 
@@ -71,7 +72,8 @@ def orthogonal(X):
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         A = X @ X.mT
-        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+        polynomial = torch.baddbmm(A, A, A, beta=b, alpha=c)                   # b A + c A^2
+        X = torch.baddbmm(X, polynomial, X, beta=a)                            # a X + polynomial X
     return X.float()
 
 

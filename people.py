@@ -35,8 +35,8 @@ MOST = 24                   # windows that are refined
 SURE, LEAST = 0.1, 6        # confidence of joints that a box is drawn around, and their least number
 BEYOND = 0.15               # by how much a person is larger than the box of the joints, in its longer side
 ROUNDS = 2                  # refinements
-# What two share at most, if they are not the same: of their boxes' union, of the smaller box, of the joints
-SAME, SAME_CANDIDATE = (0.6, 0.9, 0.5), (0.75, 0.95, 1)      # person; window that is refined
+# Two are one where they share more: of their boxes' union, of the smaller box, of clear joints (1: not asked)
+SAME, SAME_CANDIDATE = (0.6, 0.9, 0.5), (0.75, 0.95, 1)      # people; windows that are refined
 CLEAR, CLOSE = 0.3, 0.1     # least confidence of shared joints; most distance, in the smaller box's side
 BATCH = 32                  # crops in the network at once
 
@@ -86,7 +86,9 @@ def windows(width, height):
 
 def places(room, step):
     """Where windows begin: from 0 to room, at most a step apart; in the middle where the image is smaller."""
-    return np.linspace(min(room, 0) / 2, max(room, room / 2), 1 + max(0, int(np.ceil(room / step))))
+    if room <= 0:
+        return np.array([room / 2])
+    return np.linspace(0, room, 1 + int(np.ceil(room / step)))
 
 
 def person_score(person):

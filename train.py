@@ -52,7 +52,8 @@ RECIPES = {
     "small-64": dict(epochs=100, batch_size=32, optimiser="muon", backbone="w24", views=0, photos="upright"),
     "tiny": dict(epochs=16, batch_size=32, optimiser="muon", backbone="none", views=2, photos="upright"),
 }
-RATE, LOW_RATE = 1e-3, 5e-4      # Adam's highest; with Muon and attention or a backbone (docs/lab.md)
+RATE = 1e-3              # Adam's highest
+LOW_RATE = 5e-4          # the same beside Muon in a teacher, with attention or a backbone (docs/lab.md)
 SCORE_EVERY = 4          # epochs; the last epoch is always scored
 DRAWINGS = {"student": 4000, "teacher": 40000}
 TEACHERS = {("tiny", "drawn"): "teacher-tiny-drawn.pt", ("small", "photos"): "teacher-small-photos.pt"}
@@ -94,6 +95,7 @@ def fit(args, distributed, run, train, valid, teacher=None):
                        enabled=args.amp and fast_bfloat16(device))
     for epoch in range(run.epoch, args.epochs):
         view = epoch % args.views if args.views else epoch
+        # 1, 2: streams of random numbers of their own
         params = AUGMENTATIONS[args.augmentation].draw(samples, generator(args.seed, 1, view))
         order = torch.randperm(len(samples), generator=generator(args.seed, 2, epoch))
         batch_of = partial(make_batch, samples, crops, size=model.size, device=device, params=params)
@@ -103,7 +105,8 @@ def fit(args, distributed, run, train, valid, teacher=None):
         began, sums = time.monotonic(), Counter()
         for step in tqdm(range(steps), f"epoch {epoch + 1}/{args.epochs}", leave=False,
                          disable=None if distributed.is_main else True):
-            done, means = epoch * steps + step, Counter()        # steps before; a Counter adds
+            done = epoch * steps + step                          # steps before this one
+            means = Counter()                                    # update() adds to what is there
             factor = rate_factor(done, args.epochs * steps)
             for optimiser in run.optimisers:
                 optimiser.param_groups[0]["lr"] = optimiser.defaults["lr"] * factor

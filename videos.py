@@ -63,6 +63,7 @@ class Tracker:
                 else:
                     lost[number] = before[number]
         missed = self.missed & lost.keys()
+        # somebody lost whom no look around has missed yet, or nobody at all
         soon = len(missed) < len(lost) or not (people or lost)
         if self.since >= LOOK_AGAIN or soon and self.since >= LOOK_SOON:
             for person in find_people(self.model, image, self.device):
@@ -79,8 +80,10 @@ class Tracker:
         """The id of the lost person whose box is most alike, if one is that of this person, or a new id."""
         alike = {number: shared(box_of_joints(person), box_of_joints(old))[0] for number, old in lost.items()
                  if not is_new(person, [old])}
-        self.ids += not alike
-        return max(alike, key=alike.get, default=self.ids - 1)
+        if alike:
+            return max(alike, key=alike.get)
+        self.ids += 1
+        return self.ids - 1
 
 
 class OneEuro:
@@ -165,7 +168,7 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
             step = now - last if now > last else 1 / rate
             now = last + step if written else now                  # also where there are no timestamps
             if smooth:
-                for number in filters.keys() - people.keys():     # who comes back is elsewhere
+                for number in filters.keys() - people.keys():     # who comes back may be elsewhere
                     del filters[number]
                 for number, person in people.items():
                     joints = filters[number](person.joints, step, max(person.box[2:]))

@@ -34,7 +34,7 @@ def mini(monkeypatch):
     from models import PRESETS, Preset
     from train import RECIPES
 
-    sizes = dict(size=32, dim=16, depth=2, heads=2, teacher_depth=2, teacher_width=4, simcc_sigma=2, grid=4)
+    sizes = dict(size=32, dim=16, depth=2, heads=2, teacher_width=4, simcc_sigma=2, grid=4)
     monkeypatch.setitem(PRESETS, "mini", Preset(heatmap=16, **sizes))
     monkeypatch.setitem(RECIPES, "mini", dict(RECIPES["tiny"], batch_size=8))
 
