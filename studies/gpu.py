@@ -111,7 +111,8 @@ class Visit:
             except zipfile.BadZipFile as error:
                 raise BadInput(f"{path} is no pack of people ({error}): pack.py writes them") from error
             there = [*there, path.name]
-            self.note("packs", names=there)
+            self.note("packs", names=there, people={**self.found.get("packs", {}).get("people", {}),
+                                                    str(len(there)): self.people()})
 
     def folders(self):
         return sorted(path.parent for path in (self.args.out / "people").glob("*/annot"))
@@ -237,8 +238,8 @@ def training(name, visit, **flags):
 
 def people_of(folder, visit):
     """How many people a training has learned from in each epoch."""
-    last = folder / "last.pt"
-    return checkpoint.read(last)["metadata"]["samples"] if last.exists() else visit.people()
+    packs = folder.name.rpartition("-")[2]
+    return visit.found["packs"].get("people", {}).get(packs, visit.people())
 
 
 def teacher(minutes, visit):
