@@ -137,10 +137,8 @@ class HRNet(nn.Module):
 
 # ------------------------------------------------------------------------------- published weights
 
-# What published HRNet files hold beyond the map that leaves our backbone: stage 3's way to its coarser
-# branches, the fourth stage, and heads for joints or for ImageNet's classes.
-BEYOND_STAGE_3 = ("stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2.", "transition3.", "stage4.",
-                  "final_layer.", "incre_modules.", "downsamp_modules.", "classifier.")
+# Stage 3's way to its coarser branches, which do not leave our backbone.
+COARSER = "stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2."
 
 
 def published_tensors(content):
@@ -152,8 +150,14 @@ def published_tensors(content):
 
 
 def fill(model, tensors, path, beyond=()):
-    """Load tensors with our names into the model -> a line on what was used. BadInput for any mismatch."""
+    """Load tensors with our names into the model -> a line on what was used. BadInput for any mismatch.
+
+    beyond: how names of tensors begin that are left over. Counters of batch norms may be missing, as in files
+    of early PyTorch: nothing here reads them.
+    """
     needed = model.state_dict()
+    counters = {name: count for name, count in needed.items() if name.endswith(".num_batches_tracked")}
+    tensors = counters | tensors
     left_over = [name for name in tensors if name.startswith(beyond)]
     for what, names in (("lacks", needed.keys() - tensors.keys()),
                         ("holds unknown", tensors.keys() - needed.keys() - set(left_over)),
@@ -173,5 +177,12 @@ def is_published_backbone(content):
 
 
 def load_published(backbone, content, path):
-    """Load HRNet's published weights, the content of a file -> a line on what was used."""
-    return fill(backbone, published_tensors(content), path, BEYOND_STAGE_3)
+    """Load HRNet's published weights, the content of a file -> a line on what was used.
+
+    Parts are known by the first word of their names. Left over are the fourth stage and heads: final_layer,
+    incre_modules, classifier, or head in the pose repository's ImageNet files.
+    """
+    tensors = published_tensors(content)
+    parts = {name.partition(".")[0] for name in backbone.state_dict()}
+    others = {f"{part}." for name in tensors if (part := name.partition(".")[0]) not in parts}
+    return fill(backbone, tensors, path, (*COARSER, *others))

@@ -5,6 +5,7 @@ wrong.
 import json
 import os
 import runpy
+import shutil
 import sys
 
 import numpy as np
@@ -207,7 +208,12 @@ def test_a_teacher_no_better_than_chance_is_refused(tmp_path):
 def test_a_run_goes_on_only_as_it_began(workplace):
     folder, _ = workplace
     again = ["--student", "reg", "--filter", "gs", *FAST, "--out", "runs/short", "--resume"]
-    refused(call("train.py", *again, "--seed", "1", cwd=folder), "trained with seed 0, now it is 1")
+    done = call("train.py", *again, "--seed", "1", cwd=folder)
+    refused(done, "trained with seed 0, now it is 1")
+    assert "a mean pose" not in done.stdout                                    # before the teacher is scored
+    shutil.copytree(folder / "runs/short", folder / "runs/longer")
+    lost = call("train.py", *again, "--init", "lost.pt", "--epochs", "3", "--out", "runs/longer", cwd=folder)
+    assert lost.returncode == 0 and "resuming from" in lost.stdout, lost        # last.pt has the weights
     refused(call("train.py", *[word for word in again if word != "--resume"], cwd=folder),
             "runs/short holds a run: --resume")
     results_only = folder / "runs/results"
@@ -233,25 +239,30 @@ def published(lists, name):
 
 
 def test_published_backbones(real_data, tmp_path):
-    """--init knows HRNet's files: a pose network's or ImageNet's, whole and in the right width."""
+    """--init knows HRNet's files, whole and in the right width: a pose network's, and ImageNet's of the pose
+    repository, whose classifier is called head; that of w48 lacks the counters of batch norms.
+    """
     weights = published(json.loads((real_data / "official_keys.json").read_text()), "pose_hrnet_w32")
     weights["conv1.weight"] += 7
     wrapped = {"state_dict": {"module." + name: tensor for name, tensor in weights.items()}}
     less = {name: tensor for name, tensor in weights.items() if name != "layer1.0.conv1.weight"}
+    head = {"head.0.0.0.conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)}
+    uncounted = {name: tensor for name, tensor in weights.items() if "num_batches_tracked" not in name}
     for name, content in (("pose", weights), ("wrapped", wrapped), ("less", less),
-                          ("more", {**weights, "surprise": torch.zeros(1)})):
+                          ("imagenet", weights | head), ("early", uncounted | head),
+                          ("more", {**weights, "stage3.4.surprise": torch.zeros(1)})):
         torch.save(content, tmp_path / f"{name}.pth")
-    for name in ("pose", "wrapped"):
+    for name, left_over in (("pose", 824), ("wrapped", 824), ("imagenet", 826), ("early", 689)):
         model = build_student("cc", "gs", "w32", "tiny")
         before = {name: weight.clone() for name, weight in model.state_dict().items()}
-        assert "all 930 weights used, 824 left over (beyond" in checkpoint.start_from(
+        assert f"all 930 weights used, {left_over} left over (beyond" in checkpoint.start_from(
             model, tmp_path / f"{name}.pth")
         assert (model.backbone.conv1.weight == 7).all()
         for name, weight in model.state_dict().items():
             assert name.startswith("backbone.") or torch.equal(weight, before[name]), name
     with pytest.raises(BadInput, match="another shape of .* weights"):
         checkpoint.start_from(build_student("cc", "gs", "w48", "tiny"), tmp_path / "pose.pth")
-    with pytest.raises(BadInput, match="holds unknown 1 weights, surprise"):
+    with pytest.raises(BadInput, match="holds unknown 1 weights, stage3.4.surprise"):
         checkpoint.start_from(build_student("cc", "gs", "w32", "tiny"), tmp_path / "more.pth")
     words = "train.py", "--no-distill", *FAST, "--init"
     refused(call(*words, "less.pth", "--backbone", "w32", cwd=tmp_path),
