@@ -25,11 +25,6 @@ from models import RegressionHead, build_student, build_teacher
 FORMAT = 1
 
 
-def one_line(error):
-    """The first 200 characters of an error, in one line."""
-    return " ".join(repr(error).split())[:200]
-
-
 def checksum(content):
     """sha256 over all names, numbers and tensors of nested dictionaries and lists, in their order.
 
@@ -82,7 +77,7 @@ def save(path, model, metadata, training=None, half=False, keep=None):
         temporary.unlink(missing_ok=True)
         if not isinstance(error, (OSError, RuntimeError)):       # the latter is a full disk in torch's writer
             raise
-        raise BadInput(f"{path} could not be written ({one_line(error)}); what was there before is "
+        raise BadInput(f"{path} could not be written ({error!r:.200}); what was there before is "
                        f"untouched: make room there, or name another place") from error
     if keep is not None and path.exists():
         os.replace(path, keep)
@@ -112,13 +107,17 @@ def read_safely(path):
                            f"NEW)") from error
         # others are of torch's inner parts
         told = isinstance(error, (OSError, ValueError)) or "supported version" in str(error)
-        why = one_line(error) if told else "torch.save did not write it, or it is truncated"
+        why = f"{error!r:.200}" if told else "torch.save did not write it, or it is truncated"
         raise BadInput(f"{path} is not a checkpoint that can be read ({why})") from error
 
 
 def read(path):
     """The dictionary of one of our checkpoints; BadInput for any other file."""
-    content = read_safely(path)
+    return check_own(read_safely(path), path)
+
+
+def check_own(content, path):
+    """What `read_safely` gave for a file, if that is one of our checkpoints; else BadInput."""
     old = isinstance(content, dict) and "facts" in content               # the key of 'metadata' in old files
     if not isinstance(content, dict) or content.get("format") != FORMAT \
             or not isinstance(content.get("facts" if old else "metadata"), dict):
@@ -127,7 +126,7 @@ def read(path):
     try:
         computed = checksum(content)
     except (ValueError, RuntimeError) as error:          # RecursionError is one of the latter
-        raise BadInput(f"{path} is not a checkpoint of this project ({one_line(error)}): train.py writes "
+        raise BadInput(f"{path} is not a checkpoint of this project ({error!r:.200}): train.py writes "
                        f"those") from error
     if stated != computed:
         raise BadInput(f"{path} is damaged: its checksum is not that of its content")
@@ -193,10 +192,10 @@ def resume(folder, run, args):
         raise BadInput(f"{file} was trained with --lr {training['lr']}, now it is {args.lr}: it may be "
                        f"lowered, not raised")
     if args.epochs < training["epoch"]:
-        raise BadInput(f"{file} has finished {training['epoch']} epochs: --epochs {args.epochs} is less")
+        raise BadInput(f"{file} is at the end of epoch {training['epoch']}: --epochs {args.epochs} is less")
     if training["epochs"] != args.epochs:
-        print(f"{file} was planned for {training['epochs']} epochs, now {args.epochs}: the rate decays at "
-              f"other steps")
+        print(f"{file} was planned with --epochs {training['epochs']}, now it is {args.epochs}: the rate "
+              f"decays at other steps")
     run.model.load_state_dict(content["model"])
     run.ema.load_state_dict(training["ema"])
     for optimiser, state in zip(run.optimisers, training["optimisers"]):
@@ -228,11 +227,16 @@ def load(path, device="cpu"):
     Of a run's last.pt the average of weights is taken, which train.py scores. Published teachers can be
     loaded, too; metadata['used'] lists what was used.
     """
-    content = read_safely(path)
+    model, metadata = network_of(read_safely(path), path)
+    return model.to(device).eval(), metadata
+
+
+def network_of(content, path):
+    """What `read_safely` gave for a file -> (network, metadata), as `load` says."""
     if is_published_teacher(content):
         model, used = published_teacher(content, path)
-        return model.to(device).eval(), dict(data="as published", used=used)
-    content = read(path)
+        return model, dict(data="as published", used=used)
+    content = check_own(content, path)
     try:
         model = build(content["config"])
         model.load_state_dict((content["training"] or content).get("ema", content["model"]))
@@ -240,8 +244,8 @@ def load(path, device="cpu"):
             model.head.scored = content["metadata"]["scored"]
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"{path} does not fit the network it names, {content.get('config')}: "
-                       f"{one_line(error)}") from error
-    return model.to(device).eval(), content["metadata"]
+                       f"{error!r:.200}") from error
+    return model, content["metadata"]
 
 
 def start_from(model, path):
@@ -258,7 +262,7 @@ def start_from(model, path):
             raise BadInput(f"{path} holds an HRNet, and {describe(model.config)} has no backbone: add "
                            f"--backbone w32 or w48")
         return load_published(model.backbone, content, path)
-    other, metadata = load(path)
+    other, metadata = network_of(content, path)
     same = dict(other.config, preset="") == dict(model.config, preset="")
     from_teacher = other.config["student"] == "teacher" and model.config["student"] != "teacher"
     own, weights = model.state_dict(), other.state_dict()

@@ -87,10 +87,11 @@ def describe_device(device="cpu"):
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     capabilities = torch.cpu.get_capabilities()
-    name = capabilities.get("cpu_name") or platform.processor() or platform.machine()
+    cpu = capabilities.get("cpu_name") or platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
     limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
     sets = [name for name in INSTRUCTION_SETS if capabilities.get(name)]
-    return ", ".join([f"{name}, {torch.get_num_threads()} threads", *sets, *limits])
+    return ", ".join([f"{cpu}, {threads} thread{'s' * (threads > 1)}", *sets, *limits])
 
 
 def seconds_once(work, kind):
@@ -172,5 +173,5 @@ def cost_table(rows):
                      f"{row['params_m']:9.3f}{row['paper_params_m']:9g}"
                      f"{row['gflops']:9.3f}{row['paper_gflops']:9g}{fps:>11}{row['paper_fps']:9g}")
     if missing := sum(row["fps"] is None for row in rows):
-        lines.append(f"{missing} networks were not timed: the {COST_SECONDS} seconds for the table were over")
+        lines.append(f"networks not timed, as the {COST_SECONDS} seconds for the table were over: {missing}")
     return "\n".join(lines)

@@ -66,7 +66,6 @@ def gaussian(position, sigma, size):
 
 def gaussian_heatmaps(xy, sigma, size):
     """Heatmaps (B, K, size, size) of joints (B, K, 2), height 1. sigma: cells, a number or (B, K, 2)."""
-    sigma = torch.as_tensor(sigma, device=xy.device).expand_as(xy)
     along_x, along_y = gaussian(xy, sigma, size).unbind(2)                     # (B, K, size) each
     return along_y[..., :, None] * along_x[..., None, :]                       # rows are y
 
@@ -236,7 +235,7 @@ def teacher_targets(teacher, images):
     """The Targets of images (B, 3, size, size), tokens as they are (see TokenScale). No gradient."""
     output = teacher(images)
     return Targets(output.keypoint_tokens.float(), output.visual_tokens.float(),
-                   teacher.head.heatmaps(output.prediction))
+                   teacher.head.heatmaps(output.prediction).clamp(0, 1))
 
 
 class TokenScale(NamedTuple):
@@ -261,14 +260,14 @@ class TeacherTargets:
     pair a1, a2 suits every teacher.
 
     teacher: network in evaluation mode. images: (B, 3, size, size), crops without augmentation, from which
-    mean and standard deviation are measured. source: identifies the teacher's weights when a run is resumed.
+    mean and standard deviation are measured.
     views, samples: with views > 0, every process computes the targets of all samples once for each view and
     keeps them in CPU memory (tokens in float16, heatmaps in 255 steps), because the teacher's forward pass
     takes longer than a step of a tiny student. With views = 0 they are computed at every step.
     """
 
-    def __init__(self, teacher, images, views=0, samples=0, source=None):
-        self.teacher, self.source, self.views, self.samples = teacher, source, views, samples
+    def __init__(self, teacher, images, views=0, samples=0):
+        self.teacher, self.views, self.samples = teacher, views, samples
         parts = [teacher_targets(teacher, part) for part in images.split(32)]
         keypoint, visual, _ = zip(*parts)
         self.scales = [TokenScale.measure(torch.cat(tokens)) for tokens in (keypoint, visual)]
@@ -334,11 +333,10 @@ def prepare_targets(args, teacher, train, valid):
             raise BadInput(f"{args.teacher} scores {score:.2f} on {samples.name}, no better than a mean pose "
                            f"({chance:.2f}): train it longer, or check that it was trained on this data")
     teacher.requires_grad_(False).to(memory_format=torch.channels_last)
-    source = checkpoint.checksum(teacher.state_dict())[:16]
     half = args.amp and fast_bfloat16(args.device)
     fast = for_inference(teacher, torch.bfloat16 if half else torch.float32)
     images = make_batch(*train, range(min(CALIBRATION, len(train[0]))), teacher.size, args.device).images
-    targets = TeacherTargets(fast, images, args.views, len(train[0]), source)
+    targets = TeacherTargets(fast, images, args.views, len(train[0]))
     if args.views:
         print(f"teacher targets are computed once for each of {args.views} views: "
               f"{sum(part.nbytes for part in targets.kept) / 1e9:.1f} GB of memory")

@@ -139,12 +139,7 @@ def read_predictions(file, count):
 
     Raises BadInput where the file holds anything else, or not `count` people.
     """
-    try:
-        mat = read_mat(file)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"{file} is not a Matlab file ({error!r:.80})") from error
+    mat = read_mat(file)
     if "preds" not in mat:
         raise BadInput(f"{file} holds no 'preds' (it has {[key for key in mat if key[0] != '_']})")
     preds = mat["preds"]

@@ -106,9 +106,9 @@ class CropsToJoints(nn.Module):
 
 def ties(model, crops):
     """(B, K): which joints of crops (B, size, size, 3) have two highest bins within TIE on an axis. SimCC."""
-    prediction = model(crops.permute(0, 3, 1, 2).float() / 255).prediction
     if not isinstance(model.head, CoordinateHead):
         return torch.zeros(len(crops), len(JOINTS), dtype=torch.bool)
+    prediction = model(crops.permute(0, 3, 1, 2).float() / 255).prediction
     first, second = torch.stack(prediction).topk(2).values.unbind(-1)                      # (2, B, K) each
     return (first - second < TIE).any(0)
 
@@ -198,10 +198,11 @@ def main():
                        f"another place") from error
     finally:
         partial.unlink(missing_ok=True)
+    threads = torch.get_num_threads()
     print(f"{args.out}: {checkpoint.describe(model.config)}, {args.out.stat().st_size / 1e6:.1f} MB, joints "
           f"within {off[same].max():.5f} pixels of PyTorch's on {len(samples)} samples of {samples.name}"
           f"{f', but for {(~same).sum()} of {same.size} with two equal bins' if not same.all() else ''}\n"
-          f"crops a second, batch {len(samples)}, {torch.get_num_threads()} threads: "
+          f"crops a second, batch {len(samples)}, {threads} thread{'s' * (threads > 1)}: "
           f"PyTorch {here:.0f}, this file {there:.0f}\n"
           f"next: cut crops as people.box_matrix and crops.cut do, and feed them to it")
 

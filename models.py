@@ -217,39 +217,34 @@ class CoordinateHead(nn.Module):
 class HeatmapHead(nn.Module):
     """TokenPose's head: LayerNorm, Linear D -> width, LayerNorm, Linear -> S * S: heatmaps (B, K, S, S).
 
-    The output is logits over positions or, with values=True (published weights), the heatmap itself.
+    The output is logits over positions. published: TokenPose's own, 512 wide, puts out the heatmap itself.
     """
 
-    def __init__(self, dim, size, sigma, width=None, values=False):
+    def __init__(self, dim, size, sigma, published=False):
         super().__init__()
-        self.size, self.sigma, self.values = size, sigma, values
-        width = width or 2 * dim
+        self.size, self.sigma, self.published = size, sigma, published
+        width = 512 if published else 2 * dim
         self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width),
                                     nn.LayerNorm(width), nn.Linear(width, size * size))
 
     def forward(self, tokens):
         return self.layers(tokens).float().unflatten(-1, (self.size, self.size))
 
-    def relative(self, prediction):
+    def heatmaps(self, prediction):
         """Prediction -> heatmaps on a scale on which a label's peak is 1; they can exceed 1."""
-        if self.values:
+        if self.published:
             return prediction
         label_peak = 1 / (2 * math.pi * self.sigma ** 2)
         return prediction.flatten(-2).softmax(-1).view_as(prediction) / label_peak
 
-    def heatmaps(self, prediction):
-        """Prediction -> the heatmaps of `relative`, clamped to [0, 1]."""
-        return self.relative(prediction).clamp(0, 1)
-
     def decode(self, prediction):
-        # before clamping, which can make several cells equal to 1
-        xy, peak = decode_heatmaps(self.relative(prediction))
-        return xy, peak.clamp(0, 1)
+        xy, peak = decode_heatmaps(self.heatmaps(prediction))
+        return xy, peak.clamp(0, 1)          # not before: clamping can make several cells equal to 1
 
     def with_mirror(self, prediction, mirrored):
         """Mean of heatmaps, or of distributions over positions: log((p + mirror(p')) / 2)."""
         mirrored = mirrored[:, FLIP].flip(-1)                                             # (B, K, S, S)
-        if self.values:
+        if self.published:
             return (prediction + mirrored) / 2
         one, other = (logits.flatten(-2).softmax(-1) for logits in (prediction, mirrored))
         return ((one + other) / 2).log().view_as(prediction)
@@ -385,11 +380,9 @@ def build_student(student, filter, backbone="none", preset="paper"):
 def build_teacher(preset="paper", head="ours"):
     """The heatmap teacher: HRNet (W48 at paper size), attention blocks, heatmap head.
 
-    head: 'ours', or 'tokenpose', that of published weights (checkpoint.published_teacher): 512 wide, its
-    output is the heatmap itself.
+    head: 'ours', or 'tokenpose', that of published weights (checkpoint.published_teacher).
     """
-    sizes = PRESETS[preset]
-    published = dict(width=sizes.heatmap ** 2 // 8, values=True) if head == "tokenpose" else {}
+    sizes, published = PRESETS[preset], head == "tokenpose"
     config = dict(student="teacher", preset=preset) | (dict(head=head) if published else {})
-    head = HeatmapHead(sizes.dim, sizes.heatmap, sizes.heatmap_sigma, **published)
+    head = HeatmapHead(sizes.dim, sizes.heatmap, sizes.heatmap_sigma, published)
     return PoseNet(sizes, "attention", sizes.teacher_width, head, config)

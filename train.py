@@ -138,7 +138,9 @@ def fit(args, distributed, run, train, valid, teacher=None):
                 "images_per_second": round(steps * args.batch_size / (time.monotonic() - began), 2)}
         if (epoch + 1) % SCORE_EVERY == 0 or epoch + 1 == args.epochs:
             line |= score_average(args, distributed, run, valid, epoch + 1)
-        add_line(run, line)
+        run.epoch = epoch + 1
+        run.log.append(line)
+        print("  ".join(f"{name} {value:.4g}" for name, value in line.items()), flush=True)
         if distributed.is_main:
             checkpoint.save_run(args.out, run, args)
         late = time.monotonic() > BEGAN + 60 * (args.stop_after or math.inf)
@@ -172,20 +174,12 @@ def refuse_non_finite(run, step, rows, means):
                        + (" and continue with --resume" if run.epoch else ""))
 
 
-def add_line(run, line):
-    """Log and print an epoch that is finished."""
-    run.epoch = line["epoch"]
-    run.log.append(line)
-    print("  ".join(f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4g}"
-                    for name, value in line.items()), flush=True)
-
-
 def score_average(args, distributed, run, valid, epoch):
     """Score the weight average and keep it if it is the best -> {'pckh@0.5': mean, 'pckh@0.1': mean}.
 
     With several validation sets these are means over those in --select, and 'NAME@0.5' is added for each set.
     Results are reported on the same samples: there is no third split. The main process scores; others wait
-    for it at their next step.
+    for it.
     """
     if not distributed.is_main:
         return {}
@@ -211,7 +205,7 @@ def build_model(args):
         if args.student == "reg":
             # only the confidence term trains the score (models.RegressionHead)
             model.head.scored = args.distill and WEIGHTS["reg"]["confidence"] > 0
-    if args.init:
+    if args.init and not args.resume:                                  # else last.pt has the weights
         print(checkpoint.start_from(model, args.init))
     return model.to(args.device, memory_format=torch.channels_last)      # the fastest layout for convolutions
 
@@ -240,7 +234,8 @@ def load_data(args, size):
 def start(args, distributed, model, samples, valid, teacher=None):
     """The Run before its first step. samples: to train on; valid: as in `fit`."""
     settings = {name: getattr(args, name) for name in SETTINGS} | dict(
-        select=sorted(args.select), processes=distributed.world_size, teacher=teacher and teacher.source,
+        select=sorted(args.select), processes=distributed.world_size,
+        teacher=teacher and checkpoint.checksum(teacher.state_dict())[:16],
         changes=getattr(args, "changes", []))                                  # of studies/changed.py
     settings |= checkpoint.fingerprints("training", samples)
     for name, (scored, _) in valid.items():
@@ -260,7 +255,6 @@ def train_model(args, distributed):
     model = build_model(args)
     teacher = load_teacher(args) if args.distill else None
     train, valid = load_data(args, model.size)
-    teacher = teacher and prepare_targets(args, teacher, train, valid)
     run = start(args, distributed, model, train[0], valid, teacher)
     if distributed.is_main:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -269,12 +263,13 @@ def train_model(args, distributed):
     if args.resume:
         file = checkpoint.resume(args.out, run, args)
         print(f"resuming from {file}, epoch {run.epoch + 1}" if run.epoch < args.epochs else
-              f"{file} has finished its {args.epochs} epochs: raise --epochs to go on")
+              f"{file} is at the end of epoch {run.epoch}, the last: raise --epochs to go on")
+    teacher = teacher and prepare_targets(args, teacher, train, valid)           # slow, so after all checks
     if distributed.is_main:
         write_json(args.out / "config.json", vars(args))
         (args.out / "result.json").unlink(missing_ok=True)                   # outdated
-    print(f"{checkpoint.describe(model.config)} on {args.device}: {args.epochs} epochs of "
-          f"{len(train[0]) // args.batch_size} steps, {args.batch_size} samples each, into {args.out}/")
+    print(f"{checkpoint.describe(model.config)} on {args.device}: epochs {args.epochs}, steps "
+          f"{len(train[0]) // args.batch_size}, batch size {args.batch_size}, into {args.out}/")
     if not fit(args, distributed, run, train, valid, teacher):
         print(f"stopped after epoch {run.epoch}: the same command with --resume continues it")
     elif distributed.is_main:

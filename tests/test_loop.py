@@ -242,7 +242,8 @@ def test_more_epochs_follow_the_new_schedule(people, tmp_path, capsys):
     assert Training(people, tmp_path).run()
     run = Training(people, tmp_path, epochs=5)
     run.resume()
-    assert "was planned for 2 epochs, now 5: the rate decays at other steps" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "was planned with --epochs 2, now it is 5: the rate decays at other steps" in told
     assert run.run() and [line["epoch"] for line in log_of(tmp_path)] == [1, 2, 3, 4, 5]
     rates = [line["lr"] for line in log_of(tmp_path)]
     assert rates[1] == pytest.approx(1e-3 * rate_factor(2 * STEPS - 1, 2 * STEPS))
@@ -312,7 +313,7 @@ def test_best_weights_left_behind_are_scored_anew(people, tmp_path):
     run = Training(people, tmp_path, epochs=3)
     run.resume()
     assert run.run() and checkpoint.read(tmp_path / "best.pt")["metadata"]["epoch"] == 3
-    with pytest.raises(BadInput, match="last.pt has finished 3 epochs: --epochs 2 is less"):
+    with pytest.raises(BadInput, match="last.pt is at the end of epoch 3: --epochs 2 is less"):
         Training(people, tmp_path, epochs=2).resume()
 
 
@@ -406,8 +407,6 @@ def test_targets_of_a_view_are_asked_for_once_and_again_after_a_stop(people, tmp
     asked = []
 
     class Targets(SimpleNamespace):
-        source = "x"
-
         def prepare(self, view, batch_of):
             asked.append((view, tuple(batch_of([0, 1]).images.shape)))
 

@@ -140,7 +140,7 @@ def lose_line(run):
 
 @pytest.mark.parametrize("damage, line", [
     (flip_bits, "resuming from run/previous.pt"), (lose_last, "resuming from run/previous.pt"),
-    (lose_line, f"last.pt has finished its {EPOCHS} epochs: raise --epochs to go on")])
+    (lose_line, f"last.pt is at the end of epoch {EPOCHS}, the last: raise --epochs to go on")])
 def test_a_run_whose_files_are_damaged_is_mended(undisturbed, tmp_path, damage, line):
     shutil.copytree(undisturbed, tmp_path / "run")
     damage(tmp_path / "run")

@@ -209,7 +209,7 @@ def test_a_run_on_several_folders(folders, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "one+two/train: 16 samples to train on (6 + 10 people); one/valid: 4 to score on; " in done.stdout
     assert "two/valid: 3 to score on" in done.stdout
-    assert "5 epochs of 2 steps, 8 samples each" in done.stdout
+    assert "epochs 5, steps 2, batch size 8" in done.stdout
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     scored = [line for line in log if "one@0.5" in line and line["pckh@0.5"] == line["two@0.5"]]
     assert [line["epoch"] for line in scored] == [4, 5]
