@@ -67,16 +67,21 @@ def check_all(file, check, count):
 
 
 def read_mat(file, **options):
-    """The variables of a Matlab file, as loadmat gives them. Arrays of version 7.3 are read where h5py is."""
+    """The variables of a Matlab file, as loadmat gives them; BadInput where it cannot be read.
+
+    Arrays of version 7.3 are read where h5py is.
+    """
     from scipy.io import loadmat         # here, as few commands need it and it takes a fifth of a second
     try:
         return loadmat(file, **options)
     except NotImplementedError as error:                             # version 7.3, which is HDF5
-        with contextlib.suppress(ImportError), importlib.import_module("h5py").File(file) as mat:
+        with contextlib.suppress(ImportError, OSError), importlib.import_module("h5py").File(file) as mat:
             if all(hasattr(value, "dtype") for value in mat.values()):       # arrays, without structures
                 return {name: value[()].T for name, value in mat.items()}
         raise BadInput(f"{file} is a Matlab file of version 7.3: save it with -v7, or, where it holds arrays "
                        f"alone, install h5py") from error
+    except Exception as error:          # scipy raises a dozen kinds on damaged files
+        raise BadInput(f"{file} is not a Matlab file that can be read ({error!r:.80})") from error
 
 
 def cores():
@@ -108,13 +113,13 @@ STDOUT = "/dev/stdout"
 
 def check_folder(path, flag=""):
     """BadInput where a file that is to be written has no folder. flag: what names it, such as "--json "."""
-    if str(path) == STDOUT:
+    if not path or str(path) == STDOUT:
         return
-    if path and not path.resolve().parent.is_dir():
+    if not path.resolve().parent.is_dir():
         raise BadInput(f"{flag}{path}: there is no folder {path.parent} to write into: make it first")
-    if path and path.is_dir():
+    if path.is_dir():
         raise BadInput(f"{flag}{path} is a folder: name a file")
-    if path and (path.is_file() or not path.exists()):           # not a device
+    if path.is_file() or not path.exists():                      # not a device
         check_writable(path.resolve().parent, flag)
 
 

@@ -12,7 +12,6 @@ A pixel's coordinate is that of its centre: the crop's first pixel has its centr
 raises the brightness. An augmented crop is interpolated twice, a plain one once.
 """
 
-import errno
 import hashlib
 import math
 import os
@@ -70,16 +69,15 @@ def crop_matrix(center, side, size, rotation=0.0, flip=False):
     mirror = 1 - 2 * torch.as_tensor(flip, dtype=torch.float64).expand_as(side)
     cos, sin = angle.cos(), angle.sin()
     s_cos, s_sin = size / side * cos, size / side * sin                        # S cos, S sin
-    rows = torch.stack([mirror * s_cos, mirror * s_sin], -1), torch.stack([-s_sin, s_cos], -1)
-    turn = torch.stack(rows, -2)                                               # (B, 2, 2)
+    turn = torch.stack([mirror * s_cos, mirror * s_sin, -s_sin, s_cos], -1).unflatten(-1, (2, 2))  # (B, 2, 2)
     shift = (size - 1) / 2 - turn @ center[..., None]                          # (B, 2, 1)
     return torch.cat([turn, shift], dim=-1)
 
 
 def invert(matrix):
     """The maps back: (B, 2, 3) -> (B, 2, 3)."""
-    (a, b), (c, d) = (row.unbind(-1) for row in matrix[..., :2].unbind(-2))
-    adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
+    a, b, c, d = matrix[..., :2].flatten(-2).unbind(-1)
+    adjugate = torch.stack([d, -b, -c, a], -1).unflatten(-1, (2, 2))
     back = adjugate / (a * d - b * c)[..., None, None]
     return torch.cat([back, -back @ matrix[..., 2:]], dim=-1)
 
@@ -293,10 +291,9 @@ def store(samples, size, folder=None):
             partial = partial if alone else partial.with_suffix(f".{os.getpid()}.partial")
             if not is_cut():                                  # else another process has cut them meanwhile
                 start = partial.stat().st_size // crop_bytes if partial.exists() else 0
-                full = BadInput(f"{file.parent} lacks room for {total / 1e9:.1f} GB of crops: name another "
-                                f"folder with --cache")
                 if shutil.disk_usage(file.parent).free < total - start * crop_bytes:
-                    raise full
+                    raise BadInput(f"{file.parent} lacks room for {total / 1e9:.1f} GB of crops: name "
+                                   f"another folder with --cache")
                 print(f"cutting {len(samples):,} crops of {wide} x {wide} pixels into {file} "
                       f"({total / 1e9:.2f} GB)" + (f", after the first {start:,}" if start else ""))
                 try:
@@ -305,10 +302,9 @@ def store(samples, size, folder=None):
                         out.writelines(cut_all(samples, matrix, wide, start))
                         out.flush()
                         os.fsync(out.fileno())
-                except OSError as error:
-                    if error.errno in (errno.ENOSPC, errno.EDQUOT):        # others write, too; or a quota
-                        raise full from error
-                    raise BadInput(f"--cache: {partial} cannot be written ({error.strerror})") from error
+                except OSError as error:                     # others write, too; or a quota
+                    raise BadInput(f"{partial} cannot be written ({error.strerror}): name another "
+                                   f"folder with --cache") from error
                 os.replace(partial, file)
     return np.memmap(file, np.uint8, "r", shape=shape)
 

@@ -167,8 +167,8 @@ def read_annotations(file):
                            f"{', '.join(COCO_KEYPOINTS)}")
     listed = {str(image.get("id")): image for image in images if isinstance(image, dict)}
     if len(listed) < len(images):
-        raise BadInput(f"{file}: {len(images) - len(listed):,} of its images have the id of another one: "
-                       f"correct the ids")
+        raise BadInput(f"{file}: {len(images) - len(listed):,} of its images are no entry or have the "
+                       f"id of another one: correct them")
     return listed, annotations
 
 
@@ -210,34 +210,44 @@ def ends_beyond(box, image):
 def read_everybody(root, images=True):
     """annot/boxes.json, where it is: {image: [[x, y, width, height] of everybody in it]} -> the same by path.
 
-    In pixels from 0. It gives a set in MPII's layout what COCO's has. BadInput for anything else, and where
-    none of its images is there (images=False: unchecked).
+    In pixels from 0. It gives a set in MPII's layout what COCO's has. BadInput where none of its images is
+    there (images=False: unchecked).
     """
-    def checked(boxes):
-        if not all(map(is_box, boxes)):
-            raise ValueError(f"{boxes} are not such boxes")
-        return np.reshape(np.array(boxes, np.float32), (-1, 4))
-
     file = root / "annot" / "boxes.json"
-    try:
-        everybody = {root / "images" / name: checked(boxes)
-                     for name, boxes in json.loads(file.read_bytes(), object_pairs_hook=without_twins).items()
-                     } if file.is_file() else {}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise BadInput(f"{file} must be json such as {{\"photo.jpg\": [[x, y, width, height]]}}, boxes of "
-                       f"everybody in a photo ({' '.join(str(error).split())[:160]}): correct or remove it"
-                       ) from error
+    boxes = read_boxes(file, empty=True) if file.is_file() else {}
+    everybody = {root / "images" / name: np.array(people, np.float32).reshape(-1, 4)
+                 for name, people in boxes.items()}
     if images and everybody and not any(map(isfile, everybody)):
         raise BadInput(f"{file} names no image that is there, and {str(next(iter(everybody)))[:160]} first: "
                        f"names must be paths below {root / 'images'}")
     return everybody
 
 
-def is_box(box):
-    """Is this from a json file a list x, y, width, height, in pixels and with no side below 0?"""
-    return (isinstance(box, list) and len(box) == 4
+def read_boxes(file, flag="", empty=False):
+    """{"photo.jpg": [[x, y, width, height], ...], ...} of a json file; BadInput for anything else.
+
+    flag: what names the file, such as "--boxes ". empty: boxes may have sides of 0.
+    """
+    try:
+        boxes = json.loads(Path(file).read_bytes(), object_pairs_hook=without_twins)
+        if not (isinstance(boxes, dict) and all(isinstance(people, list) for people in boxes.values())):
+            raise ValueError("it does not name images and list boxes of each")
+        return {name: [check_box(box, empty) for box in people] for name, people in boxes.items()}
+    except OSError as error:
+        raise BadInput(f"{flag}{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{flag}{file} must be json such as {{\"photo.jpg\": [[x, y, width, height]]}}: "
+                       f"{' '.join(str(error).split())[:160]}") from error
+
+
+def check_box(box, empty=False):
+    """A list of four numbers, x, y, width, height -> the same as floats. ValueError for anything else."""
+    if not (isinstance(box, list) and len(box) == 4
             and all(type(number) in (int, float) and abs(number) < FARTHEST for number in box)
-            and min(box[2:]) >= 0)
+            and (min(box[2:]) > 0 or empty and min(box[2:]) == 0)):
+        raise ValueError(f"the box {box!r:.80} is not x y width height with a size above 0, "
+                         f"within {FARTHEST:,} pixels")
+    return list(map(float, box))
 
 
 def without_twins(pairs):

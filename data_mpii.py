@@ -189,22 +189,23 @@ def find_labels(root, split):
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, "
                        f"annot/valid.json")
-    json_file = root / "annot" / f"{split}.json"
+    there = [name for name in ("train", "valid") if (root / "annot" / f"{name}.json").is_file()]
     releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
     if coco := data_coco.find_annotations(root, split):
-        if releases or any((root / "annot" / f"{name}.json").is_file() for name in ("train", "valid")):
+        if releases or there:
             raise BadInput(f"{root} has labels of MPII's layout and of COCO's: move annotations/ and its "
                            f"images into a folder of their own")
         return coco
-    if not (json_file.is_file() or releases):
+    if split in there:
+        return root / "annot" / f"{split}.json"
+    if not releases:
         raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release "
                        f"mpii_human_pose_v1_u12_1.mat nor COCO's annotations/person_keypoints_*2017.json: "
                        f"put one of them there")
-    if not json_file.is_file() and (other := [name for name in ("train", "valid")
-                                              if (root / "annot" / f"{name}.json").is_file()]):
-        raise BadInput(f"{root} has annot/{other[0]}.json and no annot/{split}.json, and {releases[0].name} "
+    if there:
+        raise BadInput(f"{root} has annot/{there[0]}.json and no annot/{split}.json, and {releases[0].name} "
                        f"divides the images otherwise: add the second file, or move the first away")
-    return json_file if json_file.is_file() else releases[0]
+    return releases[0]
 
 
 def check_units(file, samples, images, rule):
@@ -215,15 +216,17 @@ def check_units(file, samples, images, rule):
     joints, visible, side = samples.joints, samples.visible, samples.side
     if not visible.any():
         return
-    sizes, some = [], np.unique(np.linspace(0, len(side) - 1, LOOKED_AT).astype(int))
-    for row in some if images else ():
+    rows, longest = [], []               # samples that are looked at, and the longer side of their images
+    for row in np.unique(np.linspace(0, len(side) - 1, LOOKED_AT).astype(int)) if images else ():
         with suppress(BadInput):         # reported where it is decoded
-            sizes.append((row, open_safely(samples.files[row], lambda image: max(image.size))))
-    rows, longest = np.array(sizes, int).reshape(-1, 2).T
+            longest.append(open_safely(samples.files[row], lambda image: max(image.size)))
+            rows.append(row)
+    rows, longest = np.array(rows, int), np.array(longest, int)
     inside_image = ((joints[rows] > -1) & (joints[rows] < longest[:, None, None])).all(-1)[visible[rows]]
     inside_crop = (np.abs(joints - samples.center[:, None]) <= side[:, None, None] / 2).all(-1)[visible]
-    low, high = (np.where(visible[..., None], joints, nowhere) for nowhere in (np.inf, -np.inf))
-    span = (high.max(1) - low.min(1)).max(-1)                          # (N,) of the labelled joints, pixels
+    labelled = visible[..., None]
+    span = (joints.max(1, where=labelled, initial=-np.inf)
+            - joints.min(1, where=labelled, initial=np.inf)).max(-1)           # (N,), pixels
     side_per_span, side_per_image = side[span > 0] / span[span > 0], side[rows] / longest
     head = np.median(samples.head_size / side)
     fault = ""
@@ -317,17 +320,15 @@ def check_entries(file, entries, images):
 
 def read_truth(file):
     """gt_valid.mat -> joints (N, 16, 2) 0-based, visible (N, 16), head sizes (N,) in pixels."""
+    mat = read_mat(file)
     try:
-        mat = read_mat(file)
         joints, missing, heads = (mat[key].astype(np.float64)
                                   for key in ("pos_gt_src", "jnt_missing", "headboxes_src"))
         N = joints.shape[2]
         # heads: corner, x y, N
         if (joints.shape, missing.shape, heads.shape) != ((16, 2, N), (16, N), (2, 2, N)):
             raise ValueError(f"shapes {joints.shape}, {missing.shape}, {heads.shape}")
-    except BadInput:
-        raise
-    except Exception as error:          # scipy raises a dozen kinds on damaged files
+    except (KeyError, ValueError, TypeError, IndexError) as error:
         raise BadInput(f"{file} is not MPII's validation truth ({error!r:.80}): it needs pos_gt_src (16, 2, "
                        f"N), jnt_missing (16, N) and headboxes_src (2, 2, N)") from error
     head_size = HEAD_SIZE_OF_DIAGONAL * np.linalg.norm(heads[1] - heads[0], axis=0)           # (N,)
@@ -347,8 +348,9 @@ def read_release(file, split):
     The training images are split by file name. Entries are those of a json file, with head_size besides.
     """
     held_out = lambda name: zlib.crc32(name.encode()) % VALIDATION_EVERY == 0
+    mat = read_mat(file, struct_as_record=False, squeeze_me=True)
     try:
-        release = read_mat(file, struct_as_record=False, squeeze_me=True)["RELEASE"]
+        release = mat["RELEASE"]
         annolist, training = np.atleast_1d(release.annolist), np.atleast_1d(release.img_train)
         # annorect tells entries of people with equal labels apart
         entries = [dict(image=entry.image.name, annorect=(n, k), **person)
@@ -356,9 +358,7 @@ def read_release(file, split):
                    if train and held_out(entry.image.name) == (split == "valid")
                    for k, rect in enumerate(np.atleast_1d(getattr(entry, "annorect", [])))
                    if (person := read_annorect(rect))]
-    except BadInput:
-        raise
-    except Exception as error:          # scipy raises a dozen kinds on damaged files
+    except Exception as error:          # a structure with anything in it
         raise BadInput(f"{file} is not MPII's release ({error!r:.80}): it must hold "
                        f"RELEASE.annolist") from error
     if not entries:

@@ -165,8 +165,7 @@ class DynamicFilter(nn.Module):
         self.norm.running_var.fill_(1 - self.norm.eps)
         self.M1 = nn.Linear(dim, hidden, bias=False)
         self.M2 = nn.Linear(hidden, BASIS_FILTERS * wide, bias=False)
-        # K_basis
-        self.K_real = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, BASIS_FILTERS))
+        self.K_real = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, BASIS_FILTERS))    # of K_basis
         self.K_imag = nn.Parameter(FILTER_STD * torch.randn(H, W // 2 + 1, BASIS_FILTERS))
         self.filter = GlobalFilter(grid)
         self.W2 = nn.Linear(wide, dim, bias=False)

@@ -69,7 +69,7 @@ def list_files(paths, out, failed):
         inside, own, linked = [], 0, set()
         for folder, below, names in os.walk(path, onerror=lambda error: report(error, failed),
                                             followlinks=True):
-            below[:] = [name for name in below if is_new(Path(folder, name), path, linked)]
+            below[:] = [name for name in below if is_unlisted(Path(folder, name), path, linked)]
             names = [] if within and Path(folder).resolve().is_relative_to(within) else names
             for file in (Path(folder, name) for name in names if not name.startswith("._")):
                 is_own, is_lost = file.name.endswith((OUTPUT, VIDEO_OUTPUT)), not os.path.exists(file)
@@ -85,7 +85,7 @@ def list_files(paths, out, failed):
     return images, videos
 
 
-def is_new(folder, path, linked):
+def is_unlisted(folder, path, linked):
     """Is a folder below `path` to be listed? Each is once; linked: those that links led to, added to."""
     real, root = folder.resolve(), path.resolve()
     if real.is_relative_to(root):

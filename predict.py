@@ -24,30 +24,16 @@ from tqdm import tqdm
 import checkpoint
 from common import (BadInput, CommandLine, check_device, check_folder, check_not_read, check_writable,
                     default_device, json_path, main_with_clear_errors, place_of, print_beside, refuse)
-from data_coco import is_box, without_twins
+from data_coco import check_box, read_boxes
 from data_mpii import JOINTS
 from export import SHIPPED_STUDENT, for_inference
-from images import (FARTHEST, LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, draw_poses, list_files, name_outputs,
+from images import (LONGEST, OUTPUT, THRESHOLD, VIDEO_OUTPUT, draw_poses, list_files, name_outputs,
                     read_image, report, write_image)
 from people import find_people, person_score, poses_in_boxes
 from videos import Tracker, draw_video, partial_name, title_of
 
 
 # ------------------------------------------------------------------------------- images and boxes
-
-def read_boxes(file):
-    """{"photo.jpg": [[x, y, width, height], ...], ...} of --boxes; BadInput for anything else."""
-    try:
-        boxes = json.loads(Path(file).read_bytes(), object_pairs_hook=without_twins)
-        if not (isinstance(boxes, dict) and all(isinstance(people, list) for people in boxes.values())):
-            raise ValueError("it does not name images and list boxes of each")
-        return {name: [check_box(box) for box in people] for name, people in boxes.items()}
-    except OSError as error:
-        raise BadInput(f"--boxes {file} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"--boxes {file}: {' '.join(str(error).split())[:160]}; it must be json such as "
-                       f'{{"photo.jpg": [[x, y, width, height]]}}') from error
-
 
 def match_boxes(source, listed):
     """--boxes for the listed (file, path in the named folder) -> {absolute path: boxes}.
@@ -60,21 +46,13 @@ def match_boxes(source, listed):
         for key in (str(name), os.path.abspath(file)):
             paths[key].add(os.path.abspath(file))
         names[file.name].add(os.path.abspath(file))
-    for key, boxes in read_boxes(source).items():
+    for key, boxes in read_boxes(source, "--boxes ").items():
         files = paths[str(Path(key))] | paths[os.path.abspath(key)] or names[key]
         refuse((not files, f"--boxes {source} names {key}, which is not among the images"),
                (len(files) > 1, f"--boxes {source}: {key} may be any of {len(files)} images: write its path"),
                (files & matched.keys(), f"--boxes {source} names {key} twice, by two paths: leave one out"))
         matched[min(files)] = boxes
     return matched
-
-
-def check_box(box):
-    """A list of four numbers, x, y, width, height -> the same as floats. ValueError for anything else."""
-    if not (is_box(box) and min(box[2:]) > 0):
-        raise ValueError(f"the box {box!r:.80} is not x y width height with a size above 0, "
-                         f"within {FARTHEST:,} pixels")
-    return list(map(float, box))
 
 
 def check_overlap(path, boxes, size, scale=1):

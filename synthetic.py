@@ -160,18 +160,6 @@ def pose(rng):
     return Skeleton(joints, chest, head, shins, forearms)
 
 
-# ------------------------------------------------------------------------------- one drawing and many
-
-class Drawing(NamedTuple):
-    """One person, or N, stacked. Pixel coordinates are x, y; the centre of the top left pixel is (0, 0)."""
-    image: np.ndarray        # (P, P, 3) uint8 RGB, P = round(1.5 * size)
-    joints: np.ndarray       # (16, 2) float32 px
-    visible: np.ndarray      # (16,) bool: labelled: within the image, be it behind the body
-    center: np.ndarray       # (2,) float32 px, as in MPII's file
-    scale: float             # body height / 200 px, as in MPII's file
-    head_box: np.ndarray     # (4,) float32 px: x1, y1, x2, y2
-
-
 # ------------------------------------------------------------------------------- the body on the skeleton
 
 def dress(skeleton, rng):
@@ -294,6 +282,16 @@ def clutter(P, light, rng):
 
 # ------------------------------------------------------------------------------- drawings
 
+class Drawing(NamedTuple):
+    """One person, or N, stacked. Pixel coordinates are x, y; the centre of the top left pixel is (0, 0)."""
+    image: np.ndarray        # (P, P, 3) uint8 RGB, P = round(1.5 * size)
+    joints: np.ndarray       # (16, 2) float32 px
+    visible: np.ndarray      # (16,) bool: labelled: within the image, be it behind the body
+    center: np.ndarray       # (2,) float32 px, as in MPII's file
+    scale: float             # body height / 200 px, as in MPII's file
+    head_box: np.ndarray     # (4,) float32 px: x1, y1, x2, y2
+
+
 def draw_person(seed: int, index: int, size: int = 64) -> Drawing:
     """Drawing number `index` of the endless series `seed`, for a crop of about size x size px."""
     rng = np.random.default_rng((seed, index))
@@ -339,8 +337,8 @@ def draw_person(seed: int, index: int, size: int = 64) -> Drawing:
                    head_box=np.concatenate([head - half, head + half]).astype(np.float32))
 
 
-def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: int = 1) -> Drawing:
-    """Drawings first .. first + count - 1 of the series `seed`, the same for any number of worker processes.
+def draw_people(count, seed, size=64, workers=1):
+    """The first `count` drawings of the series `seed`, stacked, the same for any number of worker processes.
 
     workers: processes, at most one for every CHUNK. More than one import the caller's script again: it should
     then call this from within `if __name__ == "__main__":`, as train.py does, or each runs the whole script.
@@ -350,7 +348,7 @@ def draw_people(count: int, seed: int, size: int = 64, first: int = 0, workers: 
     drawings = Drawing(np.empty((count, P, P, 3), np.uint8), np.empty((count, 16, 2), np.float32),
                        np.empty((count, 16), bool), np.empty((count, 2), np.float32),
                        np.empty(count, np.float32), np.empty((count, 4), np.float32))
-    chunks = [range(at, min(at + CHUNK, first + count)) for at in range(first, first + count, CHUNK)]
+    chunks = [range(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
     pool = None
     script = getattr(sys.modules["__main__"], "__file__", None)
     can_import = script is None or os.path.isfile(script)                     # "<stdin>" is no file

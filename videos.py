@@ -11,7 +11,6 @@ import math
 import os
 import sys
 import time
-from collections import defaultdict
 from contextlib import suppress
 from os.path import isdir, isfile
 from typing import NamedTuple
@@ -151,7 +150,7 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
     if not stream.isOpened():
         raise BadInput(f"OpenCV cannot open {title}"
                        + ("" if camera else ": it is no video, a damaged one, or of a kind to be converted"))
-    stated, filters, most = stream.get(cv2.CAP_PROP_FPS), defaultdict(OneEuro), 0
+    stated, filters, most = stream.get(cv2.CAP_PROP_FPS), {}, 0
     rate = stated if 0 < stated < 1000 else 25           # a header may state the ticks of a clock instead
     if not camera:
         rate, stream = frame_rate(cv2, stream) or rate, open_video(source)
@@ -168,11 +167,11 @@ def draw_video(source, target, follow, draw, note=None, smooth=False):
             step = now - last if now > last else 1 / rate
             now = last + step if written else now                  # also where there are no timestamps
             if smooth:
-                for number in filters.keys() - people.keys():     # who comes back may be elsewhere
-                    del filters[number]
-                for number, person in people.items():
-                    joints = filters[number](person.joints, step, max(person.box[2:]))
-                    people[number] = person._replace(joints=joints)
+                # who comes back may be elsewhere, and begins anew
+                filters = {number: filters.get(number) or OneEuro() for number in people}
+                smoothed = lambda number, person: person._replace(
+                    joints=filters[number](person.joints, step, max(person.box[2:])))
+                people = {number: smoothed(number, person) for number, person in people.items()}
             last = now
             if writer is None:
                 writer = open_writer(cv2, partial, rate, image.size)

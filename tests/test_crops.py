@@ -376,7 +376,7 @@ def test_a_disk_that_fills_while_crops_are_cut(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(crops_module.os, "fsync", full)
-    with pytest.raises(BadInput, match="lacks room for 0.0 GB of crops: name another folder"):
+    with pytest.raises(BadInput, match="cannot be written .No space left on device.: name another folder"):
         store(drawn_people("valid", 3, 64), 64, tmp_path)
 
 

@@ -281,7 +281,7 @@ def test_bad_files(tmp_path):
         load_samples(tmp_path, "train")
     folder(tmp_path, ENTRY, split="valid")
     (tmp_path / "annot" / "gt_valid.mat").write_bytes(b"not a mat file")
-    with pytest.raises(BadInput, match="is not MPII's validation truth"):
+    with pytest.raises(BadInput, match="gt_valid.mat is not a Matlab file that can be read"):
         load_samples(tmp_path, "valid")
     savemat(
         tmp_path / "annot" / "gt_valid.mat",

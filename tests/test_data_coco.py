@@ -262,7 +262,7 @@ BAD_FILES = {
     "has no annotations with keypoints: take person_keypoints": json.dumps(dict(images=[], annotations=[
         dict(id=1, image_id=1, bbox=[1, 2, 3, 4])])),
     "has no annotations with keypoints": '{"images": [], "annotations": []}',
-    "2 of its images have the id of another": json.dumps(dict(
+    "2 of its images are no entry or have the id of another": json.dumps(dict(
         images=[dict(id=1, file_name="a"), dict(id=1, file_name="b"), 7], annotations=[PERSON])),
     "has other keypoints than COCO, or in another order": json.dumps(dict(
         images=[], annotations=[PERSON], categories=[dict(id=1, keypoints=COCO_KEYPOINTS[::-1])])),

@@ -50,9 +50,7 @@ def same(one, other):
 
 
 def test_a_drawing_depends_on_seed_and_index_only(people):
-    again = draw_people(3, SEED, first=40)
-    for n in range(3):
-        assert same([field[n] for field in again], [field[40 + n] for field in people])
+    assert same(draw_people(3, SEED), [field[:3] for field in people])
     assert same(draw_person(SEED, 5), draw_person(SEED, 5))
     for other in (draw_person(SEED, 6), draw_person(SEED + 1, 5)):
         assert not np.array_equal(other.image, people.image[5])
