@@ -117,17 +117,27 @@ def load_samples(root, split, images=True):
     BadInput if it cannot be used. images=False: read the labels alone, for a folder without images.
     """
     root, file = Path(root), find_labels(root, split)
+    name = f"{root.resolve().name}/{split}"
     if file.name.startswith("person_keypoints_"):                              # COCO's layout
         fields = data_coco.load_people(root, file, split, images)
         fields["side"] = BOX_ENLARGEMENT * fields["side"]
-        samples = of_files(f"{root.resolve().name}/{split}", **fields)
-        check_units(file, samples, images, "keypoints and bbox (x, y, width, height) must be in pixels")
-        return samples
+        rule = "keypoints and bbox (x, y, width, height) must be in pixels"
+    else:
+        fields = load_people(root, file, split, images)
+        name += " by image" if file.suffix == ".mat" else ""
+        rule = ("joints, center and head boxes must be in pixels of the upright image, counted from 1, and "
+                f"scale the person's height in pixels / {PIXELS_PER_SCALE}")
+    samples = of_files(name, **fields)
+    check_units(file, samples, images, rule)
+    return samples
+
+
+def load_people(root, file, split, images=True):
+    """The people of a split, by the names of Samples: of a json file in HRNet's layout, or of MPII's release."""
     released, truth, note = file.suffix == ".mat", root / "annot" / "gt_valid.mat", ""
     entries = read_release(file, split) if released else read_json(file)
     rows = check_entries(file, entries, root / "images" if images else None)
     names, joints, visible, center, scale = zip(*rows)
-    files = tuple(root / "images" / name for name in names)
     joints = np.array(joints, np.float32) - 1                                  # from 1-based to 0-based
     visible, scale = np.array(visible, bool), np.array(scale, np.float32)
     middle, side = box(np.array(center, np.float32) - 1, scale)
@@ -147,17 +157,13 @@ def load_samples(root, split, images=True):
                            f"people in different orders")
     elif split == "valid":
         note = f"no gt_valid.mat: head sizes taken as {HEAD_SIZE_PER_SCALE} x scale, PCKh is approximate"
-    samples = of_files(f"{root.resolve().name}/{split}{' by image' if released else ''}", joints=joints,
-                       visible=visible, center=middle, side=side, head_size=head_size, files=files, note=note,
-                       everybody=data_coco.read_everybody(root, images))
-    check_units(file, samples, images,
-                "joints, center and head boxes must be in pixels of the upright image, counted from 1, and "
-                f"scale the person's height in pixels / {PIXELS_PER_SCALE}")
     if (small := PIXELS_PER_SCALE * scale < SMALL_PERSON).any():
         warnings.warn(f"{file}: {small.sum()} people are less than {SMALL_PERSON} pixels tall by their "
                       f"scale, first in {names[small.argmax()]}: their crops show next to nothing",
                       stacklevel=2)
-    return samples
+    return dict(joints=joints, visible=visible, center=middle, side=side, head_size=head_size, note=note,
+                files=tuple(root / "images" / name for name in names),
+                everybody=data_coco.read_everybody(root, images))
 
 
 def load_joined(folders):
