@@ -133,7 +133,7 @@ def load_samples(root, split, images=True):
 
 
 def load_people(root, file, split, images=True):
-    """The people of a split, by the names of Samples: of a json file in HRNet's layout, or of MPII's release."""
+    """The people of one split, by the names of Samples, of HRNet's json layout or of MPII's release."""
     released, truth, note = file.suffix == ".mat", root / "annot" / "gt_valid.mat", ""
     entries = read_release(file, split) if released else read_json(file)
     rows = check_entries(file, entries, root / "images" if images else None)
