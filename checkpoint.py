@@ -1,4 +1,4 @@
-"""Checkpoints: our own files, and published weights of HRNet, TokenPose and DistilPose.
+"""Checkpoints: our own files, HRNet's published weights, and networks of TokenPose's code.
 
     python checkpoint.py half runs/teacher-tiny-drawn/best.pt small.pt      # a copy in float16, for inference
     python checkpoint.py half A/best.pt B/best.pt small.pt                  # the mean of two runs' weights
@@ -280,22 +280,20 @@ def start_from(model, path):
             f"{len(own)} tensors")
 
 
-# -------------------------------- published weights: HRNet's backbones, TokenPose's and DistilPose's teachers
+# --------------------------------------------------- others' weights: HRNet's backbones, TokenPose's teachers
 
 #     python train.py --student cc --filter gs --backbone w32 --init hrnet_w32_imagenet.pth ...
-#     python evaluate.py --checkpoint tokenpose_b_mpii.pth --data MPII       # score a published teacher first
-#     python train.py --student cc --filter gs --teacher tokenpose_b_mpii.pth --data MPII --preset paper
+#     python evaluate.py --checkpoint my_tokenpose_b.pth --data MPII         # score such a teacher first
+#     python train.py --student cc --filter gs --teacher my_tokenpose_b.pth --data MPII --preset paper
 #
-# TokenPose-B with HRNet-W48 and 12 layers is the layout of our teacher but for its head: 512 wide (ours 384,
-# as in the paper's tables), and what it puts out is the heatmap itself, as it learned with mean squared
-# error. Every weight that a network needs must be in the file, in its shape; every weight of the file must be
-# known, or it is not the file it is taken for.
+# TokenPose-B at 256 x 256, with HRNet-W48, 12 layers and patches of 4 x 4, is the layout of our teacher but
+# for its head: 512 wide (ours 384, as in the paper's tables), and what it puts out is the heatmap itself, as
+# it learned with mean squared error. We know of no published file: this is for networks that TokenPose's code
+# has trained. Every weight that a network needs must be in the file, in its shape; every weight of the file
+# must be known, or it is not the file it is taken for.
 
-# Our name for each of TokenPose's, whose HRNet has our names behind 'pre_feature.'. DistilPose keeps the same
-# tensors behind other prefixes, which become TokenPose's first.
+# Our name for each of TokenPose's, whose HRNet has our names behind 'pre_feature.'.
 TOKENPOSE_NAMES = (
-    (r"keypoint_head\.tokenpose\.", "transformer."),
-    (r"backbone\.", "pre_feature."),
     (r"pre_feature\.", "backbone."),
     (r"transformer\.keypoint_token$", "encoder.keypoint_tokens"),
     (r"transformer\.pos_embedding$", "encoder.position"),                      # (1, 256, D), ours (16, 16, D)
@@ -316,13 +314,12 @@ def our_name(name):
 
 
 def is_published_teacher(content):
-    """Is this a checkpoint of TokenPose's or DistilPose's, rather than one of ours?"""
-    return any(re.match(r"(transformer|keypoint_head\.tokenpose)\.", name)
-               for name in published_tensors(content))
+    """Is this a checkpoint of TokenPose's, rather than one of ours?"""
+    return any(name.startswith("transformer.") for name in published_tensors(content))
 
 
 def published_teacher(content, path):
-    """-> (our teacher with TokenPose's or DistilPose's weights, a line on what was used)."""
+    """-> (our teacher with TokenPose's weights, a line on what was used)."""
     tensors = {our_name(name): tensor for name, tensor in published_tensors(content).items()}
     if any(name.startswith("transformer.transformer1.") for name in tensors):
         raise BadInput(f"{path} is a TokenPose-L, which stacks three transformers: the teacher's layout is "

@@ -10,9 +10,9 @@ Put the data like this (the layout that HRNet's authors publish and most pose co
     DATA/annot/train.json, valid.json              image, joints, joints_vis, center, scale of each person
     DATA/annot/gt_valid.mat                        what PCKh is computed against: joints and head boxes
 
-If there is only MPII's release (mpii_human_pose_v1_u12_1.mat in DATA or DATA/annot), that is read instead. It
-does not contain the standard split with its 2,958 validation people, so its labelled images are split by file
-name.
+If there is only MPII's release (mpii_human_pose_v1_u12_1.mat in DATA, in DATA/annot or in the folder it comes
+in), that is read instead. It does not contain the standard split with its 2,958 validation people, so its
+labelled images are split by file name.
 
 Label files count pixels from 1, as Matlab does, in the image as it is seen: turned upright by its Exif. After
 loading, the centre of the top left pixel is (0, 0), and a joint without a label has visible = False.
@@ -48,6 +48,7 @@ SMALL_PERSON = 10                    # pixels; smaller people are warned of
 # (real sets: 0.99); largest median of side / span of the joints (real: 1.2 to 1.8), and of side / image
 LOOKED_AT, LEAST_INSIDE, WIDEST_CROP = 64, 0.8, 10
 VALIDATION_EVERY = 8                 # one in eight images of the release is for validation
+NOT_RELEASED = "002878268.jpg", "013401523.jpg", "040348287.jpg"     # listed in the release without an image
 
 ARRAYS = "joints", "visible", "center", "side", "head_size", "empty"      # of Samples
 
@@ -196,7 +197,8 @@ def find_labels(root, split):
         raise BadInput(f"{root} is not a folder: name one with images/ and annot/train.json, "
                        f"annot/valid.json")
     there = [name for name in ("train", "valid") if (root / "annot" / f"{name}.json").is_file()]
-    releases = sorted([*root.glob("mpii_human_pose*.mat"), *root.glob("annot/mpii_human_pose*.mat")])
+    releases = sorted(path for place in (".", "annot", "mpii_human_pose*")
+                      for path in root.glob(f"{place}/mpii_human_pose*.mat"))
     if coco := data_coco.find_annotations(root, split):
         if releases or there:
             raise BadInput(f"{root} has labels of MPII's layout and of COCO's: move annotations/ and its "
@@ -207,7 +209,7 @@ def find_labels(root, split):
     if not releases:
         raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release "
                        f"mpii_human_pose_v1_u12_1.mat nor COCO's annotations/person_keypoints_*2017.json: "
-                       f"put one of them there")
+                       f"put one of them there (mmpose's mpii_{split}.json is the first under another name)")
     if there:
         raise BadInput(f"{root} has annot/{there[0]}.json and no annot/{split}.json, and {releases[0].name} "
                        f"divides the images otherwise: add the second file, or move the first away")
@@ -361,7 +363,8 @@ def read_release(file, split):
         # annorect tells entries of people with equal labels apart
         entries = [dict(image=entry.image.name, annorect=(n, k), **person)
                    for n, (entry, train) in enumerate(zip(annolist, training))
-                   if train and held_out(entry.image.name) == (split == "valid")
+                   if train and entry.image.name not in NOT_RELEASED
+                   and held_out(entry.image.name) == (split == "valid")
                    for k, rect in enumerate(np.atleast_1d(getattr(entry, "annorect", [])))
                    if (person := read_annorect(rect))]
     except Exception as error:          # a structure with anything in it

@@ -173,16 +173,21 @@ def fill(model, tensors, path, beyond=()):
 
 def is_published_backbone(content):
     """Does this hold HRNet's published weights, of ImageNet or a pose network?"""
-    return "stage2.0.branches.0.0.conv1.weight" in published_tensors(content)
+    return "stage2.0.branches.0.0.conv1.weight" in backbone_tensors(content)
+
+
+def backbone_tensors(content):
+    """The tensors of a published file by HRNet's names, which mmpose's files have behind 'backbone.'."""
+    return {name.removeprefix("backbone."): tensor for name, tensor in published_tensors(content).items()}
 
 
 def load_published(backbone, content, path):
     """Load HRNet's published weights, the content of a file -> a line on what was used.
 
     Parts are known by the first word of their names. Left over are the fourth stage and heads: final_layer,
-    incre_modules, classifier, or head in the pose repository's ImageNet files.
+    incre_modules, classifier, head (the pose repository's ImageNet files) or keypoint_head (mmpose's).
     """
-    tensors = published_tensors(content)
+    tensors = backbone_tensors(content)
     parts = {name.partition(".")[0] for name in backbone.state_dict()}
     others = {f"{part}." for name in tensors if (part := name.partition(".")[0]) not in parts}
     return fill(backbone, tensors, path, (*COARSER, *others))

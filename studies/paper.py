@@ -1,11 +1,12 @@
 """The runs behind the tables `paper` and `hours`: the paper's 16 students on MPII, alone and distilled.
 
-    python studies/paper.py --data MPII --init hrnet_w32.pth hrnet_w48.pth  # days, on all GPUs
-    python studies/paper.py --data MPII -- --epochs 100 --batch-size 256     # shorter, in larger steps
+    python studies/paper.py --data MPII --init hrnet_w32.pth hrnet_w48.pth  # one run on each GPU
+    python studies/paper.py --data MPII --init hrnet_w32.pth hrnet_w48.pth -- --epochs 100   # shorter
 
-Results go to results/mpii.json, a file with the name of the folder (small letters, _ for hyphens). Runs are
-in the folders that train.py chooses by itself: a row that was trained by its own command is taken as done.
-sweep.py says how runs are skipped, stopped and resumed.
+Results go to results/mpii.json, a file with the name of the folder (small letters, _ for hyphens); tables.py
+reads that of a folder called MPII. Runs are in the folders that train.py chooses by itself: a row that was
+trained by its own command, with the same recipe and --init, is taken as done. sweep.py says how runs are
+skipped, stopped and resumed.
 """
 
 import sys
@@ -13,9 +14,11 @@ from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import main_with_clear_errors
+from common import BadInput, main_with_clear_errors
 from costs import PAPER
+from data_mpii import find_labels
 from sweep import main
+from train import RATE, RECIPES
 
 
 def paper_runs(data, weights=()):
@@ -25,7 +28,9 @@ def paper_runs(data, weights=()):
     """
     folder = data.resolve().name
     begin = {backbone: {"init": file} for backbone, file in zip(("w32", "w48"), weights)}
-    common = {"data": data, "preset": "paper", "amp": True}
+    recipe = RECIPES["paper"]
+    common = {"data": data, "preset": "paper", "amp": True, "epochs": recipe["epochs"],
+              "batch-size": recipe["batch_size"], "lr": RATE, "seed": 0}
     teacher = Path("runs") / f"teacher-paper-{folder}"
     study = folder.lower().replace("-", "_")                  # what stands before a hyphen is a file's name
     runs = {f"{study}-teacher": {**common, "train-teacher": True, **begin.get("w48", {}), "out": teacher}}
@@ -40,9 +45,18 @@ def paper_runs(data, weights=()):
     return runs
 
 
+def check_split(data):
+    """The folder. BadInput where its validation people are not MPII's standard 2,958."""
+    if find_labels(data, "valid").suffix == ".mat":
+        raise BadInput(f"{data} has MPII's release alone, which does not say who is for validation: add "
+                       f"annot/train.json, valid.json and gt_valid.mat (docs/mpii.md), or the table would "
+                       f"compare scores of other people")
+    return data
+
+
 if __name__ == "__main__":
     main_with_clear_errors(lambda: main(
-        __doc__, lambda args: paper_runs(args.data, args.init),
+        __doc__, lambda args: paper_runs(check_split(args.data), args.init),
         ("--data", dict(type=Path, required=True, help="folder of photos in MPII's layout")),
         ("--init", dict(type=Path, nargs=2, default=(), metavar=("W32", "W48"),
                         help="published HRNet weights to start from (default: random)"))))

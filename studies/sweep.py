@@ -63,10 +63,10 @@ def check_flags(name, flags, entry):
     made_with = entry.get("flags", named(flags))                     # unknown of some entries
     if others := set(made_with) ^ set(named(flags)):
         raise BadInput(f"{was_made}{'' if min(others) in made_with else 'out'} --{min(others)}: {again}")
-    for flag, value in flags.items():
+    for flag, value in {"init": None, **flags}.items():
         argument, off = flag.replace("-", "_"), False if value is True else None     # what is off is not kept
-        was, now = entry["arguments"].get(argument, off), results.kept(argument, value)
-        if was is not None and comparable(was) != comparable(now):
+        was, now = entry["arguments"].get(argument, off), value and results.kept(argument, value)
+        if (was is not None or flag == "init") and comparable(was) != comparable(now):
             raise BadInput(f"{was_made} --{flag} {was}, now it is {now}: {again}")
 
 

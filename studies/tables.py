@@ -43,9 +43,9 @@ MPII_PEOPLE = 22246      # of its training split
 RATE = 1e14         # operations a second: a tenth of what NVIDIA states for an H200 in bfloat16 (989 TFLOP/s)
 
 
-def scores(names, threshold):
-    """PCKh of those of the runs that are done."""
-    return [pckh(run, threshold) for run in map(result, names) if run]
+def scores(names, threshold, kind="scores"):
+    """PCKh of those of the runs that are done. kind: or flip_test."""
+    return [pckh(run, threshold, scores=kind) for run in map(result, names) if run]
 
 
 def by_seed(name):
@@ -196,7 +196,7 @@ def paper_table():
     costs = read("costs")                            # of evaluate.py --costs --json results/costs.json
     rows = []
     for i, (student, filter, backbone, alone, distilled, parameters, gflops, fps) in enumerate(PAPER):
-        mpii = [mean_and_spread(scores([f"mpii-{student}-{filter}-{backbone}-{side}"], 0.5))
+        mpii = [mean_and_spread(scores([f"mpii-{student}-{filter}-{backbone}-{side}"], 0.5, "flip_test"))
                 for side in ("alone", "distilled")]
         here = costs["rows"][i] if costs else None
         rows.append([student, filter, backbone, f"{alone:g} → {distilled:g}",

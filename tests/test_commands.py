@@ -247,12 +247,15 @@ def test_published_backbones(real_data, tmp_path):
     wrapped = {"state_dict": {"module." + name: tensor for name, tensor in weights.items()}}
     less = {name: tensor for name, tensor in weights.items() if name != "layer1.0.conv1.weight"}
     head = {"head.0.0.0.conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)}
+    mmpose = {f"backbone.{name}": tensor for name, tensor in weights.items()}
     uncounted = {name: tensor for name, tensor in weights.items() if "num_batches_tracked" not in name}
     for name, content in (("pose", weights), ("wrapped", wrapped), ("less", less),
                           ("imagenet", weights | head), ("early", uncounted | head),
+                          ("mmpose", mmpose | {"keypoint_head.x": torch.zeros(1)}),
                           ("more", {**weights, "stage3.4.surprise": torch.zeros(1)})):
         torch.save(content, tmp_path / f"{name}.pth")
-    for name, left_over in (("pose", 824), ("wrapped", 824), ("imagenet", 826), ("early", 689)):
+    for name, left_over in (("pose", 824), ("wrapped", 824), ("imagenet", 826), ("early", 689),
+                            ("mmpose", 825)):
         model = build_student("cc", "gs", "w32", "tiny")
         before = {name: weight.clone() for name, weight in model.state_dict().items()}
         assert f"all 930 weights used, {left_over} left over (beyond" in checkpoint.start_from(

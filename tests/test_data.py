@@ -433,6 +433,23 @@ def test_a_release_is_checked_as_a_json_file_is(tmp_path, change):
     assert "\n" not in str(caught.value)
 
 
+def test_people_of_the_release_whose_image_is_not_released(tmp_path):
+    """Three images are listed in MPII's file and are not in its archive: the real one must load."""
+    whole, counts = release(tmp_path), []
+    for first in ({}, dict(name="013401523.jpg")):
+        release(tmp_path, first=first)
+        counts.append(sum(len(load_samples(whole, split)) for split in ("train", "valid")))
+    assert counts[1] == counts[0] - 1
+
+
+def test_the_release_may_lie_in_the_folder_it_comes_in(tmp_path):
+    found = len(load_samples(release(tmp_path), "train"))
+    (tmp_path / "mpii_human_pose_v1_u12_2").mkdir()
+    file = tmp_path / "mpii_human_pose_v1_u12_1.mat"
+    file.rename(tmp_path / "mpii_human_pose_v1_u12_2" / file.name)
+    assert len(load_samples(tmp_path, "train")) == found
+
+
 def test_a_joint_without_a_place_counts_as_missing():
     """Half a coordinate is none; NaN must not reach the losses, where it would survive multiplication by 0.
     """

@@ -227,6 +227,9 @@ def test_the_papers_rows_in_order_of_value():
         assert ("--teacher" in words) == name.endswith("-distilled")
         assert ("--no-distill" in words) == name.endswith("-alone")
     assert not any("init" in flags for flags in paper.paper_runs(Path("MPII")).values())
+    # the recipe is written out, so that a run of train.py with another one is not taken as done
+    assert all((flags["epochs"], flags["batch-size"], flags["lr"], flags["seed"]) == (300, 64, 1e-3, 0)
+               for flags in runs.values())
     # what stands before a name's first hyphen is the file of its results
     assert {name.split("-")[0] for name in paper.paper_runs(Path("MPII-mini-2"))} == {"mpii_mini_2"}
 
