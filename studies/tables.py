@@ -90,7 +90,8 @@ def paper_scores(student, filter, backbone="none"):
 
 
 def drawn_table():
-    """Six students, without and with the teacher."""
+    """Six students, without and with the teacher. †: seeds 1 and 2 are of older code (results.md: which)."""
+    mark = lambda cell: cell + "†" * ("±" in cell)
     rows = []
     for student, filter in product(STUDENTS, FILTERS):
         cells = []
@@ -99,7 +100,7 @@ def drawn_table():
                 {seed: pckh(run, threshold)
                  for seed, run in by_seed(f"drawn-{student}-{filter}-{column}").items()}
                 for column in ("alone", "distilled"))
-            cells += [mean_and_spread(alone.values()), mean_and_spread(distilled.values()),
+            cells += [mark(mean_and_spread(alone.values())), mark(mean_and_spread(distilled.values())),
                       gain(alone, distilled)]
         rows.append([student, filter, *cells, paper_scores(student, filter)])
     return table(["student", "filter", "@0.5 alone", "distilled", "gain", "@0.1 alone", "distilled", "gain",
