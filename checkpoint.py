@@ -289,8 +289,8 @@ def start_from(model, path):
 # TokenPose-B at 256 x 256, with HRNet-W48, 12 layers and patches of 4 x 4, is the layout of our teacher but
 # for its head: 512 wide (ours 384, as in the paper's tables), and what it puts out is the heatmap itself, as
 # it learned with mean squared error. We know of no published file: this is for networks that TokenPose's code
-# has trained. Every weight that a network needs must be in the file, in its shape; every weight of the file
-# must be known, or it is not the file it is taken for.
+# has trained. Every weight that a network needs must be in the file, in its shape, and no other weights in a
+# TokenPose; of HRNet's files, whose heads have many names, `hrnet.load_published` says what is left over.
 
 # Our name for each of TokenPose's, whose HRNet has our names behind 'pre_feature.'.
 TOKENPOSE_NAMES = (

@@ -75,7 +75,7 @@ def read_mat(file, **options):
     try:
         return loadmat(file, **options)
     except NotImplementedError as error:                             # version 7.3, which is HDF5
-        with contextlib.suppress(ImportError, OSError), importlib.import_module("h5py").File(file) as mat:
+        with contextlib.suppress(Exception), importlib.import_module("h5py").File(file) as mat:
             if all(hasattr(value, "dtype") for value in mat.values()):       # arrays, without structures
                 return {name: value[()].T for name, value in mat.items()}
         raise BadInput(f"{file} is a Matlab file of version 7.3: save it with -v7, or, where it holds arrays "

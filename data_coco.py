@@ -245,8 +245,8 @@ def check_box(box, empty=False):
     if not (isinstance(box, list) and len(box) == 4
             and all(type(number) in (int, float) and abs(number) < FARTHEST for number in box)
             and (min(box[2:]) > 0 or empty and min(box[2:]) == 0)):
-        raise ValueError(f"the box {box!r:.80} is not x y width height with a size above 0, "
-                         f"within {FARTHEST:,} pixels")
+        raise ValueError(f"the box {box!r:.80} is not x y width height with a size "
+                         f"{'of 0 or ' if empty else ''}above 0, within {FARTHEST:,} pixels")
     return list(map(float, box))
 
 

@@ -209,7 +209,8 @@ def find_labels(root, split):
     if not releases:
         raise BadInput(f"{root} has neither annot/{split}.json nor MPII's release "
                        f"mpii_human_pose_v1_u12_1.mat nor COCO's annotations/person_keypoints_*2017.json: "
-                       f"put one of them there (mmpose's mpii_{split}.json is the first under another name)")
+                       f"put one of them there (mmpose's mpii_{split.replace('valid', 'val')}.json is the "
+                       f"first of them)")
     if there:
         raise BadInput(f"{root} has annot/{there[0]}.json and no annot/{split}.json, and {releases[0].name} "
                        f"divides the images otherwise: add the second file, or move the first away")

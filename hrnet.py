@@ -139,6 +139,7 @@ class HRNet(nn.Module):
 
 # Stage 3's way to its coarser branches, which do not leave our backbone.
 COARSER = "stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2."
+STEM = "conv1.weight"                # HRNet's first weight
 
 
 def published_tensors(content):
@@ -167,18 +168,23 @@ def fill(model, tensors, path, beyond=()):
             raise BadInput(f"{path} is not this network: it {what} {len(names)} weights, {sorted(names)[0]} "
                            f"among them: check its width and depth, and that it is the right file")
     model.load_state_dict({name: tensors[name] for name in needed})
-    where = " (beyond stage 3)" if left_over else ""
-    return f"{path}: all {len(needed)} weights used, {len(left_over)} left over{where}"
+    parts = sorted({name.partition(".")[0] for name in left_over})
+    return (f"{path}: all {len(needed)} weights used, {len(left_over)} left over"
+            + (f" ({', '.join(parts)})" if parts else ""))
 
 
 def is_published_backbone(content):
     """Does this hold HRNet's published weights, of ImageNet or a pose network?"""
-    return "stage2.0.branches.0.0.conv1.weight" in backbone_tensors(content)
+    tensors = backbone_tensors(content)
+    ours = any(name.startswith("encoder.") for name in tensors)                # a network of this project
+    return STEM in tensors and not ours
 
 
 def backbone_tensors(content):
     """The tensors of a published file by HRNet's names, which mmpose's files have behind 'backbone.'."""
-    return {name.removeprefix("backbone."): tensor for name, tensor in published_tensors(content).items()}
+    tensors = published_tensors(content)
+    prefix = "" if STEM in tensors else "backbone."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def load_published(backbone, content, path):

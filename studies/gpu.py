@@ -220,7 +220,7 @@ def planned(visit, minutes, rate):
 def training(name, visit, **flags):
     """A training, until it is done or time is up."""
     out = visit.runs(name)[0]
-    resume = {"resume": True} if (out / "last.pt").exists() else {}
+    resume = {"resume": True} if any((out / state).exists() for state in ("last.pt", "previous.pt")) else {}
     flags = {"preset": visit.size.preset, "out": out, **flags, **resume}
     call_train(visit, flags, lambda: visit.note(name, tries=0, log=read_log(out)))
     visit.take_home(name, out / "best.pt")

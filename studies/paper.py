@@ -30,7 +30,7 @@ def paper_runs(data, weights=()):
     begin = {backbone: {"init": file} for backbone, file in zip(("w32", "w48"), weights)}
     recipe = RECIPES["paper"]
     common = {"data": data, "preset": "paper", "amp": True, "epochs": recipe["epochs"],
-              "batch-size": recipe["batch_size"], "lr": RATE, "seed": 0}
+              "batch-size": recipe["batch_size"], "lr": RATE, "seed": 0, "accumulate": 1}
     teacher = Path("runs") / f"teacher-paper-{folder}"
     study = folder.lower().replace("-", "_")                  # what stands before a hyphen is a file's name
     runs = {f"{study}-teacher": {**common, "train-teacher": True, **begin.get("w48", {}), "out": teacher}}
@@ -46,7 +46,7 @@ def paper_runs(data, weights=()):
 
 
 def check_split(data):
-    """The folder. BadInput where its validation people are not MPII's standard 2,958."""
+    """The folder. BadInput where its validation people would be split by image, from MPII's release."""
     if find_labels(data, "valid").suffix == ".mat":
         raise BadInput(f"{data} has MPII's release alone, which does not say who is for validation: add "
                        f"annot/train.json, valid.json and gt_valid.mat (docs/mpii.md), or the table would "

@@ -55,9 +55,6 @@ def add(name, entry):
 
 def entry_of(made):
     """What is kept of the content of a result.json."""
-    arguments = {name: kept(name, value)
-                 for name, value in made["arguments"].items()
-                 if name not in (*OF_MACHINE, *DERIVED) and value is not None and value is not False}
     entry = {key: made[key] for key in ("scores", "flip_test", "dynamic") if key in made}
     if "confidence" in made:
         entry["confidence"] = {key: made["confidence"][key] for key in ("ece", "auroc")}
@@ -65,7 +62,13 @@ def entry_of(made):
     scored = [line for line in made["log"] if "pckh@0.5" in line]
     columns = ["epoch", "loss", *(key for key in scored[0] if "@" in key)]
     entry["log"] = {column: [line[column] for line in scored] for column in columns}
-    return dict(arguments=arguments, **rounded(entry))
+    return dict(arguments=kept_arguments(made["arguments"]), **rounded(entry))
+
+
+def kept_arguments(arguments):
+    """What is kept of the arguments of a run, those of its config.json and result.json."""
+    return {name: kept(name, value) for name, value in arguments.items()
+            if name not in (*OF_MACHINE, *DERIVED) and value is not None and value is not False}
 
 
 def kept(argument, value):

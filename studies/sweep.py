@@ -41,10 +41,10 @@ def folder(name, flags):
 def collect(name, flags, ours=False):
     """Add the entry of a finished run to results/ -> is there one?
 
-    Raises BadInput where it was made with other flags than these, or other values of theirs. ours: it was
-    made by this call, so these are all the flags it had.
+    Raises BadInput where it, or what is there of an unfinished run, was made with other flags than these, or
+    other values of theirs. ours: it was made by this call, so these are all the flags it had.
     """
-    made = folder(name, flags) / "result.json"
+    made, begun = (folder(name, flags) / file for file in ("result.json", "config.json"))
     entry = results.result(name)
     if entry is None and made.exists():
         entry = results.entry_of(json.loads(made.read_text()))
@@ -53,20 +53,26 @@ def collect(name, flags, ours=False):
         print(f"{name}: PCKh@0.5 {results.pckh(entry):.2f}", flush=True)
     elif entry:
         check_flags(name, flags, entry)
+    elif begun.exists():
+        check_flags(name, flags, dict(arguments=results.kept_arguments(json.loads(begun.read_text()))))
     return bool(entry)
 
 
 def check_flags(name, flags, entry):
-    """BadInput where an entry was made with other flags."""
-    was_made = f"{name} in {results.RESULTS} was made with"
-    again = f"remove that entry and {folder(name, flags)}, or give the same flags"
+    """BadInput where an entry of results/, or a run that is not in it, was made with other flags."""
+    is_result, out = results.result(name) is not None, folder(name, flags)
+    was_made = f"{name} in {results.RESULTS if is_result else out} was made with"
+    again = f"remove {f'that entry and {out}' if is_result else 'that folder'}, or give the same flags"
     made_with = entry.get("flags", named(flags))                     # unknown of some entries
     if others := set(made_with) ^ set(named(flags)):
         raise BadInput(f"{was_made}{'' if min(others) in made_with else 'out'} --{min(others)}: {again}")
-    for flag, value in {"init": None, **flags}.items():
+    begun_so = {"init": None, "changes": None}       # a run without them is another than one with them
+    for flag, value in (begun_so | flags).items():
         argument, off = flag.replace("-", "_"), False if value is True else None     # what is off is not kept
-        was, now = entry["arguments"].get(argument, off), value and results.kept(argument, value)
-        if (was is not None or flag == "init") and comparable(was) != comparable(now):
+        was = entry["arguments"].get(argument, off)
+        now = None if value is None else results.kept(argument, value)
+        was, now = (None if part == [] else part for part in (was, now))       # no changes
+        if (was is not None or flag in begun_so) and comparable(was) != comparable(now):
             raise BadInput(f"{was_made} --{flag} {was}, now it is {now}: {again}")
 
 

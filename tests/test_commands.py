@@ -258,11 +258,14 @@ def test_published_backbones(real_data, tmp_path):
                             ("mmpose", 825)):
         model = build_student("cc", "gs", "w32", "tiny")
         before = {name: weight.clone() for name, weight in model.state_dict().items()}
-        assert f"all 930 weights used, {left_over} left over (beyond" in checkpoint.start_from(
+        assert f"all 930 weights used, {left_over} left over (" in checkpoint.start_from(
             model, tmp_path / f"{name}.pth")
         assert (model.backbone.conv1.weight == 7).all()
         for name, weight in model.state_dict().items():
             assert name.startswith("backbone.") or torch.equal(weight, before[name]), name
+    torch.save(build_student("cc", "gs", "w32", "tiny").state_dict(), tmp_path / "ours.pth")
+    with pytest.raises(BadInput, match="is not a checkpoint of this project"):         # without its config
+        checkpoint.start_from(build_student("cc", "gs", "w32", "tiny"), tmp_path / "ours.pth")
     with pytest.raises(BadInput, match="another shape of .* weights"):
         checkpoint.start_from(build_student("cc", "gs", "w48", "tiny"), tmp_path / "pose.pth")
     with pytest.raises(BadInput, match="holds unknown 1 weights, stage3.4.surprise"):

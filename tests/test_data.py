@@ -338,12 +338,13 @@ def test_several_folders_are_one_set(tmp_path):
 def test_everybodys_boxes_belong_to_their_images(tmp_path):
     root = folder(tmp_path, ENTRY)
     assert load_samples(root, "train").everybody == {}
-    (root / "annot/boxes.json").write_text('{"a.jpg": [[1, 2, 3, 4], [5, 6, 7.5, 8]], "sub/b.jpg": []}')
+    (root / "annot/boxes.json").write_text(
+        '{"a.jpg": [[1, 2, 3, 4], [5, 6, 7.5, 8]], "sub/b.jpg": [[9, 9, 0, 5]]}')
     for split in ("train", "valid"):
         everybody = load_samples(folder(root, ENTRY, split=split), split).everybody
         assert list(everybody) == [root / "images/a.jpg", root / "images/sub/b.jpg"]
         assert everybody[root / "images/a.jpg"].tolist() == [[1, 2, 3, 4], [5, 6, 7.5, 8]]
-        assert everybody[root / "images/sub/b.jpg"].shape == (0, 4)
+        assert everybody[root / "images/sub/b.jpg"].shape == (1, 4)
     (root / "annot/boxes.json").write_text('{"images/a.jpg": [], "b.jpg": []}')
     with pytest.raises(BadInput, match="boxes.json names no image that is there, and .*images/images/a.jpg"):
         load_samples(root, "train")

@@ -70,6 +70,15 @@ def test_a_result_of_other_flags_is_not_taken_for_done(folder):
     results.add("mpii-z", {"arguments": dict(epochs=1, init="w48.pth")})
     with pytest.raises(BadInput, match="was made with --init w48.pth, now it is None"):
         sweep.collect("mpii-z", {"epochs": 1})
+    results.add("mpii-changed", {"arguments": dict(epochs=1, changes=["views=4"])})
+    with pytest.raises(BadInput, match="was made with --changes .*views=4.*, now it is None"):
+        sweep.collect("mpii-changed", {"epochs": 1})
+    (folder / "runs/mpii-begun").mkdir(parents=True)
+    begun = folder / "runs/mpii-begun/config.json"
+    begun.write_text('{"epochs": 1, "init": "/a/w48.pth", "amp": false, "teacher": null, "out": "runs/x"}')
+    assert not sweep.collect("mpii-begun", {"epochs": 1, "init": "w48.pth"})              # to be resumed
+    with pytest.raises(BadInput, match="mpii-begun in .*/mpii-begun was made with --init w48.pth, now"):
+        sweep.collect("mpii-begun", {"epochs": 1})
     was = dict(epochs=1, lr=0.001, data="MPII", teacher="a.pt", changes=["x=1"])
     results.add("mpii-y", {"arguments": was, "flags": sorted(was)})
     same = {"epochs": 1, "lr": "1e-3", "data": Path("/b/MPII"), "teacher": "c/a.pt", "changes": ["x=1"]}

@@ -61,6 +61,12 @@ def test_blank_where_nothing_was_run(put):
     assert row[0] == "87.67 → 89.25" and row[1] == row[3] == ""
 
 
+def test_the_papers_rows_are_scored_with_flip_test(put):
+    scores = {"pckh@0.5": {"mean": 71.0}}
+    put("mpii-cc-gd-w32-alone", 70, 5, flip_test=scores)
+    assert cells(tables.paper_table(), "cc", "gd", "w32")[1] == "71.0 →"
+
+
 def test_cells_of_parts_say_what_is_asked_of_the_part(put):
     for seed, frozen in enumerate((48, 49)):
         put(f"parts-gd-{seed}", 50, 5,
