@@ -224,8 +224,8 @@ def build(config):
 def load(path, device="cpu"):
     """-> (network in evaluation mode, metadata). BadInput if a weight's name or shape differs.
 
-    Of a run's last.pt the average of weights is taken, which train.py scores. Published teachers can be
-    loaded, too; metadata['used'] lists what was used.
+    Of a run's last.pt the average of weights is taken, which train.py scores. A teacher of TokenPose's
+    code can be loaded, too; metadata['used'] lists what was used.
     """
     model, metadata = network_of(read_safely(path), path)
     return model.to(device).eval(), metadata

@@ -139,7 +139,7 @@ class HRNet(nn.Module):
 
 # Stage 3's way to its coarser branches, which do not leave our backbone.
 COARSER = "stage3.3.fuse_layers.1.", "stage3.3.fuse_layers.2."
-STEM = "conv1.weight"                # HRNet's first weight
+KNOWN_BY = "stage2.0.branches.0.0.conv1.weight"      # a weight that HRNet alone has
 
 
 def published_tensors(content):
@@ -177,13 +177,13 @@ def is_published_backbone(content):
     """Does this hold HRNet's published weights, of ImageNet or a pose network?"""
     tensors = backbone_tensors(content)
     ours = any(name.startswith("encoder.") for name in tensors)                # a network of this project
-    return STEM in tensors and not ours
+    return KNOWN_BY in tensors and not ours
 
 
 def backbone_tensors(content):
     """The tensors of a published file by HRNet's names, which mmpose's files have behind 'backbone.'."""
     tensors = published_tensors(content)
-    prefix = "" if STEM in tensors else "backbone."
+    prefix = "" if KNOWN_BY in tensors else "backbone."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 

@@ -263,9 +263,11 @@ def test_published_backbones(real_data, tmp_path):
         assert (model.backbone.conv1.weight == 7).all()
         for name, weight in model.state_dict().items():
             assert name.startswith("backbone.") or torch.equal(weight, before[name]), name
-    torch.save(build_student("cc", "gs", "w32", "tiny").state_dict(), tmp_path / "ours.pth")
-    with pytest.raises(BadInput, match="is not a checkpoint of this project"):         # without its config
-        checkpoint.start_from(build_student("cc", "gs", "w32", "tiny"), tmp_path / "ours.pth")
+    torch.save(build_student("cc", "gs", "w32", "tiny").state_dict(), tmp_path / "ours.pth")    # no config
+    torch.save({name: weights[name] for name in weights if "stage" not in name}, tmp_path / "resnet.pth")
+    for name in ("ours", "resnet"):
+        with pytest.raises(BadInput, match="is not a checkpoint of this project"):
+            checkpoint.start_from(build_student("cc", "gs", "w32", "tiny"), tmp_path / f"{name}.pth")
     with pytest.raises(BadInput, match="another shape of .* weights"):
         checkpoint.start_from(build_student("cc", "gs", "w48", "tiny"), tmp_path / "pose.pth")
     with pytest.raises(BadInput, match="holds unknown 1 weights, stage3.4.surprise"):
